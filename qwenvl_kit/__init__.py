@@ -1,0 +1,56 @@
+"""Let a Qwen2.5-VL look at a column of pictures: ``df.vl.caption("image")``.
+
+Importing this package registers ``df.vl`` and ``Series.vl`` on pandas and loads nothing heavy: torch and transformers
+come with the first picture that is answered.
+"""
+
+from qwenvl_kit._version import __version__
+from qwenvl_kit.accessor import last_run, register
+from qwenvl_kit.backends.base import Control
+from qwenvl_kit.config import Config
+from qwenvl_kit.engines.local import unload
+from qwenvl_kit.errors import (
+    BackendBusy,
+    BackendFailed,
+    CheckpointError,
+    ColumnNotFound,
+    ConfigError,
+    Interrupted,
+    MissingExtra,
+    ModelNotFound,
+    OptionWarning,
+    QwenVLError,
+    QwenVLWarning,
+    RowError,
+    RowErrors,
+    RowErrorWarning,
+    UnknownOption,
+)
+from qwenvl_kit.records import Result
+
+
+__all__ = [
+    "BackendBusy",
+    "BackendFailed",
+    "CheckpointError",
+    "ColumnNotFound",
+    "Config",
+    "ConfigError",
+    "Control",
+    "Interrupted",
+    "MissingExtra",
+    "ModelNotFound",
+    "OptionWarning",
+    "QwenVLError",
+    "QwenVLWarning",
+    "Result",
+    "RowError",
+    "RowErrorWarning",
+    "RowErrors",
+    "UnknownOption",
+    "__version__",
+    "last_run",
+    "unload",
+]
+
+register()

@@ -1,0 +1,332 @@
+"""The doors ``df.vl`` and ``Series.vl``: a frame in, texts under the same index out.
+
+They turn columns into rows and results into columns; what happens between is the engine's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar, Unpack, cast
+
+import pandas as pd
+
+from qwenvl_kit.backends.base import Control
+from qwenvl_kit.config import Config, Options
+from qwenvl_kit.engines import local
+from qwenvl_kit.errors import ColumnNotFound, ConfigError
+from qwenvl_kit.frames import deliver, result_frame, text_series
+from qwenvl_kit.prompts import fill
+from qwenvl_kit.signatures import spell_out
+
+Prompts = Hashable | Sequence[str | None] | pd.Series
+_T = TypeVar("_T")
+_last: pd.DataFrame | None = None
+
+
+def last_run() -> pd.DataFrame | None:
+    """The frame of the last call in this process, also of one that was interrupted or failed.
+
+    Returns
+    -------
+    DataFrame or None
+        As `FrameAccessor.run` gives it; None before the first call.
+
+    Examples
+    --------
+    >>> import qwenvl_kit
+    >>> frame = qwenvl_kit.last_run()
+    """
+    return _last
+
+
+class FrameAccessor:
+    """``df.vl``: let a Qwen2.5-VL look at a column of pictures.
+
+    Examples
+    --------
+    >>> import pandas as pd, qwenvl_kit
+    >>> df = pd.DataFrame({"image": [None]})
+    >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
+    ['null_image']
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
+
+    @spell_out
+    def caption(
+        self,
+        column: Hashable,
+        *,
+        prompts: Prompts | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.Series:
+        """Describe each picture of a column.
+
+        Parameters
+        ----------
+        column : label
+            Column of pictures: URLs, paths, s3:// or tos:// addresses, base64, bytes, PIL images or arrays; a list in a
+            cell is several pictures of one row.
+        prompts : label, Series or sequence of str, optional
+            A column of this frame, or one prompt per row; where it is missing, `prompt` serves.
+        control : Control, optional
+            Cancels the run from another thread, and listens to tokens and results.
+        **options
+            See below.
+
+        Returns
+        -------
+        Series of str
+            Under the frame's index; missing where there is no picture or the row failed. ``attrs`` hold what ran.
+
+        Raises
+        ------
+        ColumnNotFound
+            There is no such column.
+        ConfigError, UnknownOption
+            An option breaks its rule, or does not exist.
+        ModelNotFound
+            The model is at none of the places looked at.
+        RowErrors
+            Rows failed under ``on_error="raise"``, after all are finished.
+        Interrupted
+            Ctrl-C; ``.results`` holds what is done.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> from qwenvl_kit.demo import scenes
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> df.vl.caption("image", model_name="demo", dtype="float32", progress=False).isna().tolist()
+        [True]
+        """
+        return _series(self._column(column), self._prompts(prompts), "caption", control, options)
+
+    @spell_out
+    def ask(
+        self,
+        column: Hashable,
+        question: Hashable | Mapping[str, Hashable],
+        *,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.Series | pd.DataFrame:
+        """Ask one or several questions about each picture of a column.
+
+        Parameters
+        ----------
+        column : label
+            Column of pictures, as for `caption`.
+        question : str, label or mapping
+            A question; or a column of this frame that holds one per row; or a mapping from names to either.
+        control : Control, optional
+            As for `caption`.
+        **options
+            See below.
+
+        Returns
+        -------
+        Series or DataFrame of str
+            A column per question for a mapping. Each picture is fetched once, however many questions it gets.
+
+        Raises
+        ------
+        ColumnNotFound
+            There is no such column, or `question` is one word that names none.
+        ConfigError, UnknownOption, ModelNotFound, RowErrors, Interrupted
+            As for `caption`.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> questions = {"colour": "What colour is it?", "count": "How many are there?"}
+        >>> list(df.vl.ask("image", questions, backend="echo", progress=False).columns)
+        ['colour', 'count']
+        """
+        cells = self._column(column)
+        if isinstance(question, Mapping):
+            asked = {name: self._question(one) for name, one in question.items()}
+            return _answers(cells, asked, control, options)
+        return _series(cells, self._question(question), "answer", control, options)
+
+    @spell_out
+    def run(
+        self,
+        column: Hashable,
+        *,
+        prompts: Prompts | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """As `caption`, with everything that is known of each row.
+
+        Parameters
+        ----------
+        column, prompts, control, **options
+            As for `caption`.
+
+        Returns
+        -------
+        DataFrame
+            Under the frame's index, with ``text``, ``status`` (``ok``, ``null_image``, ``error`` or ``cancelled``),
+            ``error``, ``stage``, ``finish_reason``, ``prompt_tokens``, ``new_tokens``, ``height`` and ``width`` (pixels
+            that the model saw), ``seconds`` and ``cached``. ``attrs`` hold what ran.
+
+        Raises
+        ------
+        ColumnNotFound, ConfigError, UnknownOption, ModelNotFound, RowErrors, Interrupted
+            As for `caption`.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": ["missing.png"]})
+        >>> import warnings
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     df.vl.run("image", backend="echo", progress=False)["stage"].tolist()
+        ['fetch']
+        """
+        return _run(self._column(column), self._prompts(prompts), control, options)
+
+    def _column(self, column: Hashable) -> pd.Series:
+        if column not in self._frame.columns:
+            raise ColumnNotFound(f"there is no column {column!r}; the frame has: {_names(self._frame)}")
+        found = self._frame[column]
+        if isinstance(found, pd.DataFrame):
+            raise ColumnNotFound(f"column {column!r} stands {found.shape[1]} times in the frame; rename one of them")
+        return found
+
+    def _prompts(self, prompts: Prompts | None) -> Sequence[object] | pd.Series | None:
+        if isinstance(prompts, pd.Series | list | tuple) or hasattr(prompts, "__array__") or prompts is None:
+            return cast("Sequence[object] | pd.Series | None", prompts)
+        return self._column(prompts)
+
+    def _question(self, question: Hashable) -> pd.Series | str:
+        """Tell a column's name from a question; one plain word that names no column is a misspelt name."""
+        if question in self._frame.columns:
+            return self._column(question)
+        if not isinstance(question, str) or not question.strip() or (question.isascii() and question.isidentifier()):
+            raise ColumnNotFound(
+                f"{question!r} is neither a question nor a column; the frame has: {_names(self._frame)}; "
+                "a question has more than one word or ends with a mark"
+            )
+        return question
+
+
+class SeriesAccessor:
+    """``Series.vl``: let a Qwen2.5-VL look at a series of pictures.
+
+    Examples
+    --------
+    >>> import pandas as pd, qwenvl_kit
+    >>> pd.Series([None]).vl.run(backend="echo", progress=False)["status"].tolist()
+    ['null_image']
+    """
+
+    def __init__(self, series: pd.Series) -> None:
+        self._series = series
+
+    @spell_out
+    def caption(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.Series:
+        """Describe each picture of the series; see `FrameAccessor.caption`."""
+        return _series(self._series, prompts, "caption", control, options)
+
+    @spell_out
+    def ask(
+        self,
+        question: str | pd.Series | Sequence[str | None] | Mapping[str, str | pd.Series],
+        *,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.Series | pd.DataFrame:
+        """Ask one or several questions about each picture of the series; see `FrameAccessor.ask`."""
+        if isinstance(question, Mapping):
+            return _answers(self._series, dict(question), control, options)
+        return _series(self._series, question, "answer", control, options)
+
+    @spell_out
+    def run(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """As `caption`, with everything that is known of each row; see `FrameAccessor.run`."""
+        return _run(self._series, prompts, control, options)
+
+
+def register() -> None:
+    """Hang the accessors on pandas, as ``df.vl`` and ``Series.vl``."""
+    pd.api.extensions.register_dataframe_accessor("vl")(FrameAccessor)
+    pd.api.extensions.register_series_accessor("vl")(SeriesAccessor)
+
+
+def _series(cells: pd.Series, prompts: object, name: str, control: Control | None, options: Options) -> pd.Series:
+    config = Config(**options)
+    return _execute(cells, [prompts], config, control, lambda frame: text_series(frame, name))
+
+
+def _run(cells: pd.Series, prompts: object, control: Control | None, options: Options) -> pd.DataFrame:
+    return _execute(cells, [prompts], Config(**options), control, lambda frame: frame)
+
+
+def _answers(
+    cells: pd.Series, questions: Mapping[str, object], control: Control | None, options: Options
+) -> pd.DataFrame:
+    if not questions:
+        raise ConfigError("question must hold at least one question; got an empty mapping; pass {'name': 'question'}")
+    n_questions = len(questions)
+
+    def columns(frame: pd.DataFrame) -> pd.DataFrame:
+        picked = {name: frame["text"].iloc[at::n_questions] for at, name in enumerate(questions)}
+        answers = pd.DataFrame({name: column.array for name, column in picked.items()}, index=cells.index)
+        answers.attrs = frame.attrs
+        return answers
+
+    return _execute(cells, list(questions.values()), Config(**options), control, columns)
+
+
+def _execute(
+    cells: pd.Series,
+    prompts: list[object],
+    config: Config,
+    control: Control | None,
+    shape: Callable[[pd.DataFrame], _T],
+) -> _T:
+    """Ask each prompt of each cell; a row's questions are neighbours."""
+    global _last
+    n_prompts, index = len(prompts), cells.index
+    filled = [_fill(one, config, index) for one in prompts]
+    flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
+    flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
+    run = local.execute(flat_cells, flat_prompts, config, control=control, stacklevel=4)
+    frame = result_frame(run, index.repeat(n_prompts))
+    _last = frame
+    return deliver(run, frame, shape, config, n_prompts)
+
+
+def _fill(prompts: object, config: Config, index: pd.Index) -> list[str | None]:
+    if isinstance(prompts, str):
+        return [prompts] * len(index)
+    if isinstance(prompts, pd.Series):
+        if not prompts.index.equals(index):
+            raise ConfigError(
+                "prompts must stand under the same index as the pictures; got another one; pass "
+                "prompts.reindex(df.index), or prompts.tolist() to go by position"
+            )
+        prompts = prompts.tolist()
+    return fill(cast("Sequence[object] | None", prompts), config.prompt, len(index))
+
+
+def _names(frame: pd.DataFrame) -> str:
+    return ", ".join(map(repr, frame.columns)) or "no columns at all"

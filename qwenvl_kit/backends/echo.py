@@ -1,0 +1,105 @@
+"""The backend without a model: it answers with the prompt and the size of what it was shown.
+
+It serves tests, dry runs and measurements of everything around a model; it obeys the seam to the letter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.effective import CheckpointDefaults, Device, resolve
+from qwenvl_kit.records import Geometry, Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.backends.base import Control, Feed
+    from qwenvl_kit.config import Config
+    from qwenvl_kit.effective import Effective
+    from qwenvl_kit.records import Request
+
+
+@dataclass(frozen=True, slots=True)
+class EchoSpec:
+    """The echo model as known before loading.
+
+    Attributes
+    ----------
+    effective : Effective
+        What runs.
+    geometry : Geometry
+        That of the published checkpoints.
+    seconds_per_batch : float
+        How long each batch takes, to stand in for a model's time.
+    """
+
+    effective: Effective
+    geometry: Geometry
+    seconds_per_batch: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Always the same: there are no weights."""
+        return self.effective.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Equal for all echoes of one speed."""
+        return f"echo:{self.seconds_per_batch}"
+
+    def load(self) -> Echo:
+        """Make the echo; there is nothing to read."""
+        return Echo(self.geometry, self.seconds_per_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The echo model, loaded."""
+
+    geometry: Geometry
+    seconds_per_batch: float = 0.0
+
+    def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
+        """Answer each request with its own prompt."""
+        while (batch := feed.take(effective.batch_size, block=True)) is not None:
+            started = time.perf_counter()
+            stopped = bool(self.seconds_per_batch) and control.cancel.wait(self.seconds_per_batch)
+            if stopped or control.cancel.is_set():
+                yield from (Result(request.row, "cancelled") for request in batch)
+                return
+            share = (time.perf_counter() - started) / len(batch) if batch else 0.0
+            yield from (self._answer(request, control, share) for request in batch)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _answer(self, request: Request, control: Control, seconds: float) -> Result:
+        shown = ", ".join(f"{p.size[1]}×{p.size[0]} {p.digest[:8]}" for p in request.pictures)
+        seed = "" if request.seed is None else f" #{request.seed}"
+        words = f"{request.prompt} [{shown}]{seed}".split(" ")
+        said = words[: request.max_new_tokens]
+        if control.on_token is not None:
+            for position, word in enumerate(said):
+                control.on_token(request.row, word if position == 0 else f" {word}")
+        height, width = request.pictures[0].size
+        return Result(
+            request.row,
+            "ok",
+            text=" ".join(said),
+            finish_reason="stop" if said == words else "length",
+            prompt_tokens=len(request.prompt.split()) + self._visual_tokens(request),
+            new_tokens=len(said),
+            height=height,
+            width=width,
+            seconds=seconds,
+        )
+
+    def _visual_tokens(self, request: Request) -> int:
+        return sum(p.size[0] * p.size[1] for p in request.pictures) // self.geometry.factor**2
+
+
+def spec(config: Config) -> EchoSpec:
+    """Find the echo model; it is everywhere."""
+    geometry = Geometry()
+    return EchoSpec(resolve(config, Device("cpu"), CheckpointDefaults("echo", "echo-1", geometry)), geometry)

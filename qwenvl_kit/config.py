@@ -1,0 +1,356 @@
+"""Options in, one frozen and validated `Config` out.
+
+It knows what may be asked for, and nothing of what this machine can do: see `qwenvl_kit.effective`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
+
+import numpy as np
+
+from qwenvl_kit.errors import ConfigError, UnknownOption
+
+ImageSrcType = Literal["auto", "image_url", "image_base64", "image_binary"]
+DType = Literal["bfloat16", "float16", "float32"]
+Decode = Literal["exact", "draft"]
+OnError = Literal["keep", "raise"]
+Role = Literal["answer", "load", "run"]
+DeviceMap = str | Mapping[str, int | str]
+MaxMemory = Mapping[int | str, int | str]
+
+DEFAULT_PROMPT = "请给出这张图片的详细描述。"
+_T = TypeVar("_T")
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `Config`, for type checkers; a test keeps both alike."""
+
+    image_src_type: ImageSrcType
+    model_path: str
+    model_name: str
+    prompt: str | None
+    batch_size: int
+    dtype: DType
+    use_flash_attention_2: bool
+    max_caption_length: int
+    resized_height: int | None
+    resized_width: int | None
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float
+    rank: int | None
+    backend: str
+    device_map: DeviceMap | None
+    max_memory: MaxMemory | None
+    local_files_only: bool
+    min_pixels: int | None
+    max_pixels: int | None
+    num_beams: int
+    repetition_penalty: float | None
+    seed: int | None
+    system_prompt: str | None
+    decode: Decode
+    strict: bool
+    on_error: OnError
+    timeout_s: float
+    max_image_bytes: int
+    max_image_pixels: int
+    allow_private_hosts: bool
+    store: str | None
+    progress: bool
+
+
+def _option(default: _T, role: Role, doc: str) -> _T:
+    value: _T = field(default=default, metadata={"role": role, "doc": doc})
+    return value
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Config:
+    """Everything that a run can be told, validated at birth.
+
+    Each field has a role: ``answer`` fields change the answer, ``load`` fields change the loaded model,
+    ``run`` fields change neither.
+
+    Examples
+    --------
+    >>> config = Config(dtype="float32", batch_size=8)
+    >>> config
+    Config(dtype='float32', batch_size=8)
+    >>> config.replace(batch_size=2).batch_size
+    2
+    >>> Config(temperatur=0.5)
+    Traceback (most recent call last):
+    qwenvl_kit.errors.UnknownOption: there is no option 'temperatur'; did you mean 'temperature'?
+
+    Raises
+    ------
+    ConfigError
+        A value breaks its option's rule, or two options contradict each other.
+    UnknownOption
+        An option does not exist.
+    """
+
+    image_src_type: ImageSrcType = _option(
+        "auto",
+        "run",
+        "what the cells hold: `image_url` (http, tos, s3 address or path), `image_base64`, "
+        "`image_binary`, or `auto` to tell by the value",
+    )
+    model_path: str = _option("/opt/las/models", "load", "folder that holds local models")
+    model_name: str = _option(
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "load",
+        "a model of the Qwen2.5-VL family: a name below `model_path`, a folder, a hub name, or `demo`",
+    )
+    prompt: str | None = _option(DEFAULT_PROMPT, "run", "asked of every picture that has no prompt of its own")
+    batch_size: int = _option(4, "run", "pictures in one forward; at least 1")
+    dtype: DType = _option("bfloat16", "load", "`bfloat16`, `float16` or `float32`")
+    use_flash_attention_2: bool = _option(True, "load", "takes effect on CUDA with a 16-bit dtype; sdpa otherwise")
+    max_caption_length: int = _option(256, "answer", "most new tokens; at least 1")
+    resized_height: int | None = _option(None, "answer", "scale to this height in pixels; None keeps the original")
+    resized_width: int | None = _option(None, "answer", "scale to this width in pixels; None keeps the original")
+    do_sample: bool = _option(False, "answer", "sample; greedy or beam search otherwise")
+    temperature: float = _option(1.0, "answer", "randomness of sampling; above 0")
+    top_k: int | None = _option(50, "answer", "sample among the k likeliest tokens; 0 or None for no limit")
+    top_p: float = _option(1.0, "answer", "nucleus sampling: smallest set of tokens of this probability; in (0, 1]")
+    rank: int | None = _option(None, "load", "index of the GPU to use, among those visible to the process")
+    backend: str = _option(
+        "torch", "load", "what runs the model: `torch`, or `echo` (no model: answers with the prompt)"
+    )
+    device_map: DeviceMap | None = _option(
+        None, "load", "accelerate's device map: `auto`, a device, or a dict from module to device, `cpu` or `disk`"
+    )
+    max_memory: MaxMemory | None = _option(
+        None, "load", "most memory per device for `device_map`, such as `{0: '20GiB', 'cpu': '60GiB'}`"
+    )
+    local_files_only: bool = _option(True, "load", "False allows a download from the hub")
+    min_pixels: int | None = _option(None, "answer", "smallest area in pixels; None takes the checkpoint's")
+    max_pixels: int | None = _option(None, "answer", "largest area in pixels; None takes the checkpoint's")
+    num_beams: int = _option(1, "answer", "beams of beam search; 1 is none")
+    repetition_penalty: float | None = _option(
+        None, "answer", "above 1 discourages repetition; None takes the checkpoint's own and records it"
+    )
+    seed: int | None = _option(
+        None, "answer", "makes sampling repeatable, whatever the batch; None draws anew each time"
+    )
+    system_prompt: str | None = _option(None, "run", "replaces the checkpoint's own system prompt")
+    decode: Decode = _option(
+        "exact",
+        "answer",
+        "`draft` decodes JPEGs at a reduced scale where the target is much smaller: faster, pixels differ slightly",
+    )
+    strict: bool = _option(False, "run", "raise where an option that was given cannot be honoured, instead of warning")
+    on_error: OnError = _option("keep", "run", "`keep` failed rows as null, or `raise` RowErrors when all are finished")
+    timeout_s: float = _option(30.0, "run", "longest time for fetching one picture, in seconds")
+    max_image_bytes: int = _option(64 * 2**20, "run", "largest encoded picture, in bytes")
+    max_image_pixels: int = _option(89_478_485, "run", "largest decoded picture, in pixels (Pillow's own limit)")
+    allow_private_hosts: bool = _option(True, "run", "False refuses addresses in private networks")
+    store: str | None = _option(None, "run", "path of an SQLite file that keeps results; calling again resumes")
+    progress: bool = _option(True, "run", "show a progress bar with pictures per second and time left")
+
+    asked: frozenset[str] = field(init=False, compare=False, default=frozenset())
+    """Names of the options that the caller passed."""
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        names = option_names()
+        for name in options:
+            if name not in names:
+                raise UnknownOption(_unknown(name, names))
+        for option in fields(self):
+            if option.name != "asked":
+                value = options.get(option.name, option.default)
+                plain = value.item() if isinstance(value, np.generic) else value  # numpy scalars from a grid or a frame
+                object.__setattr__(self, option.name, plain)
+        object.__setattr__(self, "asked", frozenset(options))
+        _validate(self)
+
+    def __repr__(self) -> str:
+        shown = (name for name in option_names() if name in self.asked)
+        return f"Config({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Config], tuple[dict[str, Any]]]:
+        return _rebuild, ({name: getattr(self, name) for name in self.asked},)
+
+    def replace(self, **changes: Unpack[Options]) -> Config:
+        """The same config with `changes`; they count as asked for too."""
+        kept: dict[str, Any] = {name: getattr(self, name) for name in self.asked}
+        return Config(**{**kept, **changes})
+
+    def values(self, role: Role) -> dict[str, Any]:
+        """Name and value of each field that has this role."""
+        return {o.name: getattr(self, o.name) for o in fields(self) if o.metadata.get("role") == role}
+
+
+@dataclass(frozen=True, slots=True)
+class OptionDoc:
+    """What a door needs to present an option: its name, type, default and meaning."""
+
+    name: str
+    annotation: str
+    default: Any
+    doc: str
+    role: Role
+
+
+def option_docs() -> tuple[OptionDoc, ...]:
+    """All options in order, for signatures, help texts and tables."""
+    return tuple(
+        OptionDoc(o.name, str(o.type), o.default, o.metadata["doc"], o.metadata["role"])
+        for o in fields(Config)
+        if o.name != "asked"
+    )
+
+
+def option_names() -> tuple[str, ...]:
+    """Names of all options, in order."""
+    return tuple(option.name for option in fields(Config) if option.name != "asked")
+
+
+def _rebuild(options: dict[str, Any]) -> Config:
+    return Config(**options)
+
+
+def _unknown(name: str, names: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]!r}?" if near else f"options are: {', '.join(names)}"
+    return f"there is no option {name!r}; {fix}"
+
+
+def _validate(config: Config) -> None:
+    _check_choices(config)
+    _check_numbers(config)
+    _check_texts(config)
+    _check_pairs(config)
+
+
+def _check_choices(config: Config) -> None:
+    _one_of(config, "image_src_type", ("auto", "image_url", "image_base64", "image_binary"))
+    _one_of(config, "dtype", ("bfloat16", "float16", "float32"))
+    _one_of(config, "decode", ("exact", "draft"))
+    _one_of(config, "on_error", ("keep", "raise"))
+    for name in ("use_flash_attention_2", "do_sample", "strict", "allow_private_hosts", "progress", "local_files_only"):
+        _rule(config, name, lambda v: isinstance(v, bool), "must be True or False", "pass True or False")
+
+
+def _check_numbers(config: Config) -> None:
+    for name in ("batch_size", "max_caption_length", "num_beams", "max_image_bytes", "max_image_pixels"):
+        _rule(config, name, lambda v: _is_int(v) and v >= 1, "must be a whole number of at least 1", "pass 1 or more")
+    for name in ("resized_height", "resized_width", "min_pixels", "max_pixels"):
+        _rule(
+            config,
+            name,
+            lambda v: v is None or (_is_int(v) and v >= 1),
+            "must be a whole number of pixels of at least 1, or None",
+            "pass None to leave it to the picture",
+        )
+    _rule(
+        config,
+        "rank",
+        lambda v: v is None or (_is_int(v) and v >= 0),
+        "must be the index of a visible GPU, from 0, or None",
+        "pass None for the default device",
+    )
+    _rule(
+        config,
+        "top_k",
+        lambda v: v is None or (_is_int(v) and v >= 0),
+        "must be a whole number from 0, or None",
+        "pass 0 or None for no limit",
+    )
+    _rule(config, "top_p", lambda v: _is_number(v) and 0 < v <= 1, "must lie in (0, 1]", "pass 1.0 for no limit")
+    _rule(
+        config,
+        "temperature",
+        lambda v: _is_number(v) and (v > 0 or not config.do_sample),
+        "must be above 0 when do_sample=True",
+        "pass do_sample=False for the likeliest answer",
+    )
+    _rule(
+        config,
+        "repetition_penalty",
+        lambda v: v is None or (_is_number(v) and v > 0),
+        "must be above 0, or None",
+        "pass 1.0 for no penalty, None for the checkpoint's own",
+    )
+    _rule(
+        config,
+        "seed",
+        lambda v: v is None or (_is_int(v) and 0 <= v < 2**63),
+        "must be a whole number from 0 to 2**63 - 1, or None",
+        "pass a small number such as 0",
+    )
+    _rule(config, "timeout_s", lambda v: _is_number(v) and v > 0, "must be above 0 seconds", "pass seconds, such as 30")
+
+
+def _check_texts(config: Config) -> None:
+    for name in ("model_path", "model_name", "backend"):
+        _rule(config, name, lambda v: isinstance(v, str) and v != "", "must be a text", "pass a name or a folder")
+    for name in ("prompt", "system_prompt", "store"):
+        _rule(config, name, lambda v: v is None or isinstance(v, str), "must be a text or None", "pass a str")
+    _rule(
+        config,
+        "device_map",
+        lambda v: v is None or isinstance(v, str | Mapping),
+        "must be a text, a dict or None",
+        "pass 'auto' to let accelerate decide",
+    )
+    _rule(
+        config,
+        "max_memory",
+        lambda v: v is None or isinstance(v, Mapping),
+        "must be a dict or None",
+        "pass a dict such as {0: '20GiB', 'cpu': '60GiB'}",
+    )
+
+
+def _check_pairs(config: Config) -> None:
+    if config.rank is not None and config.device_map is not None:
+        raise ConfigError(
+            f"rank={config.rank} and device_map={config.device_map!r} both say where the model goes; pass one of them"
+        )
+    if config.max_memory is not None and config.device_map is None:
+        raise ConfigError(
+            f"max_memory={dict(config.max_memory)!r} takes effect with a device_map only; pass device_map='auto' too"
+        )
+    if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
+        raise ConfigError(
+            f"min_pixels must not exceed max_pixels; got {config.min_pixels} > {config.max_pixels}; swap them"
+        )
+    if config.num_beams > 1 and config.do_sample:
+        raise ConfigError(
+            f"num_beams={config.num_beams} and do_sample=True exclude each other here, since sampled beams would depend "
+            "on the rows beside them; pass num_beams=1 or do_sample=False"
+        )
+
+
+def _rule(config: Config, name: str, holds: Callable[[Any], bool], rule: str, fix: str) -> None:
+    value = getattr(config, name)
+    if not holds(value):
+        raise ConfigError(f"{name} {rule}; got {value!r}; {fix}")
+
+
+def _one_of(config: Config, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    fix = f"did you mean {near[0]!r}?" if near else f"pass {choices[0]!r}"
+    raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}; {fix}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+assert all(option.default is not MISSING for option in fields(Config))

@@ -1,0 +1,110 @@
+"""Word lists enter, a Qwen2 tokenizer leaves: byte-level BPE in which every word of the drawn worlds is one token.
+
+The vocabulary is fixed for all worlds, so weights can be carried from one world into the next. Bytes are its base, so
+any text can be tokenised.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from ._language import words
+
+SPECIALS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+
+#: The form of a Qwen2.5-VL conversation.
+CHAT_TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}"
+    "<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_LARGEST_VOCABULARY = 4096
+_MULTIPLE = 128
+
+# Pieces of the sentence templates, each with the mark or space before it.
+_ZH_PIECES = (
+    *("请给出", "这张图片", "的详细描述", "请描述", "图中", "有什么", "有几个", "个物体", "背景", "背景上有", "的物体", "。"),
+    *("是什么", "是什么颜色", "是什么形状", "在哪里", "吗", "？", "：一个", "没有物体", "没有", "有", "个", "物体"),
+    *("写着", "数字", "是几", "坐标", "以", "格式", "输出", "位置", "的"),
+)
+_ZH_MORE = ("椭圆形", "长方形", "五边形", "六边形", "月牙形", "箭头", "灰色", "中等的")
+_EN_PIECES = (
+    *("system", "user", "assistant", "You", " are", " a", " an", " helpful", " assistant", "Describe", " this", " image"),
+    *(" in", " detail", "What", " is", " the", " color", " colour", " background", " shape", " at", "Where", "Is"),
+    *(" there", "How", " many", " objects", " object", " on", "Nothing", "Yes", "No", "A", ".", "?", ":", ",", "One"),
+    *(" number", " digit", " with", " written", " Output", " JSON", " coordinates", " its", " it", " has", " and"),
+    *('[{"', "bbox", '":', ' "', "label", '"}', "]", " [", '"},', ' {"', "_", "[]"),
+)
+_EN_MORE = ("ellipse", "rectangle", "pentagon", "hexagon", "crescent", "arrow", "medium")
+
+
+def build_tokenizer() -> PreTrainedTokenizerBase:
+    """Build the tokenizer; the same words always give the same ids."""
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=_LARGEST_VOCABULARY,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.train_from_iterator(_words(), trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    built = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(merge) for merge in learned["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        model_max_length=2048,
+        chat_template=CHAT_TEMPLATE,
+    )
+    built.add_special_tokens({"additional_special_tokens": list(SPECIALS)})
+    return built
+
+
+def _words() -> list[str]:
+    """List what must become one token, as the pre-tokenizer sees it."""
+    names = words()
+    places = [f"。{name}" for name in names["zh"]]
+    english = [part for name in [*names["en"], *_EN_MORE] for part in name.split()]
+    return [
+        *names["zh"],
+        *places,
+        *_ZH_PIECES,
+        *_ZH_MORE,
+        *_EN_PIECES,
+        *[f" {word}" for word in english],
+        *[f" {word.capitalize()}" for word in english],
+        *[word.capitalize() for word in english],
+    ]
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the rows of the embedding table: all tokens, rounded up."""
+    return -(-len(tokenizer) // _MULTIPLE) * _MULTIPLE

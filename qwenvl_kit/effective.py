@@ -1,0 +1,239 @@
+"""What was asked and what this machine has go in; what will really run comes out, with a note for each difference.
+
+It decides, and loads nothing: a backend tells it the device, the checkpoint its defaults.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_kit.config import option_docs
+from qwenvl_kit.errors import ConfigError, OptionWarning
+from qwenvl_kit.images import Sizing
+
+if TYPE_CHECKING:
+    from qwenvl_kit.config import Config
+    from qwenvl_kit.records import Geometry
+
+SIXTEEN_BIT = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a model will run, as a backend found it.
+
+    Attributes
+    ----------
+    name : str
+        ``cpu``, ``cuda:0`` or the like.
+    is_cuda : bool
+        Whether CUDA computes.
+    flash_attention : str or None
+        Version of the flash-attn package, None without it.
+    """
+
+    name: str
+    is_cuda: bool = False
+    flash_attention: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDefaults:
+    """What a checkpoint says where the caller says nothing."""
+
+    model: str
+    fingerprint: str
+    geometry: Geometry
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One option that is not honoured as it stands, and why."""
+
+    option: str
+    asked: Any
+    effective: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.asked!r} does not take effect ({self.reason}); {self.effective} runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effective:
+    """What really runs; kept with the results.
+
+    ``answer`` fields of it, the model's fingerprint, the pictures and the prompt decide an answer.
+    """
+
+    backend: str
+    model: str
+    fingerprint: str
+    dtype: str
+    attention: str
+    device: str
+    batch_size: int
+    max_caption_length: int
+    resized_height: int | None
+    resized_width: int | None
+    min_pixels: int
+    max_pixels: int
+    decode: str
+    do_sample: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    num_beams: int
+    repetition_penalty: float
+    notes: tuple[Note, ...] = field(default=())
+
+    def record(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notes"}
+        return {**plain, "notes": [str(note) for note in self.notes]}
+
+
+_ANSWER = (
+    "max_caption_length",
+    "resized_height",
+    "resized_width",
+    "min_pixels",
+    "max_pixels",
+    "decode",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "num_beams",
+    "repetition_penalty",
+)
+
+
+def answer_fields(effective: Effective) -> dict[str, Any]:
+    """The values that change an answer, as they really run."""
+    return {name: getattr(effective, name) for name in _ANSWER}
+
+
+def resolve(config: Config, device: Device, defaults: CheckpointDefaults, *, dtype: str | None = None) -> Effective:
+    """Decide what will really run.
+
+    Parameters
+    ----------
+    config : Config
+        What was asked.
+    device : Device
+        Where it will run.
+    defaults : CheckpointDefaults
+        What the checkpoint says.
+    dtype : str, optional
+        The only dtype that a backend can run; None where it can run any.
+
+    Returns
+    -------
+    Effective
+        With a note for each option that differs from what was asked, or from its default.
+
+    Examples
+    --------
+    >>> from qwenvl_kit.config import Config
+    >>> from qwenvl_kit.records import Geometry
+    >>> effective = resolve(Config(), Device("cpu"), CheckpointDefaults("demo", "…", Geometry()))
+    >>> effective.attention, [note.option for note in effective.notes]
+    ('sdpa', ['use_flash_attention_2'])
+    """
+    dtype = dtype or config.dtype
+    attention, notes = _attention(config, device, dtype)
+    geometry = Sizing.of(config, defaults.geometry).geometry
+    sampling = config.do_sample
+    return Effective(
+        backend=config.backend,
+        model=defaults.model,
+        fingerprint=defaults.fingerprint,
+        dtype=dtype,
+        attention=attention,
+        device=device.name,
+        batch_size=config.batch_size,
+        max_caption_length=config.max_caption_length,
+        resized_height=config.resized_height,
+        resized_width=config.resized_width,
+        min_pixels=geometry.min_pixels,
+        max_pixels=geometry.max_pixels,
+        decode=config.decode,
+        do_sample=sampling,
+        temperature=config.temperature if sampling else None,
+        top_k=(config.top_k or None) if sampling else None,
+        top_p=config.top_p if sampling else None,
+        seed=config.seed if sampling else None,
+        num_beams=config.num_beams,
+        repetition_penalty=_penalty(config, defaults),
+        notes=(*notes, *_dropped_sampling(config), *_other_dtype(config, dtype)),
+    )
+
+
+def announce(config: Config, effective: Effective, *, stacklevel: int = 2) -> None:
+    """Warn once about options that the caller named and that do not take effect; raise under ``strict=True``.
+
+    Raises
+    ------
+    ConfigError
+        ``strict=True`` and such an option was named.
+    """
+    named = [str(note) for note in effective.notes if note.option in config.asked]
+    if not named:
+        return
+    if config.strict:
+        raise ConfigError(f"strict=True: {'; '.join(named)}; leave the option out, or pass strict=False")
+    warnings.warn("; ".join(named), OptionWarning, stacklevel=stacklevel + 1)
+
+
+def asked_record(config: Config) -> dict[str, Any]:
+    """What the caller passed, as plain JSON values."""
+    return {name: _plain(getattr(config, name)) for name in sorted(config.asked)}
+
+
+def _attention(config: Config, device: Device, dtype: str) -> tuple[str, tuple[Note, ...]]:
+    if not config.use_flash_attention_2:
+        return "sdpa", ()
+    if not device.is_cuda:
+        reason = f"the model runs on {device.name}, not on CUDA"
+    elif dtype not in SIXTEEN_BIT:
+        reason = f"dtype={dtype!r} has no flash-attention kernel"
+    elif device.flash_attention is None:
+        reason = "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
+    else:
+        return "flash_attention_2", ()
+    return "sdpa", (Note("use_flash_attention_2", True, "sdpa", reason),)
+
+
+def _dropped_sampling(config: Config) -> tuple[Note, ...]:
+    if config.do_sample:
+        return ()
+    defaults = {option.name: option.default for option in option_docs()}
+    runs = "beam search" if config.num_beams > 1 else "greedy search"
+    return tuple(
+        Note(name, getattr(config, name), runs, "do_sample=False")
+        for name in ("temperature", "top_k", "top_p")
+        if getattr(config, name) != defaults[name]
+    )
+
+
+def _other_dtype(config: Config, dtype: str) -> tuple[Note, ...]:
+    if dtype == config.dtype:
+        return ()
+    return (Note("dtype", config.dtype, dtype, "the model is stored in another dtype"),)
+
+
+def _penalty(config: Config, defaults: CheckpointDefaults) -> float:
+    return defaults.repetition_penalty if config.repetition_penalty is None else config.repetition_penalty
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

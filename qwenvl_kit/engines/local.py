@@ -1,0 +1,90 @@
+"""Runs in this process, on a model that stays warm between calls.
+
+One model is kept at a time; one run at a time uses it, others wait their turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.backends.base import make_spec
+from qwenvl_kit.effective import announce
+from qwenvl_kit.errors import BackendBusy
+from qwenvl_kit.runner import inside_run, run
+
+if TYPE_CHECKING:
+    from qwenvl_kit.backends.base import Backend, BackendSpec, Control
+    from qwenvl_kit.config import Config
+    from qwenvl_kit.runner import Run
+
+
+class _Warm:
+    """The model that stays loaded, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._identity: str | None = None
+        self._backend: Backend | None = None
+
+    @contextlib.contextmanager
+    def lend(self, spec: BackendSpec) -> Iterator[Backend]:
+        """Give the loaded model of `spec`, loading it if another one, or none, is warm."""
+        with self._turn:
+            if self._backend is None or self._identity != spec.identity:
+                self._drop()
+                self._backend, self._identity = spec.load(), spec.identity
+            yield self._backend
+
+    def clear(self) -> None:
+        """Free the model, once no run uses it."""
+        with self._turn:
+            self._drop()
+
+    def _drop(self) -> None:
+        backend, self._backend, self._identity = self._backend, None, None
+        if backend is not None:
+            backend.close()
+
+
+_warm = _Warm()
+
+
+def execute(
+    cells: Sequence[object],
+    prompts: Sequence[str | None],
+    config: Config,
+    *,
+    control: Control | None = None,
+    stacklevel: int = 2,
+) -> Run:
+    """Run in this process; the model is loaded when the first picture is ready, and stays warm.
+
+    Raises
+    ------
+    BackendBusy
+        Called from a callback of a run, which would wait for itself.
+    ConfigError, ModelNotFound
+        See `qwenvl_kit.backends.make_spec`.
+    """
+    if inside_run():
+        raise BackendBusy(
+            "a run was started from a callback of another run, which would wait for itself; "
+            "start it after the first has returned, or from a thread of your own"
+        )
+    spec = make_spec(config)
+    announce(config, spec.effective, stacklevel=stacklevel + 1)
+    return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+
+
+def unload() -> None:
+    """Free the model that stays warm between calls.
+
+    Examples
+    --------
+    >>> import qwenvl_kit
+    >>> qwenvl_kit.unload()
+    """
+    _warm.clear()

@@ -1,0 +1,148 @@
+"""Every error and warning this package raises, in one tree.
+
+::
+
+    QwenVLError
+    ├── ConfigError        (ValueError)         an option breaks its rule, or cannot be honoured under ``strict=True``
+    ├── UnknownOption      (TypeError)          an option that does not exist
+    ├── ColumnNotFound     (KeyError)           a column that the frame lacks
+    ├── ModelNotFound      (FileNotFoundError)  no checkpoint where the options point
+    ├── CheckpointError    (ValueError)         a folder that is no usable Qwen2.5-VL checkpoint
+    ├── MissingExtra       (ImportError)        an optional dependency is not installed
+    ├── RowError                                one row's fault; ends as a ``Result``, not as an exception
+    ├── RowErrors                               some rows failed under ``on_error="raise"``
+    ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
+    └── BackendFailed      (RuntimeError)       the backend itself broke; nothing of one row
+    Interrupted            (KeyboardInterrupt)  the run was stopped by Ctrl-C
+    QwenVLWarning          (UserWarning)
+    ├── OptionWarning                           an option was given that cannot take effect
+    └── RowErrorWarning                         some rows of a finished run are errors
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from typing import Any
+
+Stage = Literal["fetch", "decode", "resize", "generate"]
+"""Where in its way through the house a row failed."""
+
+
+class QwenVLError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(QwenVLError, ValueError):
+    """An option breaks its rule; the message names field, rule, value and the nearest fix."""
+
+
+class UnknownOption(QwenVLError, TypeError):
+    """An option that does not exist; the message names the nearest one."""
+
+
+class ColumnNotFound(QwenVLError, KeyError):
+    """A column that the frame does not have; the message lists those it has."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the repr, quotes and all
+
+
+class ModelNotFound(QwenVLError, FileNotFoundError):
+    """No checkpoint was found; the message lists every place that was looked at."""
+
+
+class CheckpointError(QwenVLError, ValueError):
+    """A folder or file that is no usable checkpoint of the Qwen2.5-VL family."""
+
+
+class MissingExtra(QwenVLError, ImportError):
+    """An optional dependency is missing.
+
+    Parameters
+    ----------
+    purpose : str
+        What it is needed for, such as ``"reading s3:// addresses"``.
+    extra : str
+        The extra of this package that brings it.
+    """
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs an extra: pip install 'qwenvl_kit[{extra}]'")
+        self.extra = extra
+
+
+class RowError(QwenVLError):
+    """One row's fault: the row ends with status ``error`` and the others go on.
+
+    Parameters
+    ----------
+    stage : {"fetch", "decode", "resize", "generate"}
+        Where the row failed.
+    message : str
+        What went wrong, with the source, and what to do about it. Never contains a secret.
+    """
+
+    def __init__(self, stage: Stage, message: str) -> None:
+        super().__init__(message)
+        self.stage: Stage = stage
+        self.message = message
+
+
+class RowErrors(QwenVLError):
+    """Some rows failed and ``on_error="raise"`` was asked for; raised after all rows are finished.
+
+    Attributes
+    ----------
+    results : object
+        What the call would have returned under ``on_error="keep"``.
+    """
+
+    def __init__(self, message: str, results: Any) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class BackendBusy(QwenVLError, RuntimeError):
+    """A model was called from inside its own run, which would wait for itself for ever."""
+
+
+class BackendFailed(QwenVLError, RuntimeError):
+    """The backend broke in the middle of a run.
+
+    Attributes
+    ----------
+    results : object
+        The rows that were finished; the others have status ``error``.
+    """
+
+    def __init__(self, message: str, results: Any = None) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was interrupted; a KeyboardInterrupt, so that "Run all" in a notebook stops here.
+
+    Attributes
+    ----------
+    results : object
+        What the call would have returned: finished rows as they are, the rest with status ``cancelled``.
+    """
+
+    def __init__(self, message: str, results: Any) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class QwenVLWarning(UserWarning):
+    """Base of all warnings of this package."""
+
+
+class OptionWarning(QwenVLWarning):
+    """The caller named an option that cannot take effect here; the record shows what ran instead."""
+
+
+class RowErrorWarning(QwenVLWarning):
+    """A finished run has rows with status ``error``; the message counts them by stage."""

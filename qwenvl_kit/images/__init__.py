@@ -1,0 +1,10 @@
+"""From a cell of a frame to a `Picture` of the size the model sees.
+
+The way is ``identify`` (what is it) → ``fetch`` (bytes) → ``decode`` (upright RGB) → ``resize`` (pixels).
+Nothing here knows of frames, prompts or models beyond their `Geometry`.
+"""
+
+from qwenvl_kit.images.load import Limits, Sizing, load
+from qwenvl_kit.images.sources import identify, is_null
+
+__all__ = ["Limits", "Sizing", "identify", "is_null", "load"]

@@ -1,0 +1,155 @@
+"""An `ImageSource` that names a place goes in, its bytes come out, within limits.
+
+It never looks inside the bytes. http and https go through urllib3 with a policy on addresses, everything else with a
+scheme through fsspec.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from qwenvl_kit.errors import MissingExtra, RowError
+
+if TYPE_CHECKING:
+    from qwenvl_kit.records import ImageSource
+
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "tos": ("tosfs", "tos")}
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for another endpoint)",
+    "tos": "TOS_ACCESS_KEY, TOS_SECRET_KEY, TOS_ENDPOINT and TOS_REGION",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Limits on one fetch: seconds, bytes, and whether private networks are allowed."""
+
+    timeout_s: float
+    max_image_bytes: int
+    allow_private_hosts: bool
+
+
+def fetch(source: ImageSource, limits: FetchLimits) -> bytes:
+    """Read the encoded bytes of a picture.
+
+    Parameters
+    ----------
+    source : ImageSource
+        Of the kind ``url``, ``path``, ``remote``, ``base64`` or ``bytes``.
+    limits : FetchLimits
+        Time, bytes and hosts allowed.
+
+    Returns
+    -------
+    bytes
+        The file as it is.
+
+    Raises
+    ------
+    RowError
+        It cannot be had within the limits, of the stage ``fetch``.
+    """
+    readers = {
+        "url": _fetch_url,
+        "path": _fetch_path,
+        "remote": _fetch_remote,
+        "base64": _fetch_base64,
+        "bytes": _fetch_bytes,
+    }
+    return readers[source.kind](source, limits)
+
+
+def _fetch_bytes(source: ImageSource, limits: FetchLimits) -> bytes:
+    data: bytes = source.value
+    _check_bytes(len(data), source.label, limits)
+    return data
+
+
+def _fetch_base64(source: ImageSource, limits: FetchLimits) -> bytes:
+    """Read base64 in all its dresses: data: prefix, white space, url-safe alphabet, missing padding."""
+    text: str = source.value.strip()
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma:
+            raise RowError("fetch", f"{source.label} starts with 'data:' but has no comma before its data")
+        if not header.lower().rstrip().endswith("base64"):
+            return unquote_to_bytes(text)
+        text = unquote(text)
+    _check_bytes(len(text) * 3 // 4, source.label, limits)
+    compact = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError("fetch", f"{source.label} is not valid base64: {error}") from error
+
+
+def _fetch_path(source: ImageSource, limits: FetchLimits) -> bytes:
+    path = source.value
+    if path[:7].lower() == "file://":
+        path = url2pathname(urlsplit(path).path)
+    try:
+        path = os.path.expanduser(path)
+        if not os.path.isfile(path):  # a directory, or a pipe that would block for ever
+            what = "is no regular file" if os.path.exists(path) else "does not exist"
+            raise RowError("fetch", f"{source.label} {what}; relative paths start from {os.getcwd()}")
+        _check_bytes(os.path.getsize(path), source.label, limits)
+        with open(path, "rb") as file:
+            return file.read(limits.max_image_bytes)
+    except (OSError, ValueError) as error:
+        raise RowError("fetch", f"{source.label} cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+def _fetch_remote(source: ImageSource, limits: FetchLimits) -> bytes:
+    """Read through fsspec, which knows s3, tos, gs, hf and more once their packages are installed."""
+    scheme = source.value.partition("://")[0].lower()
+    try:
+        fsspec = _remote_library(scheme)
+        with fsspec.open(source.value, "rb") as file:
+            data: bytes = file.read(limits.max_image_bytes + 1)
+    except MissingExtra as error:
+        raise RowError("fetch", str(error)) from error
+    except ImportError as error:  # fsspec names the package that the scheme needs
+        raise RowError("fetch", f"{source.label} cannot be read: {error}") from error
+    except Exception as error:  # each store's client has a hierarchy of its own
+        raise RowError("fetch", f"{source.label} cannot be read: {_remote_reason(scheme, error)}") from error
+    _check_bytes(len(data), source.label, limits)
+    return data
+
+
+def _remote_library(scheme: str):  # type: ignore[no-untyped-def]  # fsspec has no types
+    package, extra = _EXTRAS.get(scheme, ("fsspec", "s3"))
+    try:
+        importlib.import_module(package)
+        return importlib.import_module("fsspec")
+    except ImportError as error:
+        raise MissingExtra(f"reading {scheme}:// addresses", extra) from error
+
+
+def _remote_reason(scheme: str, error: Exception) -> str:
+    """The kind of failure only: clients' messages can hold keys and signed addresses."""
+    name = type(error).__name__
+    if "credential" in name.lower() or (scheme == "tos" and not os.environ.get("TOS_ACCESS_KEY")):
+        wanted = _CREDENTIALS.get("tos" if scheme == "tos" else "s3", "the store's credentials")
+        return f"no credentials; set {wanted} in the environment"
+    return {"FileNotFoundError": "not found", "PermissionError": "access denied"}.get(name, name)
+
+
+def _fetch_url(source: ImageSource, limits: FetchLimits) -> bytes:
+    from qwenvl_kit.images import web  # urllib3 is imported where an address is first read
+
+    return web.get(source.value, source.label, limits)
+
+
+def _check_bytes(n_bytes: int, label: str, limits: FetchLimits) -> None:
+    if n_bytes > limits.max_image_bytes:
+        raise RowError(
+            "fetch",
+            f"{label} has {n_bytes} bytes, more than max_image_bytes={limits.max_image_bytes}; raise it if you trust it",
+        )

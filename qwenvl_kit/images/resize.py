@@ -1,0 +1,120 @@
+"""Sizes in, the size that the model sees out; then one bicubic resize to it.
+
+The arithmetic is that of ``qwen_vl_utils.smart_resize`` (Apache-2.0,
+https://github.com/QwenLM/Qwen2.5-VL/blob/main/qwen-vl-utils/src/qwen_vl_utils/vision_process.py),
+which cannot be imported without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from qwenvl_kit.errors import RowError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qwenvl_kit.records import Geometry
+
+MAX_ASPECT = 200
+"""Longest side over shortest side above which the family refuses a picture."""
+
+
+def target_size(
+    source_size: tuple[int, int],
+    geometry: Geometry,
+    *,
+    resized_height: int | None = None,
+    resized_width: int | None = None,
+) -> tuple[int, int]:
+    """The size that a picture is given to the model in.
+
+    Parameters
+    ----------
+    source_size : tuple of int
+        ``(height, width)`` of the picture in pixels.
+    geometry : Geometry
+        The checkpoint's, or the caller's pixel limits in it.
+    resized_height, resized_width : int or None
+        Size asked for; where only one is given, the other follows from the picture's aspect ratio.
+
+    Returns
+    -------
+    tuple of int
+        ``(height, width)``, multiples of ``geometry.factor`` within its pixel limits.
+
+    Raises
+    ------
+    RowError
+        The longer side is more than 200 times the shorter, of the stage ``resize``.
+
+    Examples
+    --------
+    >>> from qwenvl_kit.records import Geometry
+    >>> target_size((480, 640), Geometry())
+    (476, 644)
+    >>> target_size((480, 640), Geometry(), resized_height=240)
+    (252, 308)
+    """
+    height, width = source_size
+    if resized_height and resized_width:
+        height, width = resized_height, resized_width
+    elif resized_height:
+        height, width = resized_height, max(1, round(width * resized_height / height))
+    elif resized_width:
+        height, width = max(1, round(height * resized_width / width)), resized_width
+    return smart_resize(height, width, geometry)
+
+
+def smart_resize(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+    """Round to multiples of the token size within the pixel limits, keeping the aspect ratio as well as they allow.
+
+    Equal to ``qwen_vl_utils.smart_resize`` wherever that gives a size at all; for needles, where it gives a side of 0,
+    the short side is one token and the long one what the limit leaves.
+
+    Raises
+    ------
+    RowError
+        The longer side is more than 200 times the shorter, of the stage ``resize``.
+    """
+    aspect = max(height, width) / min(height, width)
+    if aspect > MAX_ASPECT:
+        raise RowError(
+            "resize",
+            f"a picture of {width}×{height} is too long: its sides are {aspect:.0f} : 1, at most {MAX_ASPECT} : 1 is "
+            "understood; crop it, or give both resized_height and resized_width",
+        )
+    factor = geometry.factor
+    rounded = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
+    area = rounded[0] * rounded[1]
+    if area > geometry.max_pixels:
+        shrink = math.sqrt(height * width / geometry.max_pixels)
+        return _fit_needle(_floor(height / shrink, factor), _floor(width / shrink, factor), geometry)
+    if area < geometry.min_pixels:
+        grow = math.sqrt(geometry.min_pixels / (height * width))
+        return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return rounded
+
+
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize uint8 ``(H, W, 3)`` to ``size = (height, width)``, bicubic as ``qwen_vl_utils`` does it."""
+    height, width = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _floor(value: float, factor: int) -> int:
+    return math.floor(value / factor) * factor
+
+
+def _fit_needle(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+    if height and width:
+        return height, width
+    factor = geometry.factor
+    longest = max(factor, _floor(geometry.max_pixels / factor, factor))
+    return (factor, min(width, longest)) if width else (min(height, longest) or factor, factor)

@@ -1,0 +1,217 @@
+"""A cell goes in, its `ImageSource` values come out: what the picture is, not yet read.
+
+Nothing is fetched here; the only look outside is whether a text names an existing file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.records import ImageSource
+
+if TYPE_CHECKING:
+    from qwenvl_kit.config import ImageSrcType
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_=\-\s]+")
+_LONGEST_PATH = 4096
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00", b"qoif")
+
+
+def identify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[ImageSource, ...]:
+    """Tell what pictures a cell holds.
+
+    Parameters
+    ----------
+    cell : object
+        A URL, s3:// or tos:// address, path, base64 text, bytes, PIL image, array, a mapping with ``bytes`` or ``path``
+        (the form in which data sets on the hub keep pictures), or a sequence of these for several pictures.
+    image_src_type : {"auto", "image_url", "image_base64", "image_binary"}
+        What the caller says that texts and bytes are.
+
+    Returns
+    -------
+    tuple of ImageSource
+        In the cell's order; empty for a null cell.
+
+    Raises
+    ------
+    RowError
+        The cell holds something else, of the stage ``fetch``.
+
+    Examples
+    --------
+    >>> [source.kind for source in identify(["https://example.org/a.png", b"..."])]
+    ['url', 'bytes']
+    >>> identify(None)
+    ()
+    """
+    if is_null(cell):
+        return ()
+    if _is_sequence(cell):
+        return _identify_many(cell, image_src_type)
+    return (_identify_one(cell, image_src_type),)
+
+
+def is_null(cell: object) -> bool:
+    """Whether a cell holds no picture: None, NaN, pd.NA, NaT, an empty text, empty bytes or an empty list."""
+    if cell is None or cell is pd.NA or cell is pd.NaT:
+        return True
+    if isinstance(cell, str):
+        return not cell or cell.isspace()
+    if isinstance(cell, float | np.floating):
+        return bool(np.isnan(cell))
+    return isinstance(cell, bytes | bytearray | memoryview | list | tuple) and len(cell) == 0
+
+
+def mask(address: str) -> str:
+    """The address without user names, passwords, signed queries and fragments, for messages and records.
+
+    Examples
+    --------
+    >>> mask("https://me:secret@example.org/a.png?X-Amz-Signature=abc")
+    'https://***@example.org/a.png?…'
+    """
+    parts = urlsplit(address)
+    login, at, host = parts.netloc.rpartition("@")
+    netloc = f"***@{host}" if at or login else host
+    query = "?…" if parts.query else ""
+    return _clip(f"{parts.scheme}://{netloc}{parts.path}{query}")
+
+
+def _identify_many(
+    cell: Sequence[object] | np.ndarray[Any, Any], image_src_type: ImageSrcType
+) -> tuple[ImageSource, ...]:
+    sources: list[ImageSource] = []
+    for position, part in enumerate(cell, start=1):
+        if is_null(part) or _is_sequence(part):
+            what = "is missing" if is_null(part) else "is itself a list"
+            raise RowError("fetch", f"picture {position} of {len(cell)} in this cell {what}; give one picture each")
+        sources.append(_identify_one(part, image_src_type))
+    return tuple(sources)
+
+
+def _identify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
+    if isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
+        inner = cell.get("bytes") or cell.get("path")
+        if is_null(inner):
+            raise RowError("fetch", "the cell is a mapping whose 'bytes' and 'path' are both empty")
+        cell = inner
+    if isinstance(cell, str | os.PathLike):
+        return _identify_text(os.fspath(cell), image_src_type)
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return _identify_bytes(bytes(cell), image_src_type)
+    if isinstance(cell, Image.Image):
+        return ImageSource("pil", cell, f"PIL image {cell.mode} {cell.width}×{cell.height}", f"pil:{id(cell)}")
+    if hasattr(cell, "__array__") and not isinstance(cell, np.generic):
+        return _array(np.asarray(cell))
+    raise RowError(
+        "fetch",
+        f"a cell of type {type(cell).__name__} is no picture; give a URL, path, base64 text, bytes, PIL image or array",
+    )
+
+
+def _identify_text(text: str | bytes, image_src_type: ImageSrcType) -> ImageSource:
+    text = os.fsdecode(text)
+    if image_src_type == "image_binary":
+        right = "image_base64" if _looks_like_base64(text) else "image_url"
+        raise RowError("fetch", f"image_src_type='image_binary' but the cell is a text; pass image_src_type='{right}'")
+    if image_src_type == "image_base64":
+        if _SCHEME.match(text.lstrip()):
+            raise RowError(
+                "fetch", "image_src_type='image_base64' but the cell is an address; pass image_src_type='image_url'"
+            )
+        return _base64(text)
+    if image_src_type == "image_url":
+        return _address(text)
+    return _base64(text) if _is_base64(text) else _address(text)
+
+
+def _identify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
+    if image_src_type == "image_url":
+        raise RowError("fetch", "image_src_type='image_url' but the cell is bytes; pass image_src_type='image_binary'")
+    if image_src_type == "image_base64":
+        if data.startswith(_SIGNATURES) or not _looks_like_base64(data.decode("latin-1")):
+            raise RowError(
+                "fetch",
+                "image_src_type='image_base64' but the cell is the picture's own bytes; "
+                "pass image_src_type='image_binary'",
+            )
+        return _base64(data.decode("ascii"))
+    return ImageSource("bytes", data, f"{len(data)} bytes", f"bytes:{_digest(data)}")
+
+
+def _address(text: str) -> ImageSource:
+    text = text.strip()
+    found = _SCHEME.match(text)
+    scheme = found.group(1).lower() if found else ""
+    if scheme in ("http", "https"):
+        return ImageSource("url", text, mask(text), text)
+    if scheme not in ("", "file"):
+        return ImageSource("remote", text, mask(text), text)
+    return ImageSource("path", text, _clip(text), text)
+
+
+def _base64(text: str) -> ImageSource:
+    return ImageSource("base64", text, f"base64 text of {len(text)} characters", f"base64:{_digest(text.encode())}")
+
+
+def _array(array: np.ndarray[Any, Any]) -> ImageSource:
+    name = f"{array.dtype}{array.shape}"
+    key = _digest(np.ascontiguousarray(array).data) if array.size and array.dtype != object else "empty"
+    return ImageSource("array", array, f"array {name}", f"array:{name}:{key}")
+
+
+def _is_sequence(cell: object) -> bool:
+    # Columns of lists come back from Parquet as arrays of objects.
+    return isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.dtype == object and cell.ndim == 1)
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a text of unknown kind is base64; "/9j/…" is both a JPEG and an absolute path."""
+    if text.lstrip()[:5].lower() == "data:":
+        return True
+    if _SCHEME.match(text.lstrip()):
+        return False
+    if len(text) > _LONGEST_PATH:
+        return True
+    return not _exists(text) and _looks_like_base64(text) and _starts_like_picture(text)
+
+
+def _looks_like_base64(text: str) -> bool:
+    return text.lstrip()[:5].lower() == "data:" or (len(text) >= 16 and _BASE64.fullmatch(text) is not None)
+
+
+def _starts_like_picture(text: str) -> bool:
+    head = "".join(text[:128].split())[:64].replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(head[: len(head) // 4 * 4]).startswith(_SIGNATURES)
+    except binascii.Error:
+        return False
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a NUL in the text
+        return False
+
+
+def _digest(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _clip(text: str, length: int = 120) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
