@@ -325,7 +325,7 @@ def _check_pairs(config: Config) -> None:
         )
     if config.num_beams > 1 and config.do_sample:
         raise ConfigError(
-            f"num_beams={config.num_beams} and do_sample=True exclude each other here, since sampled beams would depend "
+            f"num_beams={config.num_beams} and do_sample=True exclude each other, since sampled beams would depend "
             "on the rows beside them; pass num_beams=1 or do_sample=False"
         )
 

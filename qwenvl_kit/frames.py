@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _TEXT = pd.StringDtype(na_value=np.nan)  # pandas' own type for texts, missing ones included
-_COLUMNS = {
+_COLUMNS: dict[str, Any] = {
     "text": _TEXT,
     "status": _TEXT,
     "error": _TEXT,
@@ -45,18 +45,18 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {
-        name: pd.array([getattr(result, name) for result in run.results], dtype=dtype)
+        name: pd.Series([getattr(result, name) for result in run.results], index=index, dtype=dtype)
         for name, dtype in _COLUMNS.items()
     }
     frame = pd.DataFrame(columns, index=index)
-    frame.attrs = dict(run.record)
+    frame.attrs.update(run.record)
     return frame
 
 
 def text_series(frame: pd.DataFrame, name: str) -> pd.Series:
     """The texts of a result frame as a series of its own."""
     texts = frame["text"].rename(name)
-    texts.attrs = dict(frame.attrs)
+    texts.attrs.update(frame.attrs)
     return texts
 
 

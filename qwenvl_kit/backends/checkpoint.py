@@ -126,7 +126,7 @@ def read(folder: Path) -> Checkpoint:
 
 def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
     """Limits stand as min_pixels/max_pixels in older processor configs, as areas under "size" in newer ones."""
-    processor = _json(folder / "preprocessor_config.json")
+    processor = _image_processor(folder)
     size = processor.get("size") or {}
     vision = config.get("vision_config", {})
     standard = Geometry()
@@ -136,6 +136,15 @@ def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
         min_pixels=int(processor.get("min_pixels") or size.get("shortest_edge") or 56 * 56),
         max_pixels=int(processor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280),
     )
+
+
+def _image_processor(folder: Path) -> dict[str, Any]:
+    """Published checkpoints have a file of its own for it, those saved by transformers 5 one for all processors."""
+    joint = folder / "processor_config.json"
+    if joint.is_file() and "image_processor" in (content := _json(joint)):
+        found: dict[str, Any] = content["image_processor"]
+        return found
+    return _json(folder / "preprocessor_config.json")
 
 
 def _from_hub(config: Config, folders: tuple[Path, ...]) -> Path:

@@ -67,12 +67,10 @@ class Encoder:
         RowError
             Prompt and answer do not fit the model's context, of the stage ``generate``.
         """
+        images = [torch.tensor(picture.pixels).permute(2, 0, 1) for picture in request.pictures]  # (3, H, W), copied
         # do_resize=False: the pictures have their size already, and twice resized is not once resized.
         cut = self._processor.image_processor(
-            images=[picture.pixels for picture in request.pictures],
-            do_resize=False,
-            input_data_format="channels_last",
-            return_tensors="pt",
+            images=images, do_resize=False, input_data_format="channels_first", return_tensors="pt"
         )
         grid: Tensor = cut["image_grid_thw"]  # (n_pictures, 3)
         ids = self._with_visual_tokens(self._prompt_ids(request), grid)

@@ -74,9 +74,13 @@ class TorchBackend:
     def __init__(self, spec: TorchSpec) -> None:
         checkpoint = read(spec.folder)
         self._offload = tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-")
-        with _quietly():
-            processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
-            self._model = _load_model(spec, self._offload.name)
+        try:
+            with _quietly():
+                processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
+                self._model = _load_model(spec, self._offload.name)
+        except BaseException:
+            self._offload.cleanup()
+            raise
         self._tokenizer = processor.tokenizer
         self._encoder = Encoder(processor, checkpoint.context)
         self._eos_ids = checkpoint.eos_token_ids

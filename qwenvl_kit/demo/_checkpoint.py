@@ -5,6 +5,7 @@ It knows how the model looks, not how it learns.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -68,18 +69,14 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalG
     return model
 
 
-def save_folder(
-    folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def save_folder(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the model in bfloat16 with everything that `from_pretrained` needs."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    state.pop("lm_head.weight")  # tied to the embeddings
-    dtype = model.dtype
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(folder, state_dict=state)
-    model.config.dtype = dtype
-    build_processor(tokenizer).save_pretrained(folder)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone, and is read from a wheel
+    processor = build_processor(tokenizer)
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # the file in which the published checkpoints keep pixel limits
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLProcessor:

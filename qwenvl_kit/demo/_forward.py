@@ -7,10 +7,11 @@ same weights are applied to padded tensors. A test holds this equal to the libra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 GUIDED_LAYER = 2
@@ -60,9 +61,10 @@ def run_vision(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, place
     kernel = visual.patch_embed.proj.weight.sum(dim=2).flatten(1)  # both frames of a still picture are equal
     x = F.linear(patches, kernel)  # (B, N, D)
     angles = places[..., None].float() * visual.rotary_pos_emb.inv_freq  # (B, N, 2, F)
-    cos, sin = (visual.rotary_pos_emb.recomposition_frequencies(part.flatten(0, 1)) for part in (angles.cos(), angles.sin()))
-    cos, sin = cos.view(n_batch, 1, n_patches, -1), sin.view(n_batch, 1, n_patches, -1)
-    same_window = (windows[:, None, :, None] == windows[:, None, None, :])
+    arrange = visual.rotary_pos_emb.recomposition_frequencies
+    arranged = [arrange(part.flatten(0, 1)) for part in (angles.cos(), angles.sin())]
+    cos, sin = (part.view(n_batch, 1, n_patches, -1) for part in arranged)  # (B, 1, N, d)
+    same_window = windows[:, None, :, None] == windows[:, None, None, :]
     any_picture = (windows >= 0)[:, None, None, :].expand(-1, 1, n_patches, -1)
     for index, block in enumerate(visual.blocks):
         mask = any_picture if index in visual.fullatt_block_indexes else same_window
@@ -118,11 +120,11 @@ def predict(model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor) -> Tensor
     return F.linear(_norm(model.model.language_model.norm, hidden), model.lm_head.weight)
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm(norm: Any, x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _gated(mlp: nn.Module, x: Tensor) -> Tensor:
+def _gated(mlp: Any, x: Tensor) -> Tensor:
     out: Tensor = mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
     return out
 

@@ -25,16 +25,14 @@ CAPTION_PROMPTS: dict[Language, tuple[str, ...]] = {
     "en": ("Describe this image in detail.", "Describe this image.", "What is in this image?"),
 }
 
-_ZH = {
-    **{"circle": "圆形", "square": "方形", "triangle": "三角形", "star": "五角星"},
-    **{"diamond": "菱形", "cross": "十字形", "ring": "圆环", "heart": "心形"},
-    **{"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "orange": "橙色", "purple": "紫色"},
-    **{"pink": "粉色", "cyan": "青色", "brown": "棕色", "white": "白色", "black": "黑色", "gray": "灰色"},
-    **{"beige": "米色", "large": "大的", "small": "小的"},
-    **{"top left": "左上角", "top center": "正上方", "top right": "右上角"},
-    **{"middle left": "左侧", "center": "正中间", "middle right": "右侧"},
-    **{"bottom left": "左下角", "bottom center": "正下方", "bottom right": "右下角"},
-}
+_WORDS = """
+circle=圆形 square=方形 triangle=三角形 star=五角星 diamond=菱形 cross=十字形 ring=圆环 heart=心形
+red=红色 green=绿色 blue=蓝色 yellow=黄色 orange=橙色 purple=紫色 pink=粉色 cyan=青色 brown=棕色
+white=白色 black=黑色 gray=灰色 beige=米色 large=大的 small=小的
+top-left=左上角 top-center=正上方 top-right=右上角 middle-left=左侧 center=正中间 middle-right=右侧
+bottom-left=左下角 bottom-center=正下方 bottom-right=右下角
+"""
+_ZH = dict(pair.replace("-", " ").split("=") for pair in _WORDS.split())
 _ZH_NUMBERS = ("零", "一", "两", "三", "四", "五", "六", "七", "八", "九")
 _EN_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -182,7 +180,7 @@ class Asker:
         return Question(kind="shape", prompt=prompt, answer=self._sentence(thing.shape), about=(row,))
 
     def what(self, *, empty: bool | None = None) -> Question:
-        """What stands at a place; one place in four is an empty one."""
+        """What stands at a place, which is empty one time in four."""
         rows = {thing.cell: row for row, thing in enumerate(self.scene.things)}
         empty = bool(self.rng.random() < 0.25) if empty is None else empty
         cell = int(self.rng.choice([cell for cell in range(len(CELLS)) if (cell in rows) != empty]))

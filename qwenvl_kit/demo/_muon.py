@@ -88,7 +88,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     for _ in range(_STEPS):
         gram = x @ x.T
         x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    turned: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return turned
 
 
 def sum_over_processes(tensors: list[Tensor]) -> list[Tensor]:
@@ -97,7 +98,7 @@ def sum_over_processes(tensors: list[Tensor]) -> list[Tensor]:
         return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 

@@ -23,7 +23,7 @@ from ._language import CAPTION_PROMPTS, LANGUAGES, Asker, Language, Question, ca
 from ._world import LARGE_WORLD, Scene, World
 
 #: Tokens in a row, and room for the merged tokens of a picture in it.
-ROW_TOKENS = 224
+ROW_TOKENS = 240
 PICTURE_TOKENS = 18
 
 SHAPES, COLOURS, SIZES = (LARGE_WORLD.shapes, LARGE_WORLD.colours, LARGE_WORLD.sizes)
@@ -183,7 +183,11 @@ class RowPacker:
         )
 
     def _write_head(
-        self, tokens: NDArray[np.int64], positions: NDArray[np.int64], segments: NDArray[np.int64], grid: tuple[int, int]
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        segments: NDArray[np.int64],
+        grid: tuple[int, int],
     ) -> int:
         """Write prefix, picture and its end; give the position that follows."""
         start, n_tokens = self.picture_start, grid[0] * grid[1]
@@ -216,7 +220,7 @@ class RowPacker:
         asked = [
             *(asker.is_there(truth=True), asker.is_there(truth=True)),
             *(asker.is_there(truth=False), asker.is_there(truth=False, hard=bool(rng.random() < 0.4))),
-            *(asker.colour(), asker.shape(), asker.where(), asker.what(), asker.what()),
+            *(asker.colour(), asker.shape(), asker.where(), asker.where(), asker.what()),
             asker.count() if rng.random() < 0.5 else asker.background(),
         ]
         return [question for question in asked if question is not None]
@@ -242,7 +246,7 @@ def _resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Cut (H, W, 3) into (N, 588), the four patches of a merged token after one another."""
     rows, columns = pixels.shape[0] // _TOKEN_SIDE, pixels.shape[1] // _TOKEN_SIDE
-    scaled = (pixels.astype(np.float32) / 255 - _MEAN) / _STD
+    scaled: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - _MEAN) / _STD
     cut = scaled.reshape(rows, 2, _PATCH, columns, 2, _PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
     return cut.reshape(rows * columns * 4, -1)
 
@@ -277,7 +281,9 @@ def _overlap(box: tuple[float, float, float, float], grid: tuple[int, int]) -> N
 
 
 def _labels(scenes: list[Scene], owners: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    labels = {name: np.full(owners.shape, IGNORED, dtype=np.int64) for name in ("shape", "colour", "size", "background")}
+    labels = {
+        name: np.full(owners.shape, IGNORED, dtype=np.int64) for name in ("shape", "colour", "size", "background")
+    }
     for row, scene in enumerate(scenes):
         labels["background"][row, owners[row] != IGNORED] = LARGE_WORLD.backgrounds.index(scene.background)
         labels["shape"][row, owners[row] == -1] = len(SHAPES)

@@ -46,20 +46,18 @@ CHAT_TEMPLATE = (
 _LARGEST_VOCABULARY = 4096
 _MULTIPLE = 128
 
-# Pieces of the sentence templates, each with the mark or space before it.
-_ZH_PIECES = (
-    *("请给出", "这张图片", "的详细描述", "请描述", "图中", "有什么", "有几个", "个物体", "背景", "背景上有", "的物体", "。"),
-    *("是什么", "是什么颜色", "是什么形状", "在哪里", "吗", "？", "：一个", "没有物体", "没有", "有", "个", "物体"),
-    *("写着", "数字", "是几", "坐标", "以", "格式", "输出", "位置", "的"),
-)
-_ZH_MORE = ("椭圆形", "长方形", "五边形", "六边形", "月牙形", "箭头", "灰色", "中等的")
-_EN_PIECES = (
-    *("system", "user", "assistant", "You", " are", " a", " an", " helpful", " assistant", "Describe", " this", " image"),
-    *(" in", " detail", "What", " is", " the", " color", " colour", " background", " shape", " at", "Where", "Is"),
-    *(" there", "How", " many", " objects", " object", " on", "Nothing", "Yes", "No", "A", ".", "?", ":", ",", "One"),
-    *(" number", " digit", " with", " written", " Output", " JSON", " coordinates", " its", " it", " has", " and"),
-    *('[{"', "bbox", '":', ' "', "label", '"}', "]", " [", '"},', ' {"', "_", "[]"),
-)
+# Pieces of the sentence templates; "~" stands for the space before a word, which belongs to its token.
+_ZH_PIECES = """
+请给出 这张图片 的详细描述 请描述 图中 有什么 有几个 个物体 背景 背景上有 的物体 。 是什么 是什么颜色 是什么形状 在哪里
+吗 ？ ：一个 没有物体 没有 有 个 物体 写着 数字 是几 坐标 以 格式 输出 位置 的
+椭圆形 长方形 五边形 六边形 月牙形 箭头 灰色 中等的
+"""
+_EN_PIECES = """
+system user assistant You ~are ~a ~an ~helpful ~assistant Describe ~this ~image ~in ~detail What ~is ~the ~color ~colour
+~background ~shape ~at Where Is ~there How ~many ~objects ~object ~on Nothing Yes No A . ? : , One
+~number ~digit ~with ~written ~Output ~JSON ~coordinates ~its ~it ~has ~and
+[{" bbox ": ~" label "} ] ~[ "}, ~{" _ []
+"""
 _EN_MORE = ("ellipse", "rectangle", "pentagon", "hexagon", "crescent", "arrow", "medium")
 
 
@@ -96,9 +94,8 @@ def _words() -> list[str]:
     return [
         *names["zh"],
         *places,
-        *_ZH_PIECES,
-        *_ZH_MORE,
-        *_EN_PIECES,
+        *_ZH_PIECES.split(),
+        *(piece.replace("~", " ") for piece in _EN_PIECES.split()),
         *[f" {word}" for word in english],
         *[f" {word.capitalize()}" for word in english],
         *[word.capitalize() for word in english],

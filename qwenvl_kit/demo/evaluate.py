@@ -36,7 +36,13 @@ def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **opti
     **options
         Fields of `Config`, such as `backend` or `batch_size`.
     """
-    asked: dict[str, object] = {"model_name": "demo", "dtype": "float32", "batch_size": 32, "progress": False, **options}
+    asked: dict[str, object] = {
+        "model_name": "demo",
+        "dtype": "float32",
+        "batch_size": 32,
+        "progress": False,
+        **options,
+    }
     frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
     judged: list[Judged] = []
     for language in LANGUAGES:
@@ -80,9 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         asked.json.write_text(_report(judged), encoding="utf-8")
 
 
-def _captions(
-    scenes: list[Scene], frame: pd.DataFrame, language: Language, options: dict[str, object]
-) -> list[Judged]:
+def _captions(scenes: list[Scene], frame: pd.DataFrame, language: Language, options: dict[str, object]) -> list[Judged]:
     given = frame.vl.caption("image", prompt=CAPTION_PROMPTS[language][0], **options)
     return [
         Judged(
@@ -106,12 +110,13 @@ def _questions(
     rng: np.random.Generator,
 ) -> list[Judged]:
     asked = [
-        (row, question)
-        for row, scene in enumerate(scenes)
-        for question in ask_all(scene, language, rng, world=world)
+        (row, question) for row, scene in enumerate(scenes) for question in ask_all(scene, language, rng, world=world)
     ]
     rows = pd.DataFrame(
-        {"image": [frame["image"].iloc[row] for row, _ in asked], "question": [question.prompt for _, question in asked]}
+        {
+            "image": [frame["image"].iloc[row] for row, _ in asked],
+            "question": [question.prompt for _, question in asked],
+        }
     )
     given = rows.vl.ask("image", "question", **options)
     return [

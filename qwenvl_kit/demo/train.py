@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ._checkpoint import build_model, save_folder
@@ -39,7 +39,6 @@ from ._packing import (
 )
 from ._tokenizer import build_tokenizer
 from ._world import LARGE_WORLD, WORLDS, Scene, World, sample_scene, split_of
-
 
 _VISION_BATCH = 48
 _VISION_THINGS = range(2, 8)  # crowded pictures teach the vision tower more in the same time
@@ -217,7 +216,7 @@ class Trainer:
         trained = [parameter for _, parameter in self._trained()]
         gradients = sum_over_processes([_gradient(parameter) for parameter in trained])
         scale = 1 / (dist.get_world_size() if dist.is_initialized() else 1)
-        norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients)) * scale
+        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt() * scale
         scale *= min(1.0, 1.0 / (norm.item() + 1e-6))
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient * scale
@@ -232,9 +231,12 @@ class Trainer:
         return [(name, p) for name, p in self.named if "visual" in name or name.startswith("head.")]
 
     def _scenes(self, n: int, counts: range) -> list[Scene]:
+        shares = np.array([1.0 + count for count in counts])  # crowded scenes are the hard ones
+        shares /= shares.sum()
         scenes: list[Scene] = []
         while len(scenes) < n:
-            scene = sample_scene(self.rng, self.plan.world, n_things=int(self.rng.choice(counts)))
+            n_things = int(self.rng.choice(counts, p=shares))
+            scene = sample_scene(self.rng, self.plan.world, n_things=n_things)
             if split_of(scene) == "train":
                 scenes.append(scene)
         return scenes
@@ -291,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     if plan.n_processes == 1:
         Trainer(plan).run()
     else:
-        mp.start_processes(_work, args=(plan,), nprocs=plan.n_processes, start_method="spawn")
+        start_processes(_work, args=(plan,), nprocs=plan.n_processes, start_method="spawn")  # type: ignore[no-untyped-call]
 
 
 def _work(rank: int, plan: Plan) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,7 +61,7 @@ def identify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
     if is_null(cell):
         return ()
     if _is_sequence(cell):
-        return _identify_many(cell, image_src_type)
+        return _identify_many(cast("Sequence[object]", cell), image_src_type)
     return (_identify_one(cell, image_src_type),)
 
 
@@ -91,9 +91,7 @@ def mask(address: str) -> str:
     return _clip(f"{parts.scheme}://{netloc}{parts.path}{query}")
 
 
-def _identify_many(
-    cell: Sequence[object] | np.ndarray[Any, Any], image_src_type: ImageSrcType
-) -> tuple[ImageSource, ...]:
+def _identify_many(cell: Sequence[object], image_src_type: ImageSrcType) -> tuple[ImageSource, ...]:
     sources: list[ImageSource] = []
     for position, part in enumerate(cell, start=1):
         if is_null(part) or _is_sequence(part):

@@ -98,7 +98,8 @@ def test_a_hard_no_shows_the_shape_in_another_colour_and_the_colour_on_another_s
 
 
 def test_questions_without_a_single_answer_are_not_asked() -> None:
-    twins = Scene(background="white", things=tuple(Thing(shape="star", colour="red", size="small", cell=c) for c in (1, 5)))
+    stars = tuple(Thing(shape="star", colour="red", size="small", cell=cell) for cell in (1, 5))
+    twins = Scene(background="white", things=stars)
     kinds = {question.kind for question in questions(twins, np.random.default_rng(0), "zh")}
     assert kinds == {"count", "background", "what", "is_there"}
 

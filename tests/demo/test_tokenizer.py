@@ -20,7 +20,10 @@ def test_the_vocabulary_is_always_the_same(tokenizer: PreTrainedTokenizerBase) -
     assert vocabulary_size(tokenizer) == 1024
 
 
-@pytest.mark.parametrize("text", ["", "naïve café 🙂", "图像理解\n\t", '[{"bbox_2d": [12, 3, 45, 6], "label": "red circle"}]'])
+TEXTS = ["", "naïve café 🙂", "图像理解\n\t", '[{"bbox_2d": [12, 3, 45, 6], "label": "red circle"}]']
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_any_text_survives_the_round_trip(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -37,4 +40,5 @@ def test_sentences_of_the_large_world_are_short(tokenizer: PreTrainedTokenizerBa
             n_tokens = len(tokenizer(caption(scene, language))["input_ids"])
             assert n_tokens <= n_head + n_each * len(scene.things)
         for language in LANGUAGES:
-            assert all(len(tokenizer(question.answer)["input_ids"]) <= 6 for question in questions(scene, rng, language))
+            answers = [question.answer for question in questions(scene, rng, language)]
+            assert max(len(tokenizer(answer)["input_ids"]) for answer in answers) <= 6

@@ -50,7 +50,7 @@ def test_the_split_of_several_objects_depends_on_neither_place_nor_size() -> Non
 def test_scenes_stay_inside_their_world(world: World) -> None:
     for scene in sample_scenes(200, world=world):
         height, width = picture_size(scene)
-        assert 84 <= min(height, width)
+        assert min(height, width) >= 84
         assert max(height, width) <= 768
         assert max(height, width) / min(height, width) <= world.max_aspect * 1.01
         assert scene.background in world.backgrounds

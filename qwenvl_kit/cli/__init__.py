@@ -1,0 +1,65 @@
+"""The command line: ``qwenvl-kit caption | demo | doctor``; words in, printed lines and an exit status out.
+
+Exit status: 0 when done (failed rows are named but kept), 1 when rows failed under ``--on-error raise`` or the backend
+broke, 2 for a wrong option or a missing model, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from qwenvl_kit._version import __version__
+from qwenvl_kit.cli import caption, demo, doctor
+from qwenvl_kit.errors import Interrupted, QwenVLError, QwenVLWarning, RowErrors
+
+_COMMANDS = (caption, demo, doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command line; that of the process where None.
+
+    Returns
+    -------
+    int
+        The exit status.
+
+    Examples
+    --------
+    >>> main(["caption", "no-such-folder/", "--backend", "echo"])
+    2
+    """
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        status: int = parsed.work(parsed)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"qwenvl-kit: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    except QwenVLError as error:
+        print(f"qwenvl-kit: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RowErrors) or getattr(error, "results", None) is not None else 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwenvl-kit", description="Let Qwen2.5-VL look at pictures.")
+    parser.add_argument("--version", action="version", version=f"qwenvl_kit {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """One line for our own warnings, without the place in the code that Python would add."""
+    name = "" if issubclass(category, QwenVLWarning) else f"{category.__name__}: "
+    print(f"qwenvl-kit: {name}{message}", file=sys.stderr)

@@ -1,0 +1,103 @@
+"""``qwenvl-kit doctor``: what this machine has, what would run on it, and why not more."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qwenvl_kit._version import __version__
+from qwenvl_kit.cli.options import add_options, config_of
+from qwenvl_kit.errors import QwenVLError
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from qwenvl_kit.config import Config
+
+_EXTRAS = {
+    "flash": ("flash_attn", "flash-attention-2 on CUDA"),
+    "onnx": ("onnxruntime", "ONNX export and ONNX Runtime"),
+    "daft": ("daft", "the operator on Daft and Ray"),
+    "s3": ("s3fs", "s3:// addresses"),
+    "tos": ("tosfs", "tos:// addresses"),
+    "parquet": ("pyarrow", "writing Parquet"),
+    "notebook": ("ipywidgets", "notebook widgets"),
+}
+
+
+def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("doctor", help="see what would run here, and why not more", description=__doc__)
+    add_options(parser)
+    parser.set_defaults(work=work)
+
+
+def work(parsed: argparse.Namespace) -> int:
+    """Print what is found; the status is 1 when the model asked for cannot run."""
+    config = config_of(parsed)
+    for title, lines in (("Machine", _machine()), ("Extras", _extras())):
+        print(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
+    print("What would run")
+    try:
+        lines = list(_plan(config))
+    except (QwenVLError, ImportError, OSError, RuntimeError) as error:
+        print(f"  nothing: {error}")
+        return 1
+    print("\n".join(f"  {line}" for line in lines))
+    return 0
+
+
+def _machine() -> Iterator[str]:
+    yield f"qwenvl_kit {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"
+    for package in ("torch", "torchvision", "transformers", "accelerate"):
+        yield _imported(package)
+    yield from _gpus()
+
+
+def _imported(package: str) -> str:
+    """Version of a package that really imports: a wrong pair of torch and torchvision is found here."""
+    try:
+        importlib.import_module(package)
+        return f"{package} {importlib.metadata.version(package)}"
+    except Exception as error:  # noqa: BLE001  # a broken installation can raise anything
+        fix = " (install the matching pair: pip install torch torchvision)" if package.startswith("torch") else ""
+        return f"{package} does not import: {type(error).__name__}: {error}{fix}"
+
+
+def _gpus() -> Iterator[str]:
+    try:
+        import torch
+    except Exception:  # noqa: BLE001  # told above
+        return
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        yield f"no CUDA device is visible ({built}; CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
+        return
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index} {found.name}, {found.total_memory / 2**30:.0f} GiB, capability {found.major}.{found.minor}"
+
+
+def _extras() -> Iterator[str]:
+    for extra, (package, purpose) in _EXTRAS.items():
+        if importlib.util.find_spec(package) is not None:
+            yield f"{purpose}: yes"
+        else:
+            build = " --no-build-isolation" if extra == "flash" else ""
+            yield f"{purpose}: no; pip install 'qwenvl_kit[{extra}]'{build}"
+
+
+def _plan(config: Config) -> Iterator[str]:
+    from qwenvl_kit.backends.base import make_spec
+
+    effective = make_spec(config).effective
+    yield f"{effective.model} on {effective.backend}, {effective.device}"
+    yield f"dtype {effective.dtype}, attention {effective.attention}, batch_size {effective.batch_size}"
+    yield f"pictures of {effective.min_pixels} to {effective.max_pixels} pixels"
+    yield from (f"not: {note}" for note in effective.notes)
