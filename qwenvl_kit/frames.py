@@ -115,8 +115,13 @@ def _message(frame: pd.DataFrame, failed: np.ndarray[tuple[int], np.dtype[np.int
     stages = Counter(str(stage) for stage in frame["stage"].iloc[failed])
     counts = ", ".join(f"{stage}: {n}" for stage, n in stages.items())
     lines = [
-        f"  row {at // n_prompts} (index {frame.index[at]!r}), {frame['stage'].iloc[at]}: {frame['error'].iloc[at]}"
+        f"  row {at // n_prompts} (index {_label(frame.index, at)}), {frame['stage'].iloc[at]}: {frame['error'].iloc[at]}"
         for at in failed[:_SHOWN_ERRORS]
     ]
     more = [f"  … and {len(failed) - _SHOWN_ERRORS} more"] if len(failed) > _SHOWN_ERRORS else []
     return "\n".join([f"{len(failed)} of {len(frame)} rows failed ({counts})", *lines, *more])
+
+
+def _label(index: pd.Index, at: int) -> str:
+    label = index[at]
+    return repr(label.item() if isinstance(label, np.generic) else label)

@@ -120,8 +120,8 @@ class Encoder:
         if n_tokens + request.max_new_tokens > self._context:
             raise RowError(
                 "generate",
-                f"the prompt has {n_tokens} tokens and up to {request.max_new_tokens} may follow, more than the model's "
-                f"{self._context}; lower max_pixels or max_caption_length, or shorten the prompt",
+                f"the prompt has {n_tokens} tokens and up to {request.max_new_tokens} may follow, more than the "
+                f"model's {self._context}; lower max_pixels or max_caption_length, or shorten the prompt",
             )
 
 

@@ -20,21 +20,20 @@ import torch
 from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
+from qwenvl_kit.backends.batching import Waiting
 from qwenvl_kit.backends.checkpoint import Checkpoint, find, read
 from qwenvl_kit.backends.devices import find_device
 from qwenvl_kit.backends.encode import Encoded, Encoder, collate
 from qwenvl_kit.backends.steps import FiniteGuard, SeededChoice, StopWhen, TokenTap, warpers
 from qwenvl_kit.effective import CheckpointDefaults, Effective, resolve
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.records import Geometry, Request, Result
+from qwenvl_kit.records import Geometry, Result
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qwenvl_kit.backends.base import Control, Feed
     from qwenvl_kit.config import Config
-
-_WINDOW = 4  # batches' worth of requests among which neighbours of like length are sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class TorchBackend:
 
     def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
         """Answer what the feed gives, batch by batch, rows of like length together."""
-        waiting = _Waiting(effective.batch_size)
+        waiting = Waiting(effective.batch_size)
         while not control.cancel.is_set():
             requests = waiting.top_up(feed)
             if requests is None and not waiting.rows:
@@ -113,7 +112,7 @@ class TorchBackend:
         self._offload.cleanup()
 
     def _answer(
-        self, batch: list[Encoded], effective: Effective, control: Control, waiting: _Waiting
+        self, batch: list[Encoded], effective: Effective, control: Control, waiting: Waiting
     ) -> Iterator[Result]:
         """Answer a batch; when memory runs out, its halves."""
         started = time.perf_counter()
@@ -215,37 +214,6 @@ class TorchBackend:
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-
-class _Waiting:
-    """Encoded requests that wait for a forward, and how many of them go into one."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.rows: list[Encoded] = []
-        self._batch_size = batch_size
-
-    def top_up(self, feed: Feed) -> list[Request] | None:
-        """Take what is ready; wait only when there is nothing to do. None: no more will come."""
-        room = _WINDOW * self._batch_size - len(self.rows)
-        if self.rows:
-            return feed.take(room, block=False) if room > 0 else []
-        first = feed.take(1, block=True)
-        if not first:
-            return first
-        return first + (feed.take(room - 1, block=False) or [] if room > 1 else [])
-
-    def next_batch(self) -> list[Encoded]:
-        """The oldest row and those nearest to it in length, which waste the least padding."""
-        oldest = len(self.rows[0].ids)
-        nearest = sorted(range(len(self.rows)), key=lambda i: (i > 0, abs(len(self.rows[i].ids) - oldest)))
-        chosen = set(nearest[: self._batch_size])
-        batch = [row for i, row in enumerate(self.rows) if i in chosen]
-        self.rows = [row for i, row in enumerate(self.rows) if i not in chosen]
-        return batch
-
-    def shrink_to(self, batch_size: int) -> None:
-        """Memory ran out: no larger batch is tried again in this run."""
-        self._batch_size = max(1, min(self._batch_size, batch_size))
 
 
 def spec(config: Config) -> TorchSpec:

@@ -38,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     parsed = parser.parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        status: int = parsed.work(parsed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", QwenVLWarning)
+            warnings.showwarning = _show_warning
+            status: int = parsed.work(parsed)
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"qwenvl-kit: {error or 'interrupted'}", file=sys.stderr)
         return 130

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-import qwenvl_kit
+import qwenvl_kit  # noqa: F401  # importing it is what registers df.vl
 from qwenvl_kit.cli.options import add_options, config_of
 from qwenvl_kit.errors import ConfigError, Interrupted, MissingExtra, QwenVLError
 
@@ -114,6 +114,3 @@ def _complete(out: Path) -> Iterator[Path]:
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
-
-
-assert qwenvl_kit.last_run  # importing the package is what registers df.vl

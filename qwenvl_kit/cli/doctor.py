@@ -45,11 +45,11 @@ def work(parsed: argparse.Namespace) -> int:
         print(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
     print("What would run")
     try:
-        lines = list(_plan(config))
+        planned = list(_plan(config))
     except (QwenVLError, ImportError, OSError, RuntimeError) as error:
         print(f"  nothing: {error}")
         return 1
-    print("\n".join(f"  {line}" for line in lines))
+    print("\n".join(f"  {line}" for line in planned))
     return 0
 
 

@@ -124,8 +124,8 @@ def write(shown: Sequence[Exhibit], folder: Path) -> Path:
     page = folder / "index.html"
     figures = "\n".join(_figure(exhibit) for exhibit in shown)
     page.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>qwenvl_kit {qwenvl_kit.__version__}: '
-        f"the embedded model</title>\n<style>{_STYLE}</style></head>\n<body><h1>What the embedded Qwen2.5-VL sees</h1>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>qwenvl_kit '
+        f"{qwenvl_kit.__version__}: the embedded model</title>\n<style>{_STYLE}</style></head>\n<body><h1>What the embedded Qwen2.5-VL sees</h1>\n"
         "<p>Drawn scenes that it was never trained on, captioned in float32. It knows this drawn world and nothing "
         f"else.</p>\n<main>\n{figures}\n</main></body></html>\n",
         encoding="utf-8",
