@@ -24,6 +24,7 @@ from qwenvl_kit.errors import (
     RowError,
     RowErrors,
     RowErrorWarning,
+    StoreError,
     UnknownOption,
 )
 from qwenvl_kit.records import Result
@@ -47,6 +48,7 @@ __all__ = [
     "RowError",
     "RowErrorWarning",
     "RowErrors",
+    "StoreError",
     "UnknownOption",
     "__version__",
     "last_run",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
@@ -166,8 +167,7 @@ class Config:
         for option in fields(self):
             if option.name != "asked":
                 value = options.get(option.name, option.default)
-                plain = value.item() if isinstance(value, np.generic) else value  # numpy scalars from a grid or a frame
-                object.__setattr__(self, option.name, plain)
+                object.__setattr__(self, option.name, _plain(value))
         object.__setattr__(self, "asked", frozenset(options))
         _validate(self)
 
@@ -343,6 +343,13 @@ def _one_of(config: Config, name: str, choices: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
     fix = f"did you mean {near[0]!r}?" if near else f"pass {choices[0]!r}"
     raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}; {fix}")
+
+
+def _plain(value: object) -> object:
+    """Turn numpy scalars, as grids and frames hold them, and paths into Python's own values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _is_int(value: object) -> bool:

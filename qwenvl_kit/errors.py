@@ -8,6 +8,7 @@
     ├── ColumnNotFound     (KeyError)           a column that the frame lacks
     ├── ModelNotFound      (FileNotFoundError)  no checkpoint where the options point
     ├── CheckpointError    (ValueError)         a folder that is no usable Qwen2.5-VL checkpoint
+    ├── StoreError         (OSError)            the store's file cannot be read or written
     ├── MissingExtra       (ImportError)        an optional dependency is not installed
     ├── RowError                                one row's fault; ends as a ``Result``, not as an exception
     ├── RowErrors                               some rows failed under ``on_error="raise"``
@@ -55,6 +56,10 @@ class ModelNotFound(QwenVLError, FileNotFoundError):
 
 class CheckpointError(QwenVLError, ValueError):
     """A folder or file that is no usable checkpoint of the Qwen2.5-VL family."""
+
+
+class StoreError(QwenVLError, OSError):
+    """The store's file is none, is broken, or cannot be written."""
 
 
 class MissingExtra(QwenVLError, ImportError):

@@ -90,6 +90,7 @@ def deliver(
     results = shape(frame)
     if run.failure is not None:
         if isinstance(run.failure, QwenVLError):
+            run.failure.add_note("rows that were finished are in qwenvl_kit.last_run()")
             raise run.failure
         message = f"the {run.record['effective']['backend']} backend broke: {run.failure}; .results holds finished rows"
         raise BackendFailed(message, results) from run.failure

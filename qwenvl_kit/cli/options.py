@@ -8,30 +8,29 @@ from typing import Any
 
 from qwenvl_kit.config import Config, OptionDoc, option_docs
 
-_OWN = ("store",)  # has no effect here yet, or is set by the command itself
 
-
-def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Add a flag for each option, such as ``--batch-size 8``; `defaults` replace those of `Config`."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each option, such as ``--batch-size 8``."""
     group = parser.add_argument_group("options of the model and the run")
     for option in option_docs():
-        if option.name not in _OWN:
-            _add(group, option, defaults.get(option.name, option.default))
-    parser.set_defaults(**{f"own_{name}": value for name, value in defaults.items()})
+        _add(group, option)
 
 
 def config_of(parsed: argparse.Namespace) -> Config:
     """Make the `Config` that the flags ask for; what was not given stays not asked for."""
-    names = {option.name for option in option_docs()}
-    own = {name.removeprefix("own_"): value for name, value in vars(parsed).items() if name.startswith("own_")}
-    given = {name: value for name, value in vars(parsed).items() if name in names}
-    options: dict[str, Any] = {**own, **given}
-    return Config(**options)
+    given: dict[str, Any] = {
+        option.name: getattr(parsed, option.name) for option in option_docs() if hasattr(parsed, option.name)
+    }
+    return Config(**given)
 
 
-def _add(group: argparse._ArgumentGroup, option: OptionDoc, default: Any) -> None:
+def _add(group: argparse._ArgumentGroup, option: OptionDoc) -> None:
     shown = option.doc.replace("`", "").replace("%", "%%")
-    settings: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": f"{shown} [{default}]"}
+    settings: dict[str, Any] = {
+        "dest": option.name,
+        "default": argparse.SUPPRESS,
+        "help": f"{shown} [{option.default}]",
+    }
     if isinstance(option.default, bool):
         settings["action"] = argparse.BooleanOptionalAction
     else:

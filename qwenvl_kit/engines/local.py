@@ -14,6 +14,7 @@ from qwenvl_kit.backends.base import make_spec
 from qwenvl_kit.effective import announce
 from qwenvl_kit.errors import BackendBusy
 from qwenvl_kit.runner import inside_run, run
+from qwenvl_kit.store import open_store
 
 if TYPE_CHECKING:
     from qwenvl_kit.backends.base import Backend, BackendSpec, Control
@@ -76,7 +77,12 @@ def execute(
         )
     spec = make_spec(config)
     announce(config, spec.effective, stacklevel=stacklevel + 1)
-    return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+    if config.store is None:
+        return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+    with open_store(config.store) as store:
+        done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
+        store.add_run(done.record)
+    return done
 
 
 def unload() -> None:
