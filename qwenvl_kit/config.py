@@ -83,7 +83,7 @@ class Config:
     --------
     >>> config = Config(dtype="float32", batch_size=8)
     >>> config
-    Config(dtype='float32', batch_size=8)
+    Config(batch_size=8, dtype='float32')
     >>> config.replace(batch_size=2).batch_size
     2
     >>> Config(temperatur=0.5)
