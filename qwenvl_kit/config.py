@@ -6,11 +6,13 @@ It knows what may be asked for, and nothing of what this machine can do: see `qw
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from types import NoneType, UnionType
+from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -190,19 +192,35 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class OptionDoc:
-    """What a door needs to present an option: its name, type, default and meaning."""
+    """What a door needs to present an option.
+
+    Attributes
+    ----------
+    name : str
+        The keyword.
+    hint : object
+        Its type, as annotated.
+    kind : str
+        Its type in words, such as ``int or None``.
+    default : object
+        What runs where it is not given.
+    doc : str
+        Its meaning, allowed values included.
+    """
 
     name: str
-    annotation: str
+    hint: Any
+    kind: str
     default: Any
     doc: str
-    role: Role
 
 
+@functools.cache
 def option_docs() -> tuple[OptionDoc, ...]:
     """All options in order, for signatures, help texts and tables."""
+    hints = get_type_hints(Config)
     return tuple(
-        OptionDoc(o.name, str(o.type), o.default, o.metadata["doc"], o.metadata["role"])
+        OptionDoc(o.name, hints[o.name], _kind(hints[o.name]), o.default, o.metadata["doc"])
         for o in fields(Config)
         if o.name != "asked"
     )
@@ -343,6 +361,16 @@ def _one_of(config: Config, name: str, choices: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
     fix = f"did you mean {near[0]!r}?" if near else f"pass {choices[0]!r}"
     raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}; {fix}")
+
+
+def _kind(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_kind(part) for part in get_args(hint)))
+    if get_origin(hint) is Literal:
+        return "str"
+    if get_origin(hint) is Mapping:
+        return "dict"
+    return "None" if hint is NoneType else str(hint.__name__)
 
 
 def _plain(value: object) -> object:

@@ -22,16 +22,16 @@ def spell_out(function: _F) -> _F:
     >>> "dtype" in inspect.signature(look).parameters
     True
     """
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, eval_str=True)
     kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     options = [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.annotation
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.hint
         )
         for option in option_docs()
     ]
     function.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    lines = [f"{o.name} : {o.annotation}, default {o.default!r}\n    {o.doc}" for o in option_docs()]
+    lines = [f"{o.name} : {o.kind}, default {o.default!r}\n    {o.doc}" for o in option_docs()]
     doc = inspect.cleandoc(function.__doc__ or "")
     function.__doc__ = f"{doc}\n\nOther Parameters\n----------------\n" + "\n".join(lines) + "\n"
     return function

@@ -14,8 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def row(option: OptionDoc) -> str:
-    kind = option.annotation.replace(" | ", " or ")
-    return f"| `{option.name}` | {kind} | `{option.default!r}` | {option.doc} |"
+    return f"| `{option.name}` | {option.kind} | `{option.default!r}` | {option.doc} |"
 
 
 @pytest.mark.parametrize("option", option_docs(), ids=lambda option: option.name)

@@ -34,8 +34,8 @@ def _add(group: argparse._ArgumentGroup, option: OptionDoc) -> None:
     if isinstance(option.default, bool):
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = _READERS.get(option.annotation, str)
-        settings["metavar"] = option.annotation.split(" ")[0].upper() if option.annotation[0].islower() else "VALUE"
+        settings["type"] = _READERS[option.kind]
+        settings["metavar"] = option.kind.split(" ")[0].upper()
     group.add_argument(f"--{option.name.replace('_', '-')}", **settings)
 
 
@@ -61,9 +61,10 @@ def _json_or_text(text: str) -> Any:
 _READERS = {
     "int": int,
     "float": float,
-    "int | None": _int_or_none,
-    "float | None": _float_or_none,
-    "str | None": _text_or_none,
-    "DeviceMap | None": _json_or_text,
-    "MaxMemory | None": _json_or_text,
+    "str": str,
+    "int or None": _int_or_none,
+    "float or None": _float_or_none,
+    "str or None": _text_or_none,
+    "str or dict or None": _json_or_text,
+    "dict or None": _json_or_text,
 }
