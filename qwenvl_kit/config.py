@@ -9,6 +9,7 @@ import difflib
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
@@ -28,6 +29,7 @@ MaxMemory = Mapping[int | str, int | str]
 
 DEFAULT_PROMPT = "请给出这张图片的详细描述。"
 _T = TypeVar("_T")
+_PLACE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 
 
 class Options(TypedDict, total=False):
@@ -315,8 +317,8 @@ def _check_texts(config: Config) -> None:
     _rule(
         config,
         "device_map",
-        lambda v: v is None or isinstance(v, str | Mapping),
-        "must be a text, a dict or None",
+        lambda v: v is None or isinstance(v, Mapping) or (isinstance(v, str) and _PLACE.fullmatch(v) is not None),
+        "must be auto, balanced, balanced_low_0, sequential, a device such as cuda:1, a dict or None",
         "pass 'auto' to let accelerate decide",
     )
     _rule(

@@ -11,6 +11,7 @@ import hashlib
 import secrets
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +91,8 @@ class TorchBackend:
     def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
         """Answer what the feed gives, batch by batch, rows of like length together."""
         waiting = Waiting(effective.batch_size)
+        if places := getattr(self._model, "hf_device_map", None):
+            control.note(f"the device map placed modules on {_places(places)}")
         while not control.cancel.is_set():
             requests = waiting.top_up(feed)
             if requests is None and not waiting.rows:
@@ -259,6 +262,12 @@ def _load_model(spec: TorchSpec, offload_folder: str) -> Any:
 def _input_device(model: Any) -> torch.device:
     """Where inputs go: the device of the first weights that are in memory (offloaded ones are on "meta")."""
     return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def _places(device_map: Mapping[str, Any]) -> str:
+    """Say how many modules are where, such as ``cpu: 2, disk: 1``."""
+    counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values())
+    return ", ".join(f"{place}: {n}" for place, n in counts.items())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

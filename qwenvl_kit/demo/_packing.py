@@ -37,6 +37,7 @@ _WINDOW_TOKENS = 2
 _QUESTION_WEIGHT = 1.5
 CAPTION_WEIGHT = 1.0
 _OTHER_PHRASING = 0.25
+_ONE_CAPTION = 0.5  # such rows have room for more questions
 _OWNED_SHARE = 0.25
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -205,7 +206,8 @@ class RowPacker:
 
     def _answers(self, scene: Scene, rng: np.random.Generator) -> list[_Answer]:
         answers = []
-        for language in LANGUAGES:
+        languages = rng.permutation(LANGUAGES)
+        for language in languages[: 1 if rng.random() < _ONE_CAPTION else 2]:
             prompts = CAPTION_PROMPTS[language]
             chosen = int(rng.integers(1, len(prompts))) if rng.random() < _OTHER_PHRASING else 0
             about = ((), *((row,) for row in range(len(scene.things))))
@@ -217,11 +219,12 @@ class RowPacker:
 
     def _questions(self, scene: Scene, rng: np.random.Generator, language: Language) -> list[Question]:
         asker = Asker(scene, rng, language, world=self._world, vary=bool(rng.random() < _OTHER_PHRASING))
-        asked = [
+        easy = (asker.count, asker.background, asker.colour, asker.what)
+        asked = [  # those that look something up by its colour and shape are the hard ones
             *(asker.is_there(truth=True), asker.is_there(truth=True)),
-            *(asker.is_there(truth=False), asker.is_there(truth=False, hard=bool(rng.random() < 0.4))),
-            *(asker.colour(), asker.shape(), asker.where(), asker.where(), asker.what()),
-            asker.count() if rng.random() < 0.5 else asker.background(),
+            *(asker.is_there(truth=False), asker.is_there(truth=False, hard=bool(rng.random() < 0.5))),
+            *(asker.shape(), asker.where(), asker.where()),
+            easy[int(rng.integers(len(easy)))](),
         ]
         return [question for question in asked if question is not None]
 
