@@ -43,8 +43,9 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalG
             "num_key_value_heads": _HEADS,
             "max_position_embeddings": 2048,
             "rms_norm_eps": 1e-6,
-            # Width gets the slowest rotations, so with the family's theta of 1e6 columns could not be told apart.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5.0, "mrope_section": [4, 6, 6]},
+            # Width gets the slowest rotations: with the family's theta of 1e6 columns could not be told apart, and
+            # with 5 nothing turns slowly enough to find an object by its colour wherever it stands.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 30.0, "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
             "bos_token_id": pad,
             "eos_token_id": end,

@@ -16,12 +16,14 @@ import pandas as pd
 from PIL import Image
 
 import qwenvl_kit
+from qwenvl_kit.demo import WORLD
 from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, caption, draw, questions, sample_scenes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.demo.scenes import Language
+    from qwenvl_kit.demo import WORLD
+from qwenvl_kit.demo.scenes import Language
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -74,7 +76,7 @@ def exhibits(n: int, *, seed: int = 0) -> list[Exhibit]:
     languages: list[Language] = ["zh" if row % 2 == 0 else "en" for row in range(n)]
     rng = np.random.default_rng(seed)
     asked = [
-        (found := questions(scene, rng, language))[int(rng.integers(len(found)))]
+        (found := questions(scene, rng, language, world=WORLD))[int(rng.integers(len(found)))]
         for scene, language in zip(scenes, languages, strict=True)
     ]
     frame = pd.DataFrame(

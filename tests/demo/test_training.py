@@ -15,7 +15,7 @@ from qwenvl_kit.demo._forward import predict, run_text, run_vision
 from qwenvl_kit.demo._muon import orthogonalise
 from qwenvl_kit.demo._packing import IGNORED, PICTURE_TOKENS, ROW_TOKENS, RowPacker, pack_pictures
 from qwenvl_kit.demo._tokenizer import build_tokenizer
-from qwenvl_kit.demo.scenes import LARGE_WORLD, caption, draw, sample_scenes
+from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LARGE_WORLD, Language, caption, draw, sample_scenes
 
 SCENES = sample_scenes(6, seed=1, world=LARGE_WORLD, split="train")
 
@@ -37,7 +37,8 @@ def test_a_packed_row_gives_the_logits_that_the_stock_model_gives_alone() -> Non
         prompt = tokenizer.decode(rows.tokens[index, start + PICTURE_TOKENS + 1 :]).split("<|im_end|>")[0]
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(text=[text + caption(scene, "zh")], images=[draw(scene)], return_tensors="pt")
+        language: Language = "zh" if prompt in CAPTION_PROMPTS["zh"] else "en"
+        inputs = processor(text=[text + caption(scene, language)], images=[draw(scene)], return_tensors="pt")
         with torch.no_grad():
             alone = model(**inputs).logits[0]
         after_picture = start + int(np.prod(pictures.grids[index])) + 1
