@@ -29,7 +29,6 @@ from qwenvl_kit.errors import (
 )
 from qwenvl_kit.records import Result
 
-
 __all__ = [
     "BackendBusy",
     "BackendFailed",

@@ -116,7 +116,8 @@ def _message(frame: pd.DataFrame, failed: np.ndarray[tuple[int], np.dtype[np.int
     stages = Counter(str(stage) for stage in frame["stage"].iloc[failed])
     counts = ", ".join(f"{stage}: {n}" for stage, n in stages.items())
     lines = [
-        f"  row {at // n_prompts} (index {_label(frame.index, at)}), {frame['stage'].iloc[at]}: {frame['error'].iloc[at]}"
+        f"  row {at // n_prompts} (index {_label(frame.index, at)}), {frame['stage'].iloc[at]}: "
+        f"{frame['error'].iloc[at]}"
         for at in failed[:_SHOWN_ERRORS]
     ]
     more = [f"  … and {len(failed) - _SHOWN_ERRORS} more"] if len(failed) > _SHOWN_ERRORS else []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ._language import KINDS, LANGUAGES, Language
+from ._language import LANGUAGES, Language
+from ._questions import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ import pandas as pd
 import qwenvl_kit  # noqa: F401 - registers df.vl
 
 from . import WORLD
-from ._language import CAPTION_PROMPTS, LANGUAGES, Asker, Language, Question, caption
+from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
 from ._metrics import Judged, score, table
+from ._questions import Asker, Question
 from .scenes import WORLDS, Scene, World, draw, sample_scenes
 
 

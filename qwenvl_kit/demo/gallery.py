@@ -37,6 +37,18 @@ dt { font-size: .85em; opacity: .7; margin-top: .5rem; } dd { margin: 0; }
 .right::before { content: "✓ right: "; } .wrong::before { content: "✗ wrong: "; font-weight: bold; }
 .truth { opacity: .75; }
 """
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>
+<body>
+<h1>What the embedded Qwen2.5-VL sees</h1>
+<p>Drawn scenes that it was never trained on, captioned in float32. It knows this drawn world and nothing else.</p>
+<main>
+{figures}
+</main>
+</body>
+</html>
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +137,8 @@ def write(shown: Sequence[Exhibit], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     figures = "\n".join(_figure(exhibit) for exhibit in shown)
-    page.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>qwenvl_kit '
-        f"{qwenvl_kit.__version__}: the embedded model</title>\n<style>{_STYLE}</style></head>\n<body><h1>What the embedded Qwen2.5-VL sees</h1>\n"
-        "<p>Drawn scenes that it was never trained on, captioned in float32. It knows this drawn world and nothing "
-        f"else.</p>\n<main>\n{figures}\n</main></body></html>\n",
-        encoding="utf-8",
-    )
+    title = f"qwenvl_kit {qwenvl_kit.__version__}: the embedded model"
+    page.write_text(_PAGE.format(title=html.escape(title), style=_STYLE, figures=figures), encoding="utf-8")
     return page
 
 

@@ -12,7 +12,8 @@ True
 from __future__ import annotations
 
 from ._drawing import RGB, Box, boxes, draw, picture_size
-from ._language import CAPTION_PROMPTS, KINDS, LANGUAGES, Asker, Language, Question, caption, questions
+from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
+from ._questions import KINDS, Asker, Question, questions
 from ._world import (
     CELLS,
     LARGE_WORLD,

@@ -135,7 +135,18 @@ def decode_array(array: np.ndarray[Any, Any], label: str, *, max_image_pixels: i
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """The current frame of `image` (of a file just opened: the first), turned upright by its EXIF, alpha over white, as uint8 ``(H, W, 3)``."""
+    """Turn an image upright by its EXIF and lay its alpha over white.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode; its current frame counts, which is the first one of a file just opened.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+        RGB.
+    """
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16") or upright.mode == "I":
         levels = np.asarray(upright).astype(np.float64) / 257  # 16 bits a channel; Pillow's own convert would clip them

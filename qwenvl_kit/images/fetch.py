@@ -151,5 +151,6 @@ def _check_bytes(n_bytes: int, label: str, limits: FetchLimits) -> None:
     if n_bytes > limits.max_image_bytes:
         raise RowError(
             "fetch",
-            f"{label} has {n_bytes} bytes, more than max_image_bytes={limits.max_image_bytes}; raise it if you trust it",
+            f"{label} has {n_bytes} bytes, more than max_image_bytes={limits.max_image_bytes}; "
+            "raise it if you trust it",
         )

@@ -13,7 +13,8 @@ from qwenvl_kit.demo import train
 from qwenvl_kit.demo._checkpoint import MAX_PIXELS, MIN_PIXELS, build_model, build_processor
 from qwenvl_kit.demo._forward import predict, run_text, run_vision
 from qwenvl_kit.demo._muon import orthogonalise
-from qwenvl_kit.demo._packing import IGNORED, PICTURE_TOKENS, ROW_TOKENS, RowPacker, pack_pictures
+from qwenvl_kit.demo._pictures import IGNORED, PICTURE_TOKENS, pack_pictures
+from qwenvl_kit.demo._rows import ROW_TOKENS, RowPacker
 from qwenvl_kit.demo._tokenizer import build_tokenizer
 from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LARGE_WORLD, Language, caption, draw, sample_scenes
 

@@ -1,4 +1,4 @@
-"""Scenes enter, tensors leave: one padded row for each picture, in which all its captions and questions share it.
+"""Scenes and their pictures enter, rows of words leave: one for each picture, shared by its captions and questions.
 
 A row is the prefix, the picture, then one segment for each prompt with its answer; a segment sees the prefix, the
 picture and itself, and its positions start where the picture ends, so each reads as if it stood there alone.
@@ -12,60 +12,24 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from ._checkpoint import MAX_PIXELS, MIN_PIXELS
-from ._drawing import boxes, draw
-from ._language import CAPTION_PROMPTS, LANGUAGES, Asker, Language, Question, caption_parts
-from ._world import LARGE_WORLD, Scene, World
+from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption_parts
+from ._pictures import PICTURE_TOKENS, PictureBatch
+from ._questions import Asker, Question
+from ._world import Scene, World
 
-#: Tokens in a row, and room for the merged tokens of a picture in it.
+#: Tokens in a row.
 ROW_TOKENS = 240
-PICTURE_TOKENS = 18
 
-SHAPES, COLOURS, SIZES = (LARGE_WORLD.shapes, LARGE_WORLD.colours, LARGE_WORLD.sizes)
-IGNORED = -100
-
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-_PATCH = 14
-_TOKEN_SIDE = 2 * _PATCH
-_WINDOW_TOKENS = 2
-_QUESTION_WEIGHT = 1.5
 CAPTION_WEIGHT = 1.0
+_QUESTION_WEIGHT = 1.5
 _OTHER_PHRASING = 0.25
 _ONE_CAPTION = 0.5  # such rows have room for more questions
-_OWNED_SHARE = 0.25
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
 _TURN = "<|im_end|>\n<|im_start|>assistant\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureBatch:
-    """Pictures of several grids, padded.
-
-    Attributes
-    ----------
-    patches, places, windows
-        What `run_vision` takes.
-    grids
-        Merged rows and columns of each picture.
-    owners
-        (B, M) which object of the scene a merged token belongs to, -1 for none and -100 for padding.
-    labels
-        (B, M) a name's index for shape, colour, size and background, -100 where it does not apply.
-    """
-
-    patches: Tensor
-    places: Tensor
-    windows: Tensor
-    grids: list[tuple[int, int]]
-    owners: Tensor
-    labels: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +48,8 @@ class RowBatch:
         (K, 2) row and place of everything to be predicted.
     targets, weights
         (K,) the token to be predicted and how much it counts.
+    picture_start
+        Where the picture begins in every row.
     focus
         bool (K, M) merged tokens of the picture that the answer is read from; a row without any is not guided.
     """
@@ -95,6 +61,7 @@ class RowBatch:
     targets: Tensor
     weights: Tensor
     focus: Tensor
+    picture_start: int
 
 
 @dataclass(frozen=True)
@@ -105,32 +72,6 @@ class _Answer:
     parts: tuple[str, ...]
     about: tuple[tuple[int, ...], ...]
     weight: float
-
-
-def pack_pictures(scenes: list[Scene]) -> PictureBatch:
-    """Draw, resize as the processor does, and cut into patches."""
-    n_patches = PICTURE_TOKENS * 4
-    patches = np.zeros((len(scenes), n_patches, 3 * _PATCH * _PATCH), dtype=np.float32)
-    places = np.zeros((len(scenes), n_patches, 2), dtype=np.int64)
-    windows = np.full((len(scenes), n_patches), -1, dtype=np.int64)
-    owners = np.full((len(scenes), PICTURE_TOKENS), IGNORED, dtype=np.int64)
-    grids = []
-    for row, scene in enumerate(scenes):
-        pixels = _resized(draw(scene))
-        grid = (pixels.shape[0] // _TOKEN_SIDE, pixels.shape[1] // _TOKEN_SIDE)
-        n_tokens = grid[0] * grid[1]
-        patches[row, : 4 * n_tokens] = _patches(pixels)
-        places[row, : 4 * n_tokens], windows[row, : 4 * n_tokens] = _places(grid)
-        owners[row, :n_tokens] = _owners(scene, grid)
-        grids.append(grid)
-    return PictureBatch(
-        patches=torch.from_numpy(patches),
-        places=torch.from_numpy(places),
-        windows=torch.from_numpy(windows),
-        grids=grids,
-        owners=torch.from_numpy(owners),
-        labels={name: torch.from_numpy(label) for name, label in _labels(scenes, owners).items()},
-    )
 
 
 class RowPacker:
@@ -181,6 +122,7 @@ class RowPacker:
             targets=torch.tensor([target for _, _, target, _ in predictions]),
             weights=torch.tensor([weight for _, _, _, weight in predictions]),
             focus=torch.from_numpy(np.stack(focus)),
+            picture_start=self.picture_start,
         )
 
     def _write_head(
@@ -239,60 +181,3 @@ class RowPacker:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text)["input_ids"]
         return ids
-
-
-def _resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = smart_resize(*pixels.shape[:2], min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Cut (H, W, 3) into (N, 588), the four patches of a merged token after one another."""
-    rows, columns = pixels.shape[0] // _TOKEN_SIDE, pixels.shape[1] // _TOKEN_SIDE
-    scaled: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - _MEAN) / _STD
-    cut = scaled.reshape(rows, 2, _PATCH, columns, 2, _PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    return cut.reshape(rows * columns * 4, -1)
-
-
-@cache
-def _places(grid: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give row and column of every patch, and the window it attends to in windowed blocks."""
-    rows, columns = grid
-    token_row, token_column, inner_row, inner_column = np.unravel_index(
-        np.arange(rows * columns * 4), (rows, columns, 2, 2)
-    )
-    places = np.stack([2 * token_row + inner_row, 2 * token_column + inner_column], axis=1)
-    return places, token_row // _WINDOW_TOKENS * columns + token_column // _WINDOW_TOKENS
-
-
-def _owners(scene: Scene, grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Tell which object each merged token belongs to: the one that covers most of it."""
-    overlaps = np.stack([_overlap(box, grid) for box in boxes(scene, height=grid[0], width=grid[1])])  # (things, M)
-    areas = np.array([(box[2] - box[0]) * (box[3] - box[1]) for box in boxes(scene, height=grid[0], width=grid[1])])
-    enough = overlaps.max(axis=0) >= _OWNED_SHARE * np.minimum(areas[overlaps.argmax(axis=0)], 1.0)
-    owners = np.where(enough, overlaps.argmax(axis=0), -1)
-    owners[overlaps.argmax(axis=1)] = np.arange(len(scene.things))  # each object owns its best token at least
-    return owners
-
-
-def _overlap(box: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.float64]:
-    left, top, right, bottom = box
-    rows, columns = np.arange(grid[0]), np.arange(grid[1])
-    high = np.clip(np.minimum(bottom, rows + 1) - np.maximum(top, rows), 0, None)
-    wide = np.clip(np.minimum(right, columns + 1) - np.maximum(left, columns), 0, None)
-    return np.outer(high, wide).ravel()
-
-
-def _labels(scenes: list[Scene], owners: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    labels = {
-        name: np.full(owners.shape, IGNORED, dtype=np.int64) for name in ("shape", "colour", "size", "background")
-    }
-    for row, scene in enumerate(scenes):
-        labels["background"][row, owners[row] != IGNORED] = LARGE_WORLD.backgrounds.index(scene.background)
-        labels["shape"][row, owners[row] == -1] = len(SHAPES)
-        for index, thing in enumerate(scene.things):
-            mine = owners[row] == index
-            labels["shape"][row, mine] = SHAPES.index(thing.shape)
-            labels["colour"][row, mine] = COLOURS.index(thing.colour)
-            labels["size"][row, mine] = SIZES.index(thing.size)
-    return labels

@@ -1,0 +1,206 @@
+"""A scene enters, questions leave, each with the one answer that the picture allows.
+
+It knows no pixels: the scene is the truth, and `_language` has the words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._language import Language, article, kind_words, number, sentence, thing_words, word
+from ._world import CELLS, LARGE_WORLD, Scene, World
+
+#: What can be asked; `is_there` is yes as often as no.
+KINDS = ("count", "background", "colour", "shape", "what", "where", "is_there")
+
+# The first phrasing of a question is the default one.
+_PROMPTS: dict[Language, dict[str, tuple[str, ...]]] = {
+    "zh": {
+        "count": ("图中有几个物体？", "有几个物体？"),
+        "background": ("背景是什么颜色？",),
+        "colour": ("{shape}是什么颜色？",),
+        "shape": ("{colour}的物体是什么形状？",),
+        "what": ("{place}是什么？", "{place}有什么？"),
+        "where": ("{thing}在哪里？",),
+        "is_there": ("图中有{thing}吗？", "有{thing}吗？"),
+    },
+    "en": {
+        "count": ("How many objects are there?", "How many objects are in the image?"),
+        "background": ("What color is the background?", "What colour is the background?"),
+        "colour": ("What color is the {shape}?", "What colour is the {shape}?"),
+        "shape": ("What shape is the {colour} object?",),
+        "what": ("What is at the {place}?",),
+        "where": ("Where is the {thing}?",),
+        "is_there": ("Is there {article} {thing}?", "Is there {article} {thing} in the image?"),
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a scene.
+
+    Attributes
+    ----------
+    kind
+        One of `KINDS`.
+    hard
+        A "no" although the picture holds the asked shape in another colour and the asked colour on another shape.
+    about
+        Places in `scene.things` that the answer is read from.
+    """
+
+    kind: str
+    prompt: str
+    answer: str
+    hard: bool = False
+    about: tuple[int, ...] = ()
+
+
+def questions(
+    scene: Scene,
+    rng: np.random.Generator,
+    language: Language = "zh",
+    *,
+    world: World = LARGE_WORLD,
+    vary: bool = False,
+) -> list[Question]:
+    """Ask at most one question of each kind, in the order of `KINDS`.
+
+    Kinds that have no single answer in this scene are left out (the colour of "the circle" where two are).
+    The question `is_there` is yes in half of the cases; a no is a hard one wherever the scene allows it.
+
+    Parameters
+    ----------
+    scene
+        What is asked about.
+    rng
+        Chooses the objects, the places and the phrasing.
+    language
+        "zh" or "en".
+    world
+        Where the shapes and colours of absent objects come from.
+    vary
+        Any phrasing; otherwise the default one.
+    """
+    asker = Asker(scene, rng, language, world=world, vary=vary)
+    asked = [
+        asker.count(),
+        asker.background(),
+        asker.colour(),
+        asker.shape(),
+        asker.what(),
+        asker.where(),
+        asker.is_there(truth=bool(rng.random() < 0.5)),
+    ]
+    return [question for question in asked if question is not None]
+
+
+class Asker:
+    """Asks one scene in one language; every method gives a question, or None where there is none to ask."""
+
+    def __init__(
+        self, scene: Scene, rng: np.random.Generator, language: Language, *, world: World = LARGE_WORLD, vary: bool
+    ) -> None:
+        self.scene, self.rng, self.language, self.world, self.vary = scene, rng, language, world, vary
+
+    def count(self) -> Question:
+        """How many objects there are."""
+        n_things = len(self.scene.things)
+        phrase = number(n_things, self.language) + ("个" if self.language == "zh" else "")
+        answer = sentence(phrase, self.language)
+        return Question(kind="count", prompt=self._prompt("count"), answer=answer, about=tuple(range(n_things)))
+
+    def background(self) -> Question:
+        """Which colour the background has."""
+        return Question(
+            kind="background", prompt=self._prompt("background"), answer=self._sentence(self.scene.background)
+        )
+
+    def colour(self) -> Question | None:
+        """Which colour the only object of a shape has."""
+        row = self._only([thing.shape for thing in self.scene.things])
+        if row is None:
+            return None
+        thing = self.scene.things[row]
+        prompt = self._prompt("colour", shape=self._name(thing.shape))
+        return Question(kind="colour", prompt=prompt, answer=self._sentence(thing.colour), about=(row,))
+
+    def shape(self) -> Question | None:
+        """Which shape the only object of a colour has."""
+        row = self._only([thing.colour for thing in self.scene.things])
+        if row is None:
+            return None
+        thing = self.scene.things[row]
+        prompt = self._prompt("shape", colour=self._name(thing.colour))
+        return Question(kind="shape", prompt=prompt, answer=self._sentence(thing.shape), about=(row,))
+
+    def what(self, *, empty: bool | None = None) -> Question:
+        """What stands at a place, which is empty one time in four."""
+        rows = {thing.cell: row for row, thing in enumerate(self.scene.things)}
+        empty = bool(self.rng.random() < 0.25) if empty is None else empty
+        cell = int(self.rng.choice([cell for cell in range(len(CELLS)) if (cell in rows) != empty]))
+        prompt = self._prompt("what", place=self._name(CELLS[cell]))
+        if empty:
+            return Question(kind="what", prompt=prompt, answer="没有物体。" if self.language == "zh" else "Nothing.")
+        answer = sentence(thing_words(self.scene.things[rows[cell]], self.language), self.language)
+        return Question(kind="what", prompt=prompt, answer=answer, about=(rows[cell],))
+
+    def where(self) -> Question | None:
+        """Where the only object of a colour and shape stands."""
+        row = self._only([thing.kind for thing in self.scene.things])
+        if row is None:
+            return None
+        thing = self.scene.things[row]
+        prompt = self._prompt("where", thing=kind_words(thing.colour, thing.shape, self.language))
+        return Question(kind="where", prompt=prompt, answer=self._sentence(CELLS[thing.cell]), about=(row,))
+
+    def is_there(self, *, truth: bool, hard: bool = True) -> Question:
+        """Whether there is an object of a colour and shape: yes or no as told, and no a hard one where possible.
+
+        With `hard=False` a no shares only the colour or only the shape with what is there.
+        """
+        present = [thing.kind for thing in self.scene.things]
+        if truth:
+            colour, shape = present[int(self.rng.integers(len(present)))]
+            hard = False
+        else:
+            candidates, hard = self._absent_kinds(set(present), hard=hard)
+            colour, shape = candidates[int(self.rng.integers(len(candidates)))]
+        prompt = self._prompt("is_there", article=article(colour), thing=kind_words(colour, shape, self.language))
+        yes, no = ("有。", "没有。") if self.language == "zh" else ("Yes.", "No.")
+        about = tuple(
+            row
+            for row, thing in enumerate(self.scene.things)
+            if (thing.kind == (colour, shape) if truth else thing.colour == colour or thing.shape == shape)
+        )
+        return Question(kind="is_there", prompt=prompt, answer=yes if truth else no, hard=hard, about=about)
+
+    def _absent_kinds(self, present: set[tuple[str, str]], *, hard: bool) -> tuple[list[tuple[str, str]], bool]:
+        colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}
+        both = [(colour, shape) for colour in sorted(colours) for shape in sorted(shapes)]
+        absent = [kind for kind in both if kind not in present]
+        if hard and absent:
+            return absent, True
+        one = [(colour, shape) for colour in self.world.colours for shape in sorted(shapes) if colour not in colours]
+        one += [(colour, shape) for colour in sorted(colours) for shape in self.world.shapes if shape not in shapes]
+        return one, False
+
+    def _only(self, names: list[str] | list[tuple[str, str]]) -> int | None:
+        counts = Counter(names)
+        rows = [row for row, name in enumerate(names) if counts[name] == 1]
+        return int(self.rng.choice(rows)) if rows else None
+
+    def _prompt(self, kind: str, **slots: str) -> str:
+        templates = _PROMPTS[self.language][kind]
+        chosen = int(self.rng.integers(len(templates))) if self.vary else 0
+        return templates[chosen].format(**slots)
+
+    def _name(self, name: str) -> str:
+        return word(name, self.language)
+
+    def _sentence(self, name: str) -> str:
+        return sentence(self._name(name), self.language)

@@ -1,0 +1,216 @@
+"""A plan enters, a checkpoint folder leaves: the loop over steps that every process of a run goes through."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from ._checkpoint import build_model, save_folder
+from ._forward import run_vision
+from ._losses import Figures, VisionHead, head_loss, row_loss
+from ._muon import Optimiser, Rates, sum_over_processes
+from ._pictures import pack_pictures
+from ._rows import RowPacker
+from ._tokenizer import build_tokenizer
+from ._world import Scene, World, sample_scene, split_of
+
+_VISION_BATCH = 48
+_VISION_THINGS = range(2, 8)  # crowded pictures teach the vision tower more in the same time
+_JOINT_BATCH = 16
+_MUON_RATE = 0.015
+_ADAMW_RATE = 1.5e-3
+_JOINT_VISION_SCALE = 0.5
+_HEAD_WEIGHTS = (0.5, 0.05)
+_SIDE_WEIGHT = 0.2  # of the middle layer's answers and of the guided attention
+_SIDE_UNTIL = 0.7
+_WARM_UP_STEPS = 40
+_DECAY_FROM = 0.35
+_LAST_RATE = 0.01
+_SAVE_EVERY_S = 240.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one run does.
+
+    Attributes
+    ----------
+    out
+        Folder for the checkpoint, the state of the run and its log.
+    minutes
+        Wall clock of both stages together.
+    vision_share
+        Part of the time that the vision tower learns alone.
+    init
+        A checkpoint folder or a state of an earlier run whose weights to start from.
+    """
+
+    out: Path
+    world: World
+    minutes: float
+    seed: int
+    vision_share: float
+    n_processes: int
+    init: Path | None
+    resume: bool
+    peak: float
+    port: int
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        torch.manual_seed(plan.seed)
+        self.tokenizer = build_tokenizer()
+        self.model: Qwen2_5_VLForConditionalGeneration = build_model(self.tokenizer)
+        self.head = VisionHead(self.model.config.text_config.hidden_size)
+        self.packer = RowPacker(self.tokenizer, plan.world)
+        self.named = [*self.model.named_parameters(), *(("head." + n, p) for n, p in self.head.named_parameters())]
+        self.seconds, self.step_index, self.stage = 0.0, 0, "vision"
+        if plan.init is not None:
+            self._load_weights(plan.init)
+        self.optimiser = Optimiser(self._trained())
+        if plan.resume and (plan.out / "state.pt").exists():
+            self._load_state()
+        self.rng = np.random.default_rng([plan.seed, self.rank, self.step_index])
+
+    def run(self) -> None:
+        """Train until the time is over, then write the checkpoint folder."""
+        total_s = self.plan.minutes * 60
+        vision_s = total_s * self.plan.vision_share
+        saved_s = self.seconds
+        while self.seconds < total_s:
+            stage = "vision" if self.seconds < vision_s else "joint"
+            if stage != self.stage:
+                self.stage = stage
+                self.optimiser = Optimiser(self._trained())
+                self.step_index = 0
+            share = self.seconds / vision_s if stage == "vision" else (self.seconds - vision_s) / (total_s - vision_s)
+            started = time.perf_counter()
+            figures = self._vision_step(share) if stage == "vision" else self._joint_step(share)
+            self.seconds += _mean_over_processes(time.perf_counter() - started)
+            self.step_index += 1
+            if self.rank == 0 and self.step_index % 10 == 0:
+                self._log(share, figures)
+            if self.rank == 0 and self.seconds - saved_s > _SAVE_EVERY_S:
+                saved_s = self.seconds
+                self.save()
+        if self.rank == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint folder and the state to go on from."""
+        self.plan.out.mkdir(parents=True, exist_ok=True)
+        save_folder(self.plan.out / "model", self.model, self.tokenizer)
+        state = {
+            "model": self.model.state_dict(),
+            "head": self.head.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "seconds": self.seconds,
+            "step": self.step_index,
+            "stage": self.stage,
+        }
+        torch.save(state, self.plan.out / "state.tmp")
+        os.replace(self.plan.out / "state.tmp", self.plan.out / "state.pt")
+
+    def _vision_step(self, share: float) -> Figures:
+        pictures = pack_pictures(self._scenes(_VISION_BATCH, _VISION_THINGS))
+        features = run_vision(self.model, pictures.patches, pictures.places, pictures.windows)
+        loss, accuracies = head_loss(self.head, features, pictures)
+        self._apply(loss, share, vision_scale=1.0)
+        return {"loss": loss.item(), **accuracies}
+
+    def _joint_step(self, share: float) -> Figures:
+        scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1))
+        pictures = pack_pictures(scenes)
+        rows = self.packer.pack(scenes, pictures, self.rng)
+        features = run_vision(self.model, pictures.patches, pictures.places, pictures.windows)
+        side_weight = _SIDE_WEIGHT * max(0.0, 1 - share / _SIDE_UNTIL)
+        loss, figures = row_loss(self.model, rows, features, side_weight=side_weight)
+        named_loss, accuracies = head_loss(self.head, features, pictures)
+        self._apply(loss + _faded(share, *_HEAD_WEIGHTS) * named_loss, share, vision_scale=_JOINT_VISION_SCALE)
+        return {**figures, **accuracies}
+
+    def _apply(self, loss: Tensor, share: float, *, vision_scale: float) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        trained = [parameter for _, parameter in self._trained()]
+        gradients = sum_over_processes([_gradient(parameter) for parameter in trained])
+        scale = 1 / (dist.get_world_size() if dist.is_initialized() else 1)
+        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt() * scale
+        scale *= min(1.0, 1.0 / (norm.item() + 1e-6))
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient * scale
+        rate = self.plan.peak * _schedule(self.step_index, share)
+        self.optimiser.step(Rates(muon=_MUON_RATE * rate, adamw=_ADAMW_RATE * rate, vision_scale=vision_scale))
+        for parameter in trained:
+            parameter.grad = None
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        if self.stage == "joint":
+            return self.named
+        return [(name, p) for name, p in self.named if "visual" in name or name.startswith("head.")]
+
+    def _scenes(self, n: int, counts: range) -> list[Scene]:
+        shares = np.array([1.0 + count for count in counts])  # crowded scenes are the hard ones
+        shares /= shares.sum()
+        scenes: list[Scene] = []
+        while len(scenes) < n:
+            n_things = int(self.rng.choice(counts, p=shares))
+            scene = sample_scene(self.rng, self.plan.world, n_things=n_things)
+            if split_of(scene) == "train":
+                scenes.append(scene)
+        return scenes
+
+    def _log(self, share: float, figures: Figures) -> None:
+        self.plan.out.mkdir(parents=True, exist_ok=True)
+        record = {"stage": self.stage, "step": self.step_index, "seconds": self.seconds, "share": share, **figures}
+        with (self.plan.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in record.items()}) + "\n")
+
+    def _load_weights(self, source: Path) -> None:
+        if source.is_dir():
+            self.model.load_state_dict(load_file(source / "model.safetensors"), strict=False)
+            return
+        state = torch.load(source, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+
+    def _load_state(self) -> None:
+        state = torch.load(self.plan.out / "state.pt", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.seconds, self.step_index, self.stage = state["seconds"], state["step"], state["stage"]
+        self.optimiser = Optimiser(self._trained())
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _mean_over_processes(number: float) -> float:
+    (total,) = sum_over_processes([torch.tensor([number])])
+    return total.item() / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def _faded(share: float, first: float, last: float) -> float:
+    return first + (last - first) * share
+
+
+def _schedule(step: int, share: float) -> float:
+    """Warm up, stay, then fall linearly to the last rate."""
+    falling = 1 - (1 - _LAST_RATE) * max(0.0, share - _DECAY_FROM) / (1 - _DECAY_FROM)
+    return min(1.0, (step + 1) / _WARM_UP_STEPS) * max(_LAST_RATE, falling)
