@@ -73,14 +73,10 @@ class TorchBackend:
 
     def __init__(self, spec: TorchSpec) -> None:
         checkpoint = read(spec.folder)
-        self._offload = tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-")
-        try:
-            with _quietly():
-                processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
-                self._model = _load_model(spec, self._offload.name)
-        except BaseException:
-            self._offload.cleanup()
-            raise
+        with contextlib.ExitStack() as held, _quietly():
+            processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
+            self._model = _load_model(spec, held)
+            self._held = held.pop_all()
         self._tokenizer = processor.tokenizer
         self._encoder = Encoder(processor, checkpoint.context)
         self._eos_ids = checkpoint.eos_token_ids
@@ -112,7 +108,7 @@ class TorchBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._offload.cleanup()
+        self._held.close()
 
     def _answer(
         self, batch: list[Encoded], effective: Effective, control: Control, waiting: Waiting
@@ -242,10 +238,14 @@ def _defaults(checkpoint: Checkpoint) -> CheckpointDefaults:
     return CheckpointDefaults(str(checkpoint.path), "", checkpoint.geometry, checkpoint.repetition_penalty)
 
 
-def _load_model(spec: TorchSpec, offload_folder: str) -> Any:
+def _load_model(spec: TorchSpec, held: contextlib.ExitStack) -> Any:
     """Load with the attention decided beforehand: transformers must not look for a kernel on the hub."""
     config = spec.config
-    placed = spec.effective.device if config.device_map is None else config.device_map
+    placed, offload_folder = config.device_map, None
+    if placed is None:
+        placed = spec.effective.device
+    else:
+        offload_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-"))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         spec.folder,
         dtype=getattr(torch, spec.effective.dtype),

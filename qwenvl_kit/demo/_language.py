@@ -14,7 +14,7 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 
 #: Prompts for a caption, the default first.
 CAPTION_PROMPTS: dict[Language, tuple[str, ...]] = {
-    "zh": ("请给出这张图片的详细描述。", "请描述这张图片。", "图中有什么？"),
+    "zh": ("请给出这张图片的详细描述。", "请给出图片的详细描述。", "请描述这张图片。", "图中有什么？"),
     "en": ("Describe this image in detail.", "Describe this image.", "What is in this image?"),
 }
 

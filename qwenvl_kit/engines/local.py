@@ -59,9 +59,12 @@ def execute(
     config: Config,
     *,
     control: Control | None = None,
-    stacklevel: int = 2,
+    stacklevel: int | None = 2,
 ) -> Run:
     """Run in this process; the model is loaded when the first picture is ready, and stays warm.
+
+    Options that cannot take effect are warned of at `stacklevel`; not at all where it is None, for doors that have
+    done so.
 
     Raises
     ------
@@ -76,7 +79,8 @@ def execute(
             "start it after the first has returned, or from a thread of your own"
         )
     spec = make_spec(config)
-    announce(config, spec.effective, stacklevel=stacklevel + 1)
+    if stacklevel is not None:
+        announce(config, spec.effective, stacklevel=stacklevel + 1)
     if config.store is None:
         return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
     with open_store(config.store) as store:

@@ -1,0 +1,98 @@
+"""The operator: lists of pictures and prompts in, a list of texts out, with the parameters its users know.
+
+It is the same on one machine and in a worker of Daft or Ray; how it got there it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Unpack, cast
+
+import pandas as pd
+
+from qwenvl_kit.backends.base import make_spec
+from qwenvl_kit.config import Config, Options
+from qwenvl_kit.effective import announce
+from qwenvl_kit.engines import local
+from qwenvl_kit.frames import deliver, result_frame
+from qwenvl_kit.prompts import fill
+from qwenvl_kit.signatures import spell_out
+
+if TYPE_CHECKING:
+    from qwenvl_kit.records import Result
+
+
+class QwenVLImageUnderstanding:
+    """Qwen2.5-VL image understanding as a callable.
+
+    Parameters
+    ----------
+    **options
+        Those of `Config`; ``image_src_type`` is ``"image_url"`` and ``progress`` False where they are not given.
+
+    Raises
+    ------
+    ConfigError, UnknownOption
+        An option breaks its rule, or does not exist.
+    ModelNotFound
+        The model is at none of the places looked at.
+
+    Examples
+    --------
+    >>> understand = QwenVLImageUnderstanding(backend="echo", prompt="What is it?")
+    >>> understand([None, ""])
+    [None, None]
+    """
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        given: dict[str, Any] = {"image_src_type": "image_url", "progress": False, **options}
+        self._config = Config(**given)
+        # A missing model fails here, not with the first picture, and one warning is enough for all calls.
+        announce(self._config, make_spec(self._config).effective)
+
+    def __call__(self, images: Iterable[object], user_prompts: Iterable[object] | None = None) -> list[str | None]:
+        """Understand pictures.
+
+        Parameters
+        ----------
+        images : list, Series or Arrow array
+            One picture, or a list of pictures, each.
+        user_prompts : list, Series or Arrow array, optional
+            One per picture; where it is missing, the ``prompt`` option serves.
+
+        Returns
+        -------
+        list of str or None
+            One per picture, in order; None where there is none or the row failed.
+
+        Raises
+        ------
+        ConfigError
+            `user_prompts` has another length.
+        RowErrors
+            Rows failed under ``on_error="raise"``, after all are finished.
+        """
+        return [result.text for result in self.results(images, user_prompts)]
+
+    def results(self, images: Iterable[object], user_prompts: Iterable[object] | None = None) -> list[Result]:
+        """As a call, with everything that is known of each row.
+
+        Examples
+        --------
+        >>> QwenVLImageUnderstanding(backend="echo").results([None])[0].status
+        'null_image'
+        """
+        cells = _plain(images)
+        prompts = fill(None if user_prompts is None else _plain(user_prompts), self._config.prompt, len(cells))
+        run = local.execute(cells, prompts, self._config, stacklevel=None)
+        assert len(run.results) == len(cells), "one result per picture"
+        return deliver(run, result_frame(run, pd.RangeIndex(len(cells))), lambda _: run.results, self._config)
+
+
+spell_out(QwenVLImageUnderstanding.__init__)
+
+
+def _plain(values: Iterable[object]) -> Sequence[object]:
+    """A list of Python values: Arrow arrays and Daft series have a method for it, others iterate."""
+    to_list = getattr(values, "to_pylist", None) or getattr(values, "tolist", None)
+    return cast("Sequence[object]", to_list() if to_list is not None else list(values))

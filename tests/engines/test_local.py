@@ -1,0 +1,87 @@
+"""Turns at the warm model: threads wait, nested calls are refused, Ctrl-C keeps what is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pandas as pd
+import pytest
+from faults import gray, within
+
+import qwenvl_kit
+from qwenvl_kit import BackendBusy, Control
+
+ECHO = {"backend": "echo", "progress": False}
+
+
+def test_two_threads_that_call_at_once_both_get_their_answers() -> None:
+    answers: dict[str, list[str]] = {}
+
+    def ask(prompt: str) -> None:
+        answers[prompt] = pd.Series([gray(level) for level in range(50)]).vl.caption(prompt=prompt, **ECHO).tolist()
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in ("one", "two", "three")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert all(text.startswith(prompt) for prompt, texts in answers.items() for text in texts)
+    assert [len(texts) for texts in answers.values()] == [50] * 3
+
+
+@pytest.mark.parametrize("listener", ["on_token", "on_result"])
+def test_a_call_from_inside_a_run_is_refused_instead_of_waiting_for_itself(listener: str) -> None:
+    def nested(*_: object) -> None:
+        pd.Series([gray(1)]).vl.caption(**ECHO)
+
+    with pytest.raises(BackendBusy, match="callback"):
+        within(30, lambda: pd.Series([gray(2)]).vl.caption(control=Control(**{listener: nested}), **ECHO))
+
+
+def test_a_model_that_does_not_load_raises_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise OSError("the weights are gone")
+
+    qwenvl_kit.unload()
+    monkeypatch.setattr("qwenvl_kit.backends.echo.EchoSpec.load", broken)
+
+    with pytest.raises(qwenvl_kit.BackendFailed, match="the weights are gone") as caught:
+        pd.Series([gray(1), None]).vl.caption(**ECHO)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+INTERRUPTED = """
+import dataclasses, sys
+import numpy as np, pandas as pd, qwenvl_kit
+from qwenvl_kit.backends import echo
+slow = echo.spec
+echo.spec = lambda config: dataclasses.replace(slow(config), seconds_per_batch=0.05)
+told = qwenvl_kit.Control(on_result=lambda result: print(result.row, flush=True))
+cells = [np.full((56, 56, 3), n, dtype=np.uint8) for n in range(200)]
+try:
+    pd.Series(cells).vl.caption(backend="echo", batch_size=1, progress=False, control=told)
+except KeyboardInterrupt as error:
+    last = qwenvl_kit.last_run()
+    print("interrupted", type(error).__name__, error.results.notna().sum(), (last["status"] == "ok").sum(),
+          (last["status"] == "cancelled").sum(), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a POSIX signal here")
+def test_ctrl_c_keeps_finished_rows_and_is_a_keyboard_interrupt() -> None:
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(5):
+        process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[0].splitlines()[-1].split()
+
+    assert told[:2] == ["interrupted", "Interrupted"]
+    done, kept, cancelled = map(int, told[2:])
+    assert done == kept >= 5
+    assert cancelled == 200 - kept > 0

@@ -1,0 +1,124 @@
+"""A server on this machine that answers as odd as the web does."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import io
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 60), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass
+class Server:
+    """Where it listens, and what it was asked."""
+
+    port: int = 0
+    paths: list[str] = field(default_factory=list)
+    connections: set[tuple[str, int]] = field(default_factory=set)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: Server
+
+    def do_GET(self) -> None:
+        self.server_state.paths.append(self.path)
+        self.server_state.connections.add(self.client_address)
+        name, _, argument = self.path.strip("/").partition("/")
+        getattr(self, f"answer_{name}", self.answer_missing)(argument)
+
+    def answer_good(self, _: str) -> None:
+        self._send(200, png())
+
+    def answer_missing(self, _: str) -> None:
+        self._send(404, b"not here")
+
+    def answer_status(self, status: str) -> None:
+        self._send(int(status), b"")
+
+    def answer_large(self, n_bytes: str) -> None:
+        self._send(200, b"x" * int(n_bytes))
+
+    def answer_short(self, _: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "5000")
+        self.end_headers()
+        self.wfile.write(png()[:100])
+        self.close_connection = True
+
+    def answer_drip(self, _: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        for _ in range(100):
+            try:
+                self.wfile.write(b"x")
+            except OSError:  # the client has gone, as it should
+                break
+            time.sleep(0.1)
+        self.close_connection = True
+
+    def answer_chunked(self, _: str) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        data = png()
+        for at in range(0, len(data), 50):
+            part = data[at : at + 50]
+            self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def answer_hops(self, n_hops: str) -> None:
+        self._redirect("/good" if int(n_hops) == 1 else f"/hops/{int(n_hops) - 1}")
+
+    def answer_loop(self, _: str) -> None:
+        self._redirect("/loop")
+
+    def answer_to(self, target: str) -> None:
+        self._redirect(urllib.parse.unquote(target).replace("COLON", ":"))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _redirect(self, target: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # a client that has read enough goes away
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+    handler = type("Bound", (Handler,), {"server_state": state})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        listening.daemon_threads = True
+        state.port = listening.server_port
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        yield state
+        listening.shutdown()
+        thread.join(5)

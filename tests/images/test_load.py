@@ -1,0 +1,131 @@
+"""The whole way of a picture: what it costs, and what draft decoding changes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwenvl_kit.config import Config
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.images import Limits, Sizing, identify, load
+from qwenvl_kit.records import Geometry, Picture
+
+OUTCOMES = ("picture", "fetch", "decode", "resize")
+
+
+def jpeg(size: tuple[int, int], **options: object) -> bytes:
+    x, y = np.meshgrid(np.linspace(0, 6, size[0]), np.linspace(0, 4, size[1]))
+    waves = np.stack([np.sin(x) * 127 + 128, np.cos(y) * 127 + 128, np.sin(x * y) * 127 + 128], axis=-1)
+    buffer = io.BytesIO()
+    Image.fromarray(waves.astype(np.uint8)).save(buffer, "JPEG", quality=92, **options)
+    return buffer.getvalue()
+
+
+def loaded(cell: object, **options: object) -> Picture:
+    config = Config(**options)  # type: ignore[arg-type]
+    (source,) = identify(cell, config.image_src_type)
+    return load(source, Sizing.of(config, Geometry()), Limits.of(config))
+
+
+def test_equal_bytes_have_equal_digests_however_they_came(tmp_path: Path) -> None:
+    import base64
+
+    data = jpeg((100, 80))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+
+    digests = {loaded(cell).digest for cell in (data, str(path), path.as_uri(), base64.b64encode(data).decode())}
+
+    assert len(digests) == 1
+    assert loaded(jpeg((100, 81))).digest not in digests
+
+
+def test_equal_pixels_of_another_shape_are_another_picture() -> None:
+    assert loaded(np.zeros((40, 80, 3), np.uint8)).digest != loaded(np.zeros((80, 40, 3), np.uint8)).digest
+
+
+def test_draft_decoding_changes_pixels_a_little_and_sizes_not_at_all() -> None:
+    data = jpeg((1600, 1200))
+
+    exact = loaded(data, max_pixels=200 * 200)
+    draft = loaded(data, max_pixels=200 * 200, decode="draft")
+
+    assert exact.size == draft.size
+    assert exact.source_size == draft.source_size == (1200, 1600)
+    difference = np.abs(exact.pixels.astype(int) - draft.pixels.astype(int))
+    assert 0 < difference.mean() < 4
+
+
+def test_draft_decoding_never_enlarges_what_it_made_small() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = jpeg((1600, 400), exif=turned)
+
+    picture = loaded(data, resized_height=1600, resized_width=400, decode="draft")
+
+    assert picture.source_size == (1600, 400)
+    assert np.array_equal(picture.pixels, loaded(data, resized_height=1600, resized_width=400).pixels)
+
+
+def test_a_limit_given_alone_moves_the_other_where_they_would_cross() -> None:
+    geometry = Geometry(min_pixels=7056, max_pixels=10752)
+
+    below = Sizing.of(Config(max_pixels=4000), geometry).geometry
+    above = Sizing.of(Config(min_pixels=20_000), geometry).geometry
+
+    assert below.min_pixels <= below.max_pixels == 4000
+    assert above.max_pixels >= above.min_pixels == 20_000
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_a_picture_or_a_row_error(data: bytes) -> None:
+    if not data:
+        return
+    assert outcome(lambda: loaded(data)) in ("picture", "decode", "resize")
+
+
+@given(st.data())
+def test_a_damaged_file_is_a_picture_or_a_row_error(data: st.DataObject) -> None:
+    for make in (jpeg, _png):
+        whole = bytearray(make((60, 40)))
+        for _ in range(data.draw(st.integers(1, 8))):
+            whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+        cut = data.draw(st.integers(1, len(whole)))
+        assert outcome(lambda data=bytes(whole[:cut]): loaded(data)) in ("picture", "decode", "resize")
+
+
+def _png(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 50).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@given(st.text(max_size=60))
+def test_arbitrary_text_is_a_picture_or_a_row_error(text: str) -> None:
+    limits = Limits.of(Config(timeout_s=0.001, allow_private_hosts=False))
+
+    assert outcome(lambda: [load(source, Sizing(Geometry()), limits) for source in identify(text)]) in OUTCOMES
+
+
+def outcome(work: Callable[[], object]) -> str:
+    """``picture``, or the stage of the row error; anything else that is raised is a fault of ours."""
+    try:
+        work()
+    except RowError as error:
+        return error.stage
+    return "picture"
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_paths_that_are_no_files_say_where_they_were_looked_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path if kind == "folder" else tmp_path / "missing.png"
+
+    with pytest.raises(RowError, match=str(path)):
+        loaded(str(path))

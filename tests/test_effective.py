@@ -1,0 +1,96 @@
+"""What was asked, what will run, and what is said where they differ."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import pytest
+
+from qwenvl_kit import Config, ConfigError, OptionWarning
+from qwenvl_kit.effective import CheckpointDefaults, Device, Effective, announce, resolve
+from qwenvl_kit.records import Geometry
+
+CPU = Device("cpu")
+GPU = Device("cuda:0", is_cuda=True, flash_attention="2.8.0")
+GPU_WITHOUT_FLASH = Device("cuda:0", is_cuda=True)
+CHECKPOINT = CheckpointDefaults("m", "f", Geometry(min_pixels=3136, max_pixels=12_845_056), repetition_penalty=1.05)
+
+
+def effective(device: Device = CPU, **options: Any) -> Effective:
+    return resolve(Config(**options), device, CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "attention", "reason"),
+    [
+        (GPU, "bfloat16", "flash_attention_2", None),
+        (GPU, "float16", "flash_attention_2", None),
+        (GPU, "float32", "sdpa", "float32"),
+        (GPU_WITHOUT_FLASH, "bfloat16", "sdpa", r"qwenvl_kit\[flash\]"),
+        (CPU, "bfloat16", "sdpa", "not on CUDA"),
+    ],
+)
+def test_flash_attention_runs_where_it_can_and_sdpa_with_a_reason_elsewhere(
+    device: Device, dtype: Any, attention: str, reason: str | None
+) -> None:
+    planned = effective(device, dtype=dtype)
+
+    assert planned.attention == attention
+    if reason is None:
+        assert planned.notes == ()
+    else:
+        with pytest.warns(OptionWarning, match=reason):
+            announce(Config(use_flash_attention_2=True), planned)
+
+
+def test_a_default_that_cannot_be_honoured_goes_on_record_without_noise() -> None:
+    planned = effective()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        announce(Config(), planned)
+        announce(Config(strict=True), planned)
+    assert "use_flash_attention_2" in planned.record()["notes"][0]
+
+
+def test_what_the_caller_turned_off_is_no_difference() -> None:
+    assert effective(use_flash_attention_2=False).notes == ()
+
+
+def test_strict_raises_for_what_the_caller_named() -> None:
+    with pytest.raises(ConfigError, match="strict=True"):
+        announce(Config(use_flash_attention_2=True, strict=True), effective())
+
+
+def test_sampling_passes_every_value_and_greedy_none() -> None:
+    sampling = effective(do_sample=True, temperature=0.5, seed=3)
+    greedy = effective(seed=3)
+
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 50, 1.0, 3)
+    assert (greedy.temperature, greedy.top_k, greedy.top_p, greedy.seed) == (None, None, None, None)
+
+
+def test_the_checkpoints_penalty_runs_unless_another_is_asked() -> None:
+    assert effective().repetition_penalty == 1.05
+    assert effective(repetition_penalty=1.0).repetition_penalty == 1.0
+
+
+def test_a_backend_of_one_dtype_runs_that_and_says_so() -> None:
+    planned = resolve(Config(dtype="bfloat16"), CPU, CHECKPOINT, dtype="float32")
+
+    assert planned.dtype == "float32"
+    with pytest.warns(OptionWarning, match="dtype='bfloat16'"):
+        announce(Config(dtype="bfloat16", use_flash_attention_2=False), planned)
+
+
+def test_pixel_limits_are_the_checkpoints_unless_asked_for() -> None:
+    assert (effective().min_pixels, effective().max_pixels) == (3136, 12_845_056)
+    assert effective(max_pixels=50_000).max_pixels == 50_000
+
+
+def test_the_record_is_plain_json() -> None:
+    record = effective(do_sample=True, temperature=0.3).record()
+
+    assert json.loads(json.dumps(record)) == record

@@ -1,0 +1,74 @@
+"""Importing is light, and the public names are these."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import qwenvl_kit
+
+PROBE = """
+import json, sys, time
+import pandas
+started = time.perf_counter()
+import qwenvl_kit
+seconds = time.perf_counter() - started
+heavy = [name for name in ("torch", "transformers", "ipywidgets", "urllib3", "daft", "ray") if name in sys.modules]
+print(json.dumps({"seconds": seconds, "heavy": heavy}))
+"""
+
+
+def probe() -> dict[str, object]:
+    found: dict[str, object] = json.loads(subprocess.check_output([sys.executable, "-c", PROBE]))
+    return found
+
+
+def test_importing_loads_nothing_heavy_and_takes_at_most_half_a_second_more_than_pandas() -> None:
+    probes = [probe() for _ in range(3)]
+
+    assert probes[0]["heavy"] == []
+    assert min(float(str(found["seconds"])) for found in probes) < 0.5
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(qwenvl_kit.__all__) == [
+        "BackendBusy",
+        "BackendFailed",
+        "CheckpointError",
+        "ColumnNotFound",
+        "Config",
+        "ConfigError",
+        "Control",
+        "Interrupted",
+        "MissingExtra",
+        "ModelNotFound",
+        "OptionWarning",
+        "QwenVLError",
+        "QwenVLWarning",
+        "Result",
+        "RowError",
+        "RowErrorWarning",
+        "RowErrors",
+        "StoreError",
+        "UnknownOption",
+        "__version__",
+        "last_run",
+        "unload",
+    ]
+    assert all(hasattr(qwenvl_kit, name) for name in qwenvl_kit.__all__)
+
+
+def test_tab_and_question_mark_show_every_option() -> None:
+    import inspect
+
+    import pandas as pd
+
+    from qwenvl_kit.config import option_names
+
+    frame, series = pd.DataFrame(), pd.Series(dtype=object)
+    for door in (frame.vl.caption, frame.vl.ask, frame.vl.run, series.vl.caption, series.vl.ask, series.vl.run):
+        shown = inspect.signature(door).parameters
+        assert set(option_names()) <= set(shown), door
+        assert "options" not in shown
+        assert "largest decoded picture" in (door.__doc__ or "")
