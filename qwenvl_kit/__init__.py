@@ -25,6 +25,7 @@ from qwenvl_kit.errors import (
     RowErrors,
     RowErrorWarning,
     StoreError,
+    StoreWarning,
     UnknownOption,
 )
 from qwenvl_kit.records import Result
@@ -48,6 +49,7 @@ __all__ = [
     "RowErrorWarning",
     "RowErrors",
     "StoreError",
+    "StoreWarning",
     "UnknownOption",
     "__version__",
     "last_run",

@@ -68,6 +68,7 @@ class Options(TypedDict, total=False):
     max_image_pixels: int
     allow_private_hosts: bool
     store: str | None
+    trust_sources: bool
     progress: bool
 
 
@@ -158,6 +159,9 @@ class Config:
     max_image_pixels: int = _option(89_478_485, "run", "largest decoded picture, in pixels (Pillow's own limit)")
     allow_private_hosts: bool = _option(True, "run", "False refuses addresses in private networks")
     store: str | None = _option(None, "run", "path of an SQLite file that keeps results; calling again resumes")
+    trust_sources: bool = _option(
+        False, "run", "with `store`: do not ask whether an address that was seen before still holds the same picture"
+    )
     progress: bool = _option(True, "run", "show a progress bar with pictures per second and time left")
 
     asked: frozenset[str] = field(init=False, compare=False, default=frozenset())
@@ -255,8 +259,9 @@ def _check_choices(config: Config) -> None:
     _one_of(config, "dtype", ("bfloat16", "float16", "float32"))
     _one_of(config, "decode", ("exact", "draft"))
     _one_of(config, "on_error", ("keep", "raise"))
-    for name in ("use_flash_attention_2", "do_sample", "strict", "allow_private_hosts", "progress", "local_files_only"):
-        _rule(config, name, lambda v: isinstance(v, bool), "must be True or False", "pass True or False")
+    for option in option_docs():
+        if option.kind == "bool":
+            _rule(config, option.name, lambda v: isinstance(v, bool), "must be True or False", "pass True or False")
 
 
 def _check_numbers(config: Config) -> None:

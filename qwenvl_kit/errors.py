@@ -17,7 +17,8 @@
     Interrupted            (KeyboardInterrupt)  the run was stopped by Ctrl-C
     QwenVLWarning          (UserWarning)
     ├── OptionWarning                           an option was given that cannot take effect
-    └── RowErrorWarning                         some rows of a finished run are errors
+    ├── RowErrorWarning                         some rows of a finished run are errors
+    └── StoreWarning                            a broken store was moved aside
 """
 
 from __future__ import annotations
@@ -151,3 +152,7 @@ class OptionWarning(QwenVLWarning):
 
 class RowErrorWarning(QwenVLWarning):
     """A finished run has rows with status ``error``; the message counts them by stage."""
+
+
+class StoreWarning(QwenVLWarning):
+    """A broken store was moved aside and a new one begun; the message names the file it was moved to."""

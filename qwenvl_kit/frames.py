@@ -30,6 +30,7 @@ _COLUMNS: dict[str, Any] = {
     "width": "Int64",
     "seconds": "float64",
     "cached": "bool",
+    "flag": _TEXT,
 }
 _SHOWN_ERRORS = 5
 
@@ -41,7 +42,7 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     -------
     DataFrame
         Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width, seconds,
-        cached``.
+        cached, flag``.
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {

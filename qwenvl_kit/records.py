@@ -56,12 +56,15 @@ class Picture:
         ``(height, width)`` in pixels before resizing.
     label : str
         A short name for messages, free of secrets.
+    mark : str or None
+        By which the picture's place tells later whether it still holds the same: an ETag, or time and size.
     """
 
     pixels: NDArray[np.uint8]
     digest: str
     source_size: tuple[int, int]
     label: str = ""
+    mark: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -128,6 +131,8 @@ class Result:
         The row's share of the backend's time.
     cached : bool
         The answer was taken from an equal row or from the store.
+    flag : str or None
+        Why an answer should not be believed as it stands, such as one that repeats itself to its end.
     """
 
     row: int
@@ -142,6 +147,7 @@ class Result:
     width: int | None = None
     seconds: float = 0.0
     cached: bool = False
+    flag: str | None = None
 
     def for_row(self, row: int, *, cached: bool = False) -> Result:
         """The same result under another row number; a cached one cost no time."""

@@ -51,6 +51,7 @@ def test_the_public_names_are_these() -> None:
         "RowErrorWarning",
         "RowErrors",
         "StoreError",
+        "StoreWarning",
         "UnknownOption",
         "__version__",
         "last_run",

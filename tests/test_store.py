@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit import Result, StoreError
+from qwenvl_kit import Result, StoreError, StoreWarning
 from qwenvl_kit.backends.echo import Echo
+from qwenvl_kit.records import ImageSource, Picture
+from qwenvl_kit.runner.recall import Recall
 from qwenvl_kit.store import SqliteStore, open_store
 
 ECHO = {"backend": "echo", "progress": False}
@@ -40,6 +43,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Echo, "_answer", counted)
     return rows
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sources that are read."""
+    module = sys.modules["qwenvl_kit.images.load"]
+    read: list[str] = []
+    fetch = module.fetch
+
+    def counted(source: ImageSource, *rest: object) -> object:
+        read.append(source.key)
+        return fetch(source, *rest)
+
+    monkeypatch.setattr(module, "fetch", counted)
+    return read
 
 
 def pictures(n: int, first: int = 0) -> list[np.ndarray]:
@@ -106,8 +124,6 @@ def test_seeded_samples_are_kept_and_unseeded_ones_never(store: Path, asked: lis
 
 @pytest.mark.filterwarnings("ignore::qwenvl_kit.RowErrorWarning")
 def test_errors_are_not_kept(store: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     path = tmp_path / "late.png"
     assert pd.Series([str(path)]).vl.run(store=store, **ECHO)["status"].tolist() == ["error"]
 
@@ -126,20 +142,84 @@ def test_every_run_leaves_its_record(store: Path) -> None:
     assert [record["cached"] for record in records] == [0, 1]
 
 
-@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as a header" * 40, None])
-def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(store: Path, content: bytes | None) -> None:
-    if content is None:
-        connection = sqlite3.connect(store)
-        connection.execute("CREATE TABLE mine (x)")
-        connection.close()
-    else:
-        store.write_bytes(content)
+def test_a_database_of_something_else_is_refused_and_left_as_it_is(store: Path) -> None:
+    connection = sqlite3.connect(store)
+    connection.execute("CREATE TABLE mine (x)")
+    connection.close()
     before = store.read_bytes()
 
-    with pytest.raises(StoreError, match=r"captions\.db"):
+    with pytest.raises(StoreError, match=r"captions\.db.*something else"):
         pd.Series(pictures(1)).vl.caption(store=store, **ECHO)
 
     assert store.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["rubbish", "torn page"])
+def test_a_broken_store_is_moved_aside_and_said_never_overwritten(store: Path, damage: str) -> None:
+    pd.Series(pictures(60)).vl.caption(store=store, **ECHO)
+    whole = store.read_bytes()
+    assert len(whole) > 3 * 4096
+    broken = b"rubbish" * 3000 if damage == "rubbish" else whole[:4096] + b"\xff" * 4096 + whole[8192:]
+    store.write_bytes(broken)
+
+    with pytest.warns(StoreWarning, match=r"captions\.db\.broken-"):
+        again = pd.Series(pictures(3)).vl.run(store=store, **ECHO)
+
+    assert (again["status"] == "ok").all()
+    (aside,) = (path for path in store.parent.glob("captions.db.broken-*") if not path.name.endswith(("-wal", "-shm")))
+    assert aside.read_bytes() == broken
+    assert pd.Series(pictures(3)).vl.run(store=store, **ECHO)["cached"].all()
+
+
+def test_resuming_reads_no_file_again_unless_it_changed(store: Path, tmp_path: Path, reads: list[str]) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, pixels in zip(paths, pictures(4), strict=True):
+        Image.fromarray(pixels).save(path)
+    cells = pd.Series([str(path) for path in paths])
+    first = cells.vl.caption(store=store, **ECHO)
+    reads.clear()
+
+    assert cells.vl.run(store=store, **ECHO)["cached"].all()
+    assert reads == []
+
+    Image.fromarray(pictures(1, first=9)[0]).save(paths[2])
+    os.utime(paths[2], ns=(1, 1))
+    again = cells.vl.run(store=store, **ECHO)
+    assert reads == [str(paths[2])]
+    assert again["cached"].tolist() == [True, True, False, True]
+    assert again["text"].iloc[2] != first.iloc[2]
+
+
+def test_a_renamed_file_hits(store: Path, tmp_path: Path, asked: list[int]) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures(1)[0]).save(path)
+    pd.Series([str(path)]).vl.caption(store=store, **ECHO)
+    asked.clear()
+
+    path = path.rename(tmp_path / "b.png")
+    pd.Series([str(path)]).vl.caption(store=store, **ECHO)
+
+    assert asked == []
+
+
+def test_trusted_addresses_are_not_even_asked(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures(1)[0]).save(path)
+    pd.Series([str(path)]).vl.caption(store=store, trust_sources=True, **ECHO)
+    path.unlink()
+
+    assert pd.Series([str(path)]).vl.run(store=store, trust_sources=True, **ECHO)["cached"].all()
+
+
+def test_no_address_is_kept_in_clear(store: Path) -> None:
+    with open_store(store) as opened:
+        source = ImageSource("url", "u", "u", "http://me:hunter2@host/a.png?token=s3cr3t")
+        picture = Picture(pictures(1)[0], "d", (40, 40), mark="etag:x")
+        Recall(opened, lambda *_: True, trusts=False).remember(source, picture)
+    kept = store.read_bytes()
+    assert b"etag:x" in kept
+    assert b"hunter2" not in kept
+    assert b"host" not in kept
 
 
 def test_a_store_that_cannot_be_written_stops_the_run_and_keeps_what_is_done(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -15,12 +14,11 @@ import pandas as pd
 
 import qwenvl_kit  # noqa: F401  # importing it is what registers df.vl
 from qwenvl_kit.cli.options import add_options, config_of
-from qwenvl_kit.errors import ConfigError, Interrupted, MissingExtra, QwenVLError
+from qwenvl_kit.cli.tables import check_out, complete, write_table
+from qwenvl_kit.errors import ConfigError, Interrupted, QwenVLError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-
-_FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,15 +71,7 @@ def _writer(out: Path | None) -> Callable[[pd.DataFrame, dict[Any, Any]], None]:
     """Choose, before any work is done, how the table will be written."""
     if out is None:
         return lambda table, _record: _print(table)
-    if out.suffix not in _FORMATS:
-        raise ConfigError(f"--out must end with one of {', '.join(_FORMATS)}; got {out.name!r}; pass captions.csv")
-    if out.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401  # what pandas writes Parquet with
-        except ImportError as error:
-            raise MissingExtra("writing Parquet", "parquet") from error
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out must lie in a folder that exists; got {out}; make {out.parent} first")
+    check_out(out)
     return lambda table, record: _write(table, record, out)
 
 
@@ -91,26 +81,7 @@ def _print(table: pd.DataFrame) -> None:
 
 
 def _write(table: pd.DataFrame, record: dict[Any, Any], out: Path) -> None:
-    plain = table.copy()
-    plain.attrs = {}  # the record has a file of its own; Parquet would hold it twice
-    with _complete(out) as partial:
-        if out.suffix == ".parquet":
-            plain.to_parquet(partial, index=False)
-        elif out.suffix == ".csv":
-            plain.to_csv(partial, index=False)
-        else:
-            plain.to_json(partial, orient="records", lines=True, force_ascii=False)
-    with _complete(out.with_name(f"{out.name}.config.json")) as partial:
+    write_table(table, out)
+    with complete(out.with_name(f"{out.name}.config.json")) as partial:
         partial.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     print(f"{len(table)} rows in {out}, what ran in {out.name}.config.json", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _complete(out: Path) -> Iterator[Path]:
-    """Give a name to write to; the file gets its own name only once it is whole."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -36,7 +36,23 @@ class FetchLimits:
     allow_private_hosts: bool
 
 
-def fetch(source: ImageSource, limits: FetchLimits) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Encoded bytes, and the mark by which their place tells later whether they are still the same.
+
+    Attributes
+    ----------
+    data : bytes
+        The file as it is.
+    mark : str or None
+        A file's time and size, or an address's ETag or date; None where there is none.
+    """
+
+    data: bytes
+    mark: str | None = None
+
+
+def fetch(source: ImageSource, limits: FetchLimits) -> Fetched:
     """Read the encoded bytes of a picture.
 
     Parameters
@@ -48,8 +64,8 @@ def fetch(source: ImageSource, limits: FetchLimits) -> bytes:
 
     Returns
     -------
-    bytes
-        The file as it is.
+    Fetched
+        The bytes and their mark.
 
     Raises
     ------
@@ -66,13 +82,27 @@ def fetch(source: ImageSource, limits: FetchLimits) -> bytes:
     return readers[source.kind](source, limits)
 
 
-def _fetch_bytes(source: ImageSource, limits: FetchLimits) -> bytes:
+def is_unchanged(source: ImageSource, mark: str, limits: FetchLimits) -> bool:
+    """Ask the place of a picture whether it still holds what it held under `mark`; False where it cannot tell."""
+    try:
+        if source.kind == "path":
+            return _mark(os.stat(_local_path(source.value))) == mark
+        if source.kind == "url":
+            from qwenvl_kit.images import web
+
+            return web.is_unchanged(source.value, source.label, mark, limits)
+    except (OSError, ValueError, RowError):
+        pass  # fetching will tell what is wrong
+    return False
+
+
+def _fetch_bytes(source: ImageSource, limits: FetchLimits) -> Fetched:
     data: bytes = source.value
     _check_bytes(len(data), source.label, limits)
-    return data
+    return Fetched(data)
 
 
-def _fetch_base64(source: ImageSource, limits: FetchLimits) -> bytes:
+def _fetch_base64(source: ImageSource, limits: FetchLimits) -> Fetched:
     """Read base64 in all its dresses: data: prefix, white space, url-safe alphabet, missing padding."""
     text: str = source.value.strip()
     if text[:5].lower() == "data:":
@@ -80,33 +110,40 @@ def _fetch_base64(source: ImageSource, limits: FetchLimits) -> bytes:
         if not comma:
             raise RowError("fetch", f"{source.label} starts with 'data:' but has no comma before its data")
         if not header.lower().rstrip().endswith("base64"):
-            return unquote_to_bytes(text)
+            return Fetched(unquote_to_bytes(text))
         text = unquote(text)
     _check_bytes(len(text) * 3 // 4, source.label, limits)
     compact = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
     try:
-        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        return Fetched(base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True))
     except (binascii.Error, ValueError) as error:
         raise RowError("fetch", f"{source.label} is not valid base64: {error}") from error
 
 
-def _fetch_path(source: ImageSource, limits: FetchLimits) -> bytes:
-    path = source.value
-    if path[:7].lower() == "file://":
-        path = url2pathname(urlsplit(path).path)
+def _fetch_path(source: ImageSource, limits: FetchLimits) -> Fetched:
     try:
-        path = os.path.expanduser(path)
+        path = _local_path(source.value)
         if not os.path.isfile(path):  # a directory, or a pipe that would block for ever
             what = "is no regular file" if os.path.exists(path) else "does not exist"
             raise RowError("fetch", f"{source.label} {what}; relative paths start from {os.getcwd()}")
-        _check_bytes(os.path.getsize(path), source.label, limits)
         with open(path, "rb") as file:
-            return file.read(limits.max_image_bytes)
+            state = os.fstat(file.fileno())
+            _check_bytes(state.st_size, source.label, limits)
+            return Fetched(file.read(limits.max_image_bytes), _mark(state))
     except (OSError, ValueError) as error:
         raise RowError("fetch", f"{source.label} cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
-def _fetch_remote(source: ImageSource, limits: FetchLimits) -> bytes:
+def _local_path(address: str) -> str:
+    path = url2pathname(urlsplit(address).path) if address[:7].lower() == "file://" else address
+    return os.path.expanduser(path)
+
+
+def _mark(state: os.stat_result) -> str:
+    return f"file:{state.st_mtime_ns}:{state.st_size}"
+
+
+def _fetch_remote(source: ImageSource, limits: FetchLimits) -> Fetched:
     """Read through fsspec, which knows s3, tos, gs, hf and more once their packages are installed."""
     scheme = source.value.partition("://")[0].lower()
     try:
@@ -120,7 +157,7 @@ def _fetch_remote(source: ImageSource, limits: FetchLimits) -> bytes:
     except Exception as error:  # each store's client has a hierarchy of its own
         raise RowError("fetch", f"{source.label} cannot be read: {_remote_reason(scheme, error)}") from error
     _check_bytes(len(data), source.label, limits)
-    return data
+    return Fetched(data)
 
 
 def _remote_library(scheme: str):  # type: ignore[no-untyped-def]  # fsspec has no types
@@ -141,10 +178,10 @@ def _remote_reason(scheme: str, error: Exception) -> str:
     return {"FileNotFoundError": "not found", "PermissionError": "access denied"}.get(name, name)
 
 
-def _fetch_url(source: ImageSource, limits: FetchLimits) -> bytes:
+def _fetch_url(source: ImageSource, limits: FetchLimits) -> Fetched:
     from qwenvl_kit.images import web  # urllib3 is imported where an address is first read
 
-    return web.get(source.value, source.label, limits)
+    return Fetched(*web.get(source.value, source.label, limits))
 
 
 def _check_bytes(n_bytes: int, label: str, limits: FetchLimits) -> None:

@@ -102,9 +102,9 @@ def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
     if source.kind in ("pil", "array"):
         with _decoding:
             return _from_pixels(source, sizing, limits)
-    data = fetch(source, limits.fetch)
+    fetched = fetch(source, limits.fetch)
     with _decoding:
-        return _from_bytes(data, source, sizing, limits)
+        return replace(_from_bytes(fetched.data, source, sizing, limits), mark=fetched.mark)
 
 
 def _from_bytes(data: bytes, source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:

@@ -35,7 +35,7 @@ _METADATA = (
 )
 
 
-def get(address: str, label: str, limits: FetchLimits) -> bytes:
+def get(address: str, label: str, limits: FetchLimits) -> tuple[bytes, str | None]:
     """Fetch an address, following at most 5 redirects; a public host may not send us to a private one.
 
     Parameters
@@ -47,17 +47,42 @@ def get(address: str, label: str, limits: FetchLimits) -> bytes:
     limits : FetchLimits
         Time over all redirects, bytes, and whether private networks are allowed.
 
+    Returns
+    -------
+    body : bytes
+        What is behind the address.
+    mark : str or None
+        Its ETag or date, by which `is_unchanged` asks later.
+
     Raises
     ------
     RowError
         No answer of status 200 within the limits, or a host that is refused, of the stage ``fetch``.
     """
+    hop = _follow(address, label, limits, {})
+    return hop.body, hop.mark
+
+
+def is_unchanged(address: str, label: str, mark: str, limits: FetchLimits) -> bool:
+    """Ask an address whether what it gave under `mark` is still what it gives, without fetching it again.
+
+    Raises
+    ------
+    RowError
+        As `get`.
+    """
+    kind, _, value = mark.partition(":")
+    condition = {"etag": "If-None-Match", "date": "If-Modified-Since"}.get(kind)
+    return condition is not None and _follow(address, label, limits, {condition: value}).is_unchanged
+
+
+def _follow(address: str, label: str, limits: FetchLimits, condition: dict[str, str]) -> _Hop:
     deadline = time.monotonic() + limits.timeout_s
     private_allowed = limits.allow_private_hosts
     for _ in range(MAX_REDIRECTS + 1):
-        hop = _hop(address, label, limits, deadline, private_allowed=private_allowed)
+        hop = _hop(_Ask(address, label, limits, deadline, condition), private_allowed=private_allowed)
         if hop.location is None:
-            return hop.body
+            return hop
         address, private_allowed = urljoin(address, hop.location), hop.private
         if urlsplit(address).scheme not in ("http", "https"):
             raise RowError("fetch", f"{label} redirects to {mask(address)}; only http and https are followed")
@@ -75,22 +100,36 @@ class HostRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Ask:
+    """One request: where, under what name and limits, until when, and under what condition."""
+
+    address: str
+    label: str
+    limits: FetchLimits
+    deadline: float
+    condition: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Hop:
     """One answer: the body, or where it points; `private` tells which kind of host gave it."""
 
-    body: bytes
-    location: str | None
     private: bool
+    body: bytes = b""
+    mark: str | None = None
+    location: str | None = None
+    is_unchanged: bool = False
 
 
-def _hop(address: str, label: str, limits: FetchLimits, deadline: float, *, private_allowed: bool) -> _Hop:
+def _hop(ask: _Ask, *, private_allowed: bool) -> _Hop:
+    label = ask.label
     try:
         try:
-            return _ask(address, label, limits, deadline, private=False)
+            return _send(ask, private=False)
         except HostRefused as refused:
             if not (refused.private and private_allowed):
                 raise
-            return _ask(address, label, limits, deadline, private=True)
+            return _send(ask, private=True)
     except HostRefused as refused:
         raise RowError("fetch", f"{label}: {refused}") from refused
     except urllib3.exceptions.NameResolutionError as error:
@@ -98,36 +137,52 @@ def _hop(address: str, label: str, limits: FetchLimits, deadline: float, *, priv
     except urllib3.exceptions.NewConnectionError as error:  # a kind of time-out to urllib3, so it must come first
         raise RowError("fetch", f"{label}: the connection was refused") from error
     except urllib3.exceptions.TimeoutError as error:
-        raise _too_slow(label, limits) from error
+        raise _too_slow(label, ask.limits) from error
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise RowError("fetch", f"{label} cannot be read: {_reason(error)}") from error
 
 
-def _ask(address: str, label: str, limits: FetchLimits, deadline: float, *, private: bool) -> _Hop:
-    left = deadline - time.monotonic()
+def _send(ask: _Ask, *, private: bool) -> _Hop:
+    left = ask.deadline - time.monotonic()
     if left <= 0:
-        raise _too_slow(label, limits)
+        raise _too_slow(ask.label, ask.limits)
     response = _pool(private).request(
         "GET",
-        address,
-        headers=_HEADERS,
+        ask.address,
+        headers={**_HEADERS, **ask.condition},
         preload_content=False,
         redirect=False,
         retries=False,
         timeout=urllib3.Timeout(connect=left, read=left),
     )
     try:
-        location = response.get_redirect_location()
-        if location:
-            return _Hop(b"", location, private)
-        if response.status != 200:
-            raise RowError("fetch", f"{label} answered with status {response.status} {response.reason or ''}".rstrip())
-        return _Hop(_body(response, label, limits, deadline), None, private)
+        return _read(response, ask, private=private)
     except BaseException:
         response.close()  # a half-read connection must not go back to the pool
         raise
     finally:
         response.release_conn()
+
+
+def _read(response: Any, ask: _Ask, *, private: bool) -> _Hop:
+    if location := response.get_redirect_location():
+        return _Hop(private, location=location)
+    if response.status == 304 and ask.condition:
+        return _Hop(private, is_unchanged=True)
+    if response.status != 200:
+        raise RowError("fetch", f"{ask.label} answered with status {response.status} {response.reason or ''}".rstrip())
+    if ask.condition:  # it has changed, and will be fetched in its turn
+        response.close()
+        return _Hop(private)
+    return _Hop(private, body=_body(response, ask.label, ask.limits, ask.deadline), mark=_mark(response.headers))
+
+
+def _mark(headers: Any) -> str | None:
+    """Name what an answer held: by its ETag, else by its date."""
+    for kind, name in (("etag", "ETag"), ("date", "Last-Modified")):
+        if value := headers.get(name):
+            return f"{kind}:{value}"
+    return None
 
 
 def _body(response: Any, label: str, limits: FetchLimits, deadline: float) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.records import ImageSource, Picture
     from qwenvl_kit.runner.keys import Keys
     from qwenvl_kit.runner.ledger import Ledger
-    from qwenvl_kit.runner.plan import Group, Plan
+    from qwenvl_kit.runner.plan import Ask, Group, Plan
 
 _MAX_BYTES = 256 * 2**20  # pixels that wait for the backend
 _MAX_REQUESTS = 512
@@ -42,6 +42,8 @@ class LoadingFeed:
         Names answers, so that none is asked for twice.
     ledger : Ledger
         Where rows go that need no backend.
+    recall : callable
+        Gives the digests of pictures that need not be loaded to be known, or None.
     system : str or None
         System prompt of all requests.
     max_new_tokens : int
@@ -57,13 +59,14 @@ class LoadingFeed:
         keys: Keys,
         ledger: Ledger,
         *,
+        recall: Callable[[Sequence[ImageSource]], Sequence[str] | None],
         system: str | None,
         max_new_tokens: int,
         cancel: threading.Event,
     ) -> None:
         self._groups: Iterator[Group] = iter(plan.groups)
         self._load = _Once(load, plan.shared_sources())
-        self._keys, self._ledger = keys, ledger
+        self._keys, self._ledger, self._recall = keys, ledger, recall
         self._system, self._max_new_tokens = system, max_new_tokens
         self._cancel = cancel
         self._ready: deque[Request] = deque()
@@ -128,17 +131,30 @@ class LoadingFeed:
             return next(self._groups, None)
 
     def _load_group(self, group: Group) -> None:
+        asks = self._unknown(group)
         try:
-            pictures = tuple(self._load(source) for source in group.sources)
+            pictures = tuple(self._load(source) for source in group.sources) if asks else ()
         except RowError as error:
-            for ask in group.asks:
+            for ask in asks:
                 self._ledger.fail(ask.row, error)
             return
-        for ask in group.asks:
-            key = self._keys.key(pictures, ask.prompt, ask.draw)
+        digests = [picture.digest for picture in pictures]
+        for ask in asks:
+            key = self._keys.key(digests, ask.prompt, ask.draw)
             if self._ledger.claim(ask.row, key):
                 seed = self._keys.seed(key)
                 self._put(Request(ask.row, pictures, ask.prompt, self._system, seed, self._max_new_tokens))
+
+    def _unknown(self, group: Group) -> Sequence[Ask]:
+        """The group's questions that no earlier run has answered, as far as can be told without loading it."""
+        digests = self._recall(group.sources)
+        if digests is None:
+            return group.asks
+        return [
+            ask
+            for ask in group.asks
+            if not self._ledger.answer_known(ask.row, self._keys.key(digests, ask.prompt, ask.draw))
+        ]
 
     def _put(self, request: Request) -> None:
         with self._changed:

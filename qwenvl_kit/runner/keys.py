@@ -11,7 +11,6 @@ from qwenvl_kit.effective import answer_fields
 
 if TYPE_CHECKING:
     from qwenvl_kit.effective import Effective
-    from qwenvl_kit.records import Picture
 
 
 class Keys:
@@ -31,13 +30,13 @@ class Keys:
         fixed = [effective.fingerprint, system, answer_fields(effective)]
         self._base = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=16)
 
-    def key(self, pictures: Sequence[Picture], prompt: str, draw: int) -> str | None:
+    def key(self, digests: Sequence[str], prompt: str, draw: int) -> str | None:
         """Key of an answer; None where every draw is a new one and nothing may be shared."""
         if self._samples and self._seed is None:
             return None
         digest = self._base.copy()
         drawn = draw if self._samples else 0
-        digest.update(json.dumps([[picture.digest for picture in pictures], prompt, drawn]).encode())
+        digest.update(json.dumps([list(digests), prompt, drawn]).encode())
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:

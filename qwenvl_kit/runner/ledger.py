@@ -27,6 +27,14 @@ class Store(Protocol):
         """Keep a result, durably."""
         ...
 
+    def get_source(self, name: str) -> tuple[str, str] | None:
+        """Mark and digest of the picture that stood at an address."""
+        ...
+
+    def put_source(self, name: str, mark: str, digest: str) -> None:
+        """Keep which picture stood at an address."""
+        ...
+
 
 class Ledger:
     """The results of one run, as they come.
@@ -78,6 +86,18 @@ class Ledger:
         if twin is not None:
             self.settle(twin.for_row(row, cached=True))
         return twin is None
+
+    def answer_known(self, row: int, key: str | None) -> bool:
+        """Settle a row whose answer is there already; False where it must be worked for."""
+        if key is None:
+            return False
+        with self._lock:
+            known = self._answered.get(key)
+        if known is None and self._store is not None:
+            known = self._store.get(key)
+        if known is not None:
+            self.settle(known.for_row(row, cached=True), keep=False)
+        return known is not None
 
     def settle(self, result: Result, *, keep: bool = True) -> None:
         """Enter the result of a row, and of the rows that wait for the same answer; store it before counting it."""

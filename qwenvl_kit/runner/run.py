@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_kit.backends.base import Backend, BackendSpec, Control
 from qwenvl_kit.effective import asked_record
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images import Limits, Sizing, load
+from qwenvl_kit.images import Limits, Sizing, is_unchanged, load
 from qwenvl_kit.records import Result
 from qwenvl_kit.runner.feed import LoadingFeed
 from qwenvl_kit.runner.keys import Keys
 from qwenvl_kit.runner.ledger import Ledger
 from qwenvl_kit.runner.plan import make_plan
 from qwenvl_kit.runner.progress import progress_bar
+from qwenvl_kit.runner.recall import Recall
 from qwenvl_kit.runner.threads import worker
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
+    from qwenvl_kit.records import ImageSource, Picture
     from qwenvl_kit.runner.ledger import Store
 
 _REFRESH_S = 0.1
@@ -107,7 +109,7 @@ def run(
     control = control or Control()
     notes: list[str] = []
     ledger = Ledger(len(cells), store, control.on_result)
-    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger)
+    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger, store)
     interrupted = job.run_to_end()
     results = ledger.close(functools.partial(_missing, failure=job.failure))
     record = _record(config, spec, results, notes, started)
@@ -126,6 +128,7 @@ class _Job:
         acquire: Callable[[], AbstractContextManager[Backend]],
         control: Control,
         ledger: Ledger,
+        store: Store | None,
     ) -> None:
         self._spec, self._acquire, self._control, self._ledger = spec, acquire, control, ledger
         self._n_rows, self._shown = len(cells), config.progress
@@ -133,11 +136,23 @@ class _Job:
         for result in plan.settled:
             ledger.settle(result)
         sizing, limits = Sizing.of(config, spec.geometry), Limits.of(config)
+        recall = None
+        if store is not None:
+            asks = functools.partial(is_unchanged, limits=limits.fetch)
+            recall = Recall(store, asks, trusts=config.trust_sources)
+
+        def load_one(source: ImageSource) -> Picture:
+            picture = load(source, sizing, limits)
+            if recall is not None:
+                recall.remember(source, picture)
+            return picture
+
         self._feed = LoadingFeed(
             plan,
-            lambda source: load(source, sizing, limits),
+            load_one,
             Keys(spec.effective, config.system_prompt),
             ledger,
+            recall=recall.digests if recall is not None else lambda _: None,
             system=config.system_prompt,
             max_new_tokens=config.max_caption_length,
             cancel=control.cancel,

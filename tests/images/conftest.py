@@ -28,6 +28,7 @@ class Server:
     port: int = 0
     paths: list[str] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
+    bodies: int = 0
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -45,6 +46,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer_good(self, _: str) -> None:
         self._send(200, png())
+
+    def answer_marked(self, kind: str) -> None:
+        name, condition = {"etag": ("ETag", "If-None-Match"), "date": ("Last-Modified", "If-Modified-Since")}[kind]
+        mark = {"etag": '"v1"', "date": "Mon, 23 Nov 2026 00:00:00 GMT"}[kind]
+        if self.headers.get(condition) == mark:
+            self.send_response(304)
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header(name, mark)
+        self.send_header("Content-Length", str(len(png())))
+        self.end_headers()
+        self.server_state.bodies += 1
+        with contextlib.suppress(OSError):
+            self.wfile.write(png())
 
     def answer_missing(self, _: str) -> None:
         self._send(404, b"not here")

@@ -26,7 +26,7 @@ def _fresh_pools() -> Iterator[None]:
 
 
 def get(url: str, limits: FetchLimits = LIMITS) -> bytes:
-    return web.get(url, "the picture", limits)
+    return web.get(url, "the picture", limits)[0]
 
 
 def told(url: str, limits: FetchLimits = LIMITS) -> str:
@@ -118,6 +118,19 @@ def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -
     resolve_as(monkeypatch, {})
 
     assert "cannot be resolved" in told("http://nowhere.example/a.png")
+
+
+@pytest.mark.parametrize("kind", ["etag", "date"])
+def test_an_address_is_asked_whether_it_changed_without_fetching_it_again(server: Any, kind: str) -> None:
+    url = server.url(f"marked/{kind}")
+    _, mark = web.get(url, "the picture", LIMITS)
+    assert mark is not None
+    assert mark.startswith(kind)
+
+    assert web.is_unchanged(url, "the picture", mark, LIMITS)
+    assert server.bodies == 1
+    assert not web.is_unchanged(url, "the picture", f"{kind}:another", LIMITS)
+    assert not web.is_unchanged(server.url("good"), "the picture", mark, LIMITS), "no answer of 304 is a change"
 
 
 def test_connections_are_kept_for_the_next_picture(server: Any) -> None:

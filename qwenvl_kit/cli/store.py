@@ -1,0 +1,68 @@
+"""``qwenvl-kit store show | export | prune FILE``: what a store holds, as a table, and without what is old."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from qwenvl_kit.cli.tables import check_out, write_table
+from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.store import open_store
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DAY_S = 86_400
+
+
+def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("store", help="look into a store of results", description=__doc__)
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="count results and list runs")
+    export = actions.add_parser("export", help="write all results to a table")
+    export.add_argument("--out", type=Path, required=True, help="table to write: *.parquet, *.csv or *.jsonl")
+    prune = actions.add_parser("prune", help="forget old results and give their space back")
+    prune.add_argument("--older-than-days", type=float, required=True, help="forget what was stored before this")
+    for action, work in ((show, _show), (export, _export), (prune, _prune)):
+        action.add_argument("file", type=Path, help="the store")
+        action.set_defaults(work=work)
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    with open_store(_existing(parsed.file)) as store:
+        counts = store.counts()
+        print(f"{parsed.file}: {counts['results']} results, {counts['sources']} known addresses, {counts['runs']} runs")
+        for record in store.runs():
+            ran, rows = record["effective"], ", ".join(f"{n} {status}" for status, n in record["rows"].items())
+            print(
+                f"  {record['started']}  {ran['model']} ({ran['dtype']}, {ran['device']}): {rows or 'no rows'}, "
+                f"{record['cached']} of them known, {record['seconds']:.1f} s"
+            )
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    check_out(parsed.out)
+    with open_store(_existing(parsed.file)) as store:
+        table = pd.DataFrame(store.results())
+    write_table(table, parsed.out)
+    print(f"{len(table)} results in {parsed.out}")
+    return 0
+
+
+def _prune(parsed: argparse.Namespace) -> int:
+    with open_store(_existing(parsed.file)) as store:
+        n_pruned = store.prune(time.time() - parsed.older_than_days * _DAY_S)
+        print(f"{n_pruned} results forgotten, {store.counts()['results']} kept")
+    return 0
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise ConfigError(f"there is no store {file}; relative paths start from {Path.cwd()}")
+    return file
