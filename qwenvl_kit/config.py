@@ -58,6 +58,7 @@ class Options(TypedDict, total=False):
     max_pixels: int | None
     num_beams: int
     repetition_penalty: float | None
+    stop_repetition: bool
     seed: int | None
     system_prompt: str | None
     decode: Decode
@@ -142,6 +143,9 @@ class Config:
     num_beams: int = _option(1, "answer", "beams of beam search; 1 is none")
     repetition_penalty: float | None = _option(
         None, "answer", "above 1 discourages repetition; None takes the checkpoint's own and records it"
+    )
+    stop_repetition: bool = _option(
+        False, "answer", "end an answer that says one phrase over and over; such answers are flagged in any case"
     )
     seed: int | None = _option(
         None, "answer", "makes sampling repeatable, whatever the batch; None draws anew each time"
@@ -347,6 +351,11 @@ def _check_pairs(config: Config) -> None:
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(
             f"min_pixels must not exceed max_pixels; got {config.min_pixels} > {config.max_pixels}; swap them"
+        )
+    if config.num_beams > 1 and config.stop_repetition:
+        raise ConfigError(
+            f"stop_repetition=True needs one answer at a time to look at; got num_beams={config.num_beams}; pass "
+            "num_beams=1"
         )
     if config.num_beams > 1 and config.do_sample:
         raise ConfigError(

@@ -90,6 +90,7 @@ class Effective:
     seed: int | None
     num_beams: int
     repetition_penalty: float
+    stop_repetition: bool
     notes: tuple[Note, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
@@ -112,6 +113,7 @@ _ANSWER = (
     "seed",
     "num_beams",
     "repetition_penalty",
+    "stop_repetition",
 )
 
 
@@ -172,6 +174,7 @@ def resolve(config: Config, device: Device, defaults: CheckpointDefaults, *, dty
         seed=config.seed if sampling else None,
         num_beams=config.num_beams,
         repetition_penalty=_penalty(config, defaults),
+        stop_repetition=config.stop_repetition,
         notes=(*notes, *_dropped_sampling(config), *_other_dtype(config, dtype)),
     )
 

@@ -13,6 +13,7 @@
     ├── RowError                                one row's fault; ends as a ``Result``, not as an exception
     ├── RowErrors                               some rows failed under ``on_error="raise"``
     ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
+    ├── ForkedProcess      (RuntimeError)       a call in a process that was forked from one with a loaded model
     └── BackendFailed      (RuntimeError)       the backend itself broke; nothing of one row
     Interrupted            (KeyboardInterrupt)  the run was stopped by Ctrl-C
     QwenVLWarning          (UserWarning)
@@ -112,6 +113,10 @@ class RowErrors(QwenVLError):
 
 class BackendBusy(QwenVLError, RuntimeError):
     """A model was called from inside its own run, which would wait for itself for ever."""
+
+
+class ForkedProcess(QwenVLError, RuntimeError):
+    """The process was forked from one with a loaded model, whose threads and locks did not come along."""
 
 
 class BackendFailed(QwenVLError, RuntimeError):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SourceKind = Literal["url", "path", "remote", "base64", "bytes", "pil", "array"]
 Status = Literal["ok", "null_image", "error", "cancelled"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,8 @@ class Result:
     status : {"ok", "null_image", "error", "cancelled"}
     error, stage : str or None
         What went wrong, and where.
-    finish_reason : {"stop", "length"} or None
-        ``length`` when the answer was cut by ``max_caption_length``.
+    finish_reason : {"stop", "length", "repetition"} or None
+        ``length`` when the answer was cut by ``max_caption_length``, ``repetition`` when by ``stop_repetition``.
     prompt_tokens, new_tokens : int or None
         Counts of tokens, visual ones among the former.
     height, width : int or None

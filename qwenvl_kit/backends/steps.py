@@ -19,6 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from qwenvl_kit.backends.repetition import repeated_phrase
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -94,6 +96,30 @@ class StopWhen(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Whether each row is stopped."""
         return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+class StopLoops(StoppingCriteria):  # type: ignore[misc]
+    """Stops rows that say one phrase over and over; looks every few tokens, since a loop does not go away.
+
+    Attributes
+    ----------
+    stopped : set of int
+        Rows of the batch that were stopped.
+    """
+
+    def __init__(self, prompt_length: int, *, every: int = 16) -> None:
+        self.stopped: set[int] = set()
+        self._prompt_length = prompt_length
+        self._every = every
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Whether each row is stopped."""
+        n_new = input_ids.shape[1] - self._prompt_length
+        if n_new % self._every == 0:
+            rows: list[list[int]] = input_ids[:, self._prompt_length :].tolist()
+            self.stopped |= {row for row, ids in enumerate(rows) if repeated_phrase(ids) is not None}
+        flags = [row in self.stopped for row in range(input_ids.shape[0])]
+        return torch.tensor(flags, dtype=torch.bool, device=input_ids.device)
 
 
 class TokenTap(StoppingCriteria):  # type: ignore[misc]

@@ -25,9 +25,10 @@ from qwenvl_kit.backends.batching import Waiting
 from qwenvl_kit.backends.checkpoint import Checkpoint, find, read
 from qwenvl_kit.backends.devices import find_device
 from qwenvl_kit.backends.encode import Encoded, Encoder, collate
-from qwenvl_kit.backends.steps import FiniteGuard, SeededChoice, StopWhen, TokenTap, warpers
+from qwenvl_kit.backends.repetition import repeated_phrase
+from qwenvl_kit.backends.steps import FiniteGuard, SeededChoice, StopLoops, StopWhen, TokenTap, warpers
 from qwenvl_kit.effective import CheckpointDefaults, Effective, resolve
-from qwenvl_kit.errors import RowError
+from qwenvl_kit.errors import CheckpointError, RowError
 from qwenvl_kit.records import Geometry, Result
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class TorchSpec:
     """A checkpoint and what will run of it, before any weight is read."""
 
     folder: Path
+    digest: str
     config: Config
     effective: Effective
     geometry: Geometry
@@ -77,6 +79,9 @@ class TorchBackend:
             processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
             self._model = _load_model(spec, held)
             self._held = held.pop_all()
+        if read(spec.folder).digest != spec.digest:
+            self.close()
+            raise CheckpointError(f"{spec.folder} was changed while it was loaded; call again once it is at rest")
         self._tokenizer = processor.tokenizer
         self._encoder = Encoder(processor, checkpoint.context)
         self._eos_ids = checkpoint.eos_token_ids
@@ -140,18 +145,26 @@ class TorchBackend:
         tensors = {name: tensor.to(device) for name, tensor in collate(batch, **self._ids).items()}
         prompt_length = tensors["input_ids"].shape[1]
         guard = FiniteGuard(len(batch), effective.num_beams, self._eos_ids[0], device)
+        loops = StopLoops(prompt_length)
         with torch.inference_mode(), _quietly():
             sequences: Tensor = self._model.generate(
                 **tensors,
                 generation_config=self._generation_config(batch, effective),
                 logits_processor=[guard, *self._sampling(batch, effective, device)],
-                stopping_criteria=self._between_tokens(batch, effective, control, prompt_length),
+                stopping_criteria=StoppingCriteriaList(
+                    [
+                        *([loops] if effective.stop_repetition else []),
+                        *self._watchers(batch, effective, control, prompt_length),
+                    ]
+                ),
             )
         rows: list[list[int]] = sequences[:, prompt_length:].tolist()
         broken: list[bool] = guard.broken.tolist()
         results = [
-            self._result(encoded, ids, effective, is_broken=is_broken)
-            for encoded, ids, is_broken in zip(batch, rows, broken, strict=True)
+            self._broken(encoded, effective)
+            if broken[at]
+            else self._result(encoded, rows[at], loops=at in loops.stopped)
+            for at, encoded in enumerate(batch)
         ]
         if control.on_token is not None and effective.num_beams > 1:  # beams change their minds until the end
             for result in results:
@@ -176,38 +189,41 @@ class TorchBackend:
         seeds = [encoded.request.seed for encoded in batch]
         return [*warpers(effective), SeededChoice([secrets.randbits(63) if s is None else s for s in seeds], device)]
 
-    def _between_tokens(
-        self, batch: list[Encoded], effective: Effective, control: Control, prompt_length: int
-    ) -> StoppingCriteriaList:
-        criteria = StoppingCriteriaList([StopWhen(control.cancel)])
+    def _watchers(self, batch: list[Encoded], effective: Effective, control: Control, prompt_length: int) -> list[Any]:
+        watchers: list[Any] = [StopWhen(control.cancel)]
         on_token = control.on_token
         if on_token is not None and effective.num_beams == 1:
 
             def on_text(position: int, text: str) -> None:
                 on_token(batch[position].request.row, text)
 
-            criteria.append(TokenTap(self._decode, on_text, self._eos_ids, len(batch), prompt_length))
-        return criteria
+            watchers.append(TokenTap(self._decode, on_text, self._eos_ids, len(batch), prompt_length))
+        return watchers
 
-    def _result(self, encoded: Encoded, ids: list[int], effective: Effective, *, is_broken: bool) -> Result:
+    def _broken(self, encoded: Encoded, effective: Effective) -> Result:
         request = encoded.request
-        height, width = request.pictures[0].size
-        if is_broken:
-            return Result.failed(request.row, _not_finite(effective.dtype), size=(height, width))
+        return Result.failed(request.row, _not_finite(effective.dtype), size=request.pictures[0].size)
+
+    def _result(self, encoded: Encoded, ids: list[int], *, loops: bool) -> Result:
+        request = encoded.request
         ids = ids[: request.max_new_tokens]
         end = next((position for position, token in enumerate(ids) if token in self._eos_ids), None)
-        if end is None and len(ids) < request.max_new_tokens:
+        if end is None and len(ids) < request.max_new_tokens and not loops:
             return Result(request.row, "cancelled")
         said = ids[:end]
+        was_cut = loops and len(said) < request.max_new_tokens
+        phrase = repeated_phrase(said) if was_cut or end is None else None
+        height, width = request.pictures[0].size
         return Result(
             request.row,
             "ok",
             text=self._decode(said),
-            finish_reason="length" if end is None else "stop",
+            finish_reason="repetition" if was_cut else "length" if end is None else "stop",
             prompt_tokens=len(encoded.ids),
             new_tokens=len(said),
             height=height,
             width=width,
+            flag=None if phrase is None else f"repeats {self._decode(said[-phrase:])!r} to its end",
         )
 
     def _decode(self, ids: list[int]) -> str:
@@ -231,7 +247,9 @@ def spec(config: Config) -> TorchSpec:
     fingerprint = hashlib.blake2b(
         f"{checkpoint.digest}:{planned.dtype}:{planned.attention}".encode(), digest_size=16
     ).hexdigest()
-    return TorchSpec(checkpoint.path, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry)
+    return TorchSpec(
+        checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
+    )
 
 
 def _defaults(checkpoint: Checkpoint) -> CheckpointDefaults:

@@ -6,13 +6,14 @@ One model is kept at a time; one run at a time uses it, others wait their turn.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.backends.base import make_spec
 from qwenvl_kit.effective import announce
-from qwenvl_kit.errors import BackendBusy
+from qwenvl_kit.errors import BackendBusy, ForkedProcess
 from qwenvl_kit.runner import inside_run, run
 from qwenvl_kit.store import open_store
 
@@ -29,10 +30,16 @@ class _Warm:
         self._turn = threading.Lock()
         self._identity: str | None = None
         self._backend: Backend | None = None
+        self._was_forked = False
 
     @contextlib.contextmanager
     def lend(self, spec: BackendSpec) -> Iterator[Backend]:
         """Give the loaded model of `spec`, loading it if another one, or none, is warm."""
+        if self._was_forked:
+            raise ForkedProcess(
+                "this process was forked after a model was loaded, and its threads did not come along; start workers "
+                "with multiprocessing's 'spawn' or 'forkserver', or call qwenvl_kit.unload() before forking"
+            )
         with self._turn:
             if self._backend is None or self._identity != spec.identity:
                 self._drop()
@@ -44,6 +51,12 @@ class _Warm:
         with self._turn:
             self._drop()
 
+    def after_fork(self) -> None:
+        """Forget in a forked child what only the parent can use; the parent may have held the lock."""
+        self._turn = threading.Lock()
+        self._was_forked = self._was_forked or self._backend is not None
+        self._backend = self._identity = None
+
     def _drop(self) -> None:
         backend, self._backend, self._identity = self._backend, None, None
         if backend is not None:
@@ -51,6 +64,8 @@ class _Warm:
 
 
 _warm = _Warm()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_warm.after_fork)
 
 
 def execute(

@@ -85,3 +85,29 @@ def test_ctrl_c_keeps_finished_rows_and_is_a_keyboard_interrupt() -> None:
     done, kept, cancelled = map(int, told[2:])
     assert done == kept >= 5
     assert cancelled == 200 - kept > 0
+
+
+FORKED = """
+import os, sys
+import numpy as np, pandas as pd, qwenvl_kit
+cells = pd.Series([np.zeros((56, 56, 3), np.uint8)])
+if sys.argv[1] == "loaded":
+    cells.vl.caption(backend="echo", progress=False)
+child = os.fork()
+if child == 0:
+    try:
+        print(cells.vl.caption(backend="echo", progress=False).notna().all(), flush=True)
+    except Exception as error:
+        print(type(error).__name__, "spawn" in str(error), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(cells.vl.caption(backend="echo", progress=False).notna().all())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize(("when", "child"), [("loaded", "ForkedProcess True"), ("not yet", "True")])
+def test_a_forked_process_answers_rightly_or_says_why_it_cannot(when: str, child: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED, when], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.splitlines() == [child, "True"]
