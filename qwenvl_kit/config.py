@@ -322,7 +322,9 @@ def _check_texts(config: Config) -> None:
     for name in ("model_path", "model_name", "backend"):
         _rule(config, name, lambda v: isinstance(v, str) and v != "", "must be a text", "pass a name or a folder")
     for name in ("prompt", "system_prompt", "store"):
-        _rule(config, name, lambda v: v is None or isinstance(v, str), "must be a text or None", "pass a str")
+        _rule(
+            config, name, lambda v: v is None or _is_text(v), "must be a text of whole characters or None", "pass a str"
+        )
     _rule(
         config,
         "device_map",
@@ -394,6 +396,10 @@ def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value == value.encode("utf-8", "replace").decode()
 
 
 def _is_int(value: object) -> bool:

@@ -65,6 +65,23 @@ def no_prompt() -> RowError:
     return RowError("generate", "the row has no prompt and the prompt option is None; pass prompt=… or fill the column")
 
 
+def check_whole(prompt: str) -> None:
+    """Refuse a prompt that holds half a character, which no tokenizer takes.
+
+    Raises
+    ------
+    RowError
+        Of the stage ``generate``.
+    """
+    if not prompt.isascii():
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                "generate", f"the prompt holds half a character (a lone surrogate) at {error.start}"
+            ) from error
+
+
 def _text(prompt: object, row: int) -> str:
     if isinstance(prompt, str):
         return prompt

@@ -158,6 +158,13 @@ def test_a_row_without_any_prompt_is_that_rows_error() -> None:
     assert "prompt" in frame["error"].iloc[1]
 
 
+def test_half_a_character_in_a_prompt_is_that_rows_error() -> None:
+    frame = run([GOOD, GOOD[::-1]], prompts=["a \ud800 b", "图？"])
+
+    assert frame["status"].tolist() == ["error", "ok"]
+    assert "lone surrogate" in frame["error"].iloc[0]
+
+
 def test_prompts_of_another_length_or_index_are_refused() -> None:
     frame = pd.DataFrame({"image": [GOOD, GOOD]})
     with pytest.raises(ConfigError, match="got 3 for 2 rows"):

@@ -84,7 +84,10 @@ def mask(address: str) -> str:
     >>> mask("https://me:secret@example.org/a.png?X-Amz-Signature=abc")
     'https://***@example.org/a.png?…'
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that are no IPv6 address; what cannot be taken apart cannot be masked in parts
+        return f"{address.partition('://')[0]}://…"
     login, at, host = parts.netloc.rpartition("@")
     netloc = f"***@{host}" if at or login else host
     query = "?…" if parts.query else ""
@@ -163,7 +166,12 @@ def _address(text: str) -> ImageSource:
 
 
 def _base64(text: str) -> ImageSource:
-    return ImageSource("base64", text, f"base64 text of {len(text)} characters", f"base64:{_digest(text.encode())}")
+    return ImageSource(
+        "base64",
+        text,
+        f"base64 text of {len(text)} characters",
+        f"base64:{_digest(text.encode(errors='surrogatepass'))}",
+    )
 
 
 def _array(array: np.ndarray[Any, Any]) -> ImageSource:
@@ -212,4 +220,5 @@ def _digest(data: bytes | memoryview) -> str:
 
 
 def _clip(text: str, length: int = 120) -> str:
+    text = text.encode("utf-8", "replace").decode()  # half characters, as odd file names hold them, fit no message
     return text if len(text) <= length else f"{text[: length - 1]}…"

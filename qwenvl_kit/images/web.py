@@ -83,7 +83,7 @@ def _follow(address: str, label: str, limits: FetchLimits, condition: dict[str, 
         hop = _hop(_Ask(address, label, limits, deadline, condition), private_allowed=private_allowed)
         if hop.location is None:
             return hop
-        address, private_allowed = urljoin(address, hop.location), hop.private
+        address, private_allowed = _target(address, hop.location, label), hop.private
         if urlsplit(address).scheme not in ("http", "https"):
             raise RowError("fetch", f"{label} redirects to {mask(address)}; only http and https are followed")
     raise RowError("fetch", f"{label} redirects more than {MAX_REDIRECTS} times")
@@ -97,6 +97,13 @@ class HostRefused(Exception):
         fix = "; pass allow_private_hosts=True if that is meant" if private else ""
         super().__init__(f"the host {host} lies in {where}, which is refused{fix}")
         self.private = private
+
+
+def _target(address: str, location: str, label: str) -> str:
+    try:
+        return urljoin(address, location)
+    except ValueError as error:
+        raise RowError("fetch", f"{label} redirects to what is no valid address") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ It knows how pictures are loaded and that memory is short; who takes the request
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import OrderedDict, deque
@@ -64,7 +65,6 @@ class LoadingFeed:
         max_new_tokens: int,
         cancel: threading.Event,
     ) -> None:
-        self._groups: Iterator[Group] = iter(plan.groups)
         self._load = _Once(load, plan.shared_sources())
         self._keys, self._ledger, self._recall = keys, ledger, recall
         self._system, self._max_new_tokens = system, max_new_tokens
@@ -73,9 +73,14 @@ class LoadingFeed:
         self._ready_bytes = 0
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
-        n_threads = _N_FETCHERS if plan.is_remote() else max(2, os.cpu_count() or 1)
-        self._n_working = min(n_threads, len(plan.groups))
-        self._threads = [worker(self._work, f"load-{i}") for i in range(self._n_working)]
+        # Fetching waits and decoding works: many threads for the one, as many as cores for the other.
+        local = [group for group in plan.groups if not group.is_remote()]
+        remote = [group for group in plan.groups if group.is_remote()]
+        self._threads = [
+            *self._workers(local, max(2, os.cpu_count() or 1), "load"),
+            *self._workers(remote, _N_FETCHERS, "fetch"),
+        ]
+        self._n_working = len(self._threads)
 
     def start(self) -> None:
         """Begin to load."""
@@ -115,9 +120,14 @@ class LoadingFeed:
         if self._failure is not None:
             raise self._failure
 
-    def _work(self) -> None:
+    def _workers(self, groups: Sequence[Group], n_most: int, name: str) -> list[threading.Thread]:
+        shared = iter(groups)
+        n_threads = min(n_most, len(groups))
+        return [worker(functools.partial(self._work, shared), f"{name}-{number}") for number in range(n_threads)]
+
+    def _work(self, groups: Iterator[Group]) -> None:
         try:
-            while not self._cancel.is_set() and (group := self._next_group()) is not None:
+            while not self._cancel.is_set() and (group := self._next(groups)) is not None:
                 self._load_group(group)
         except BaseException as error:  # noqa: BLE001  # ours or a callback's: the backend's thread passes it on
             self._failure = error
@@ -126,9 +136,9 @@ class LoadingFeed:
                 self._n_working -= 1
                 self._changed.notify_all()
 
-    def _next_group(self) -> Group | None:
+    def _next(self, groups: Iterator[Group]) -> Group | None:
         with self._changed:
-            return next(self._groups, None)
+            return next(groups, None)
 
     def _load_group(self, group: Group) -> None:
         asks = self._unknown(group)

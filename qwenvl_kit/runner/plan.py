@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import identify
-from qwenvl_kit.prompts import no_prompt
+from qwenvl_kit.prompts import check_whole, no_prompt
 from qwenvl_kit.records import Result
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Group:
     sources: tuple[ImageSource, ...]
     asks: tuple[Ask, ...]
 
+    def is_remote(self) -> bool:
+        """Whether any of its pictures has to be waited for."""
+        return any(source.kind in ("url", "remote") for source in self.sources)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -48,10 +52,6 @@ class Plan:
             for key in dict.fromkeys(source.key for source in group.sources):
                 (shared if key in seen else seen).add(key)
         return frozenset(shared)
-
-    def is_remote(self) -> bool:
-        """Whether any picture has to be waited for."""
-        return any(source.kind in ("url", "remote") for group in self.groups for source in group.sources)
 
 
 def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_type: ImageSrcType) -> Plan:
@@ -86,6 +86,8 @@ def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_
             sources = identify(cell, image_src_type)
             if sources and prompt is None:
                 raise no_prompt()
+            if sources and prompt is not None:
+                check_whole(prompt)
         except RowError as error:
             settled.append(Result.failed(row, error))
             continue

@@ -1,0 +1,144 @@
+"""Short versions of the scripts beside this file, and every kind of rubbish by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from faults import Script, ScriptedSpec, expected, gray, within
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rubbish import Case, corpus
+
+import qwenvl_kit
+from qwenvl_kit import Config, Result, StoreError
+from qwenvl_kit.runner import run
+from qwenvl_kit.store import SqliteStore, open_store
+
+ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
+
+
+def script(name: str) -> ModuleType:
+    """One of the scripts beside this file, as a module."""
+    spec = importlib.util.spec_from_file_location(f"reliability_{name}", Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # row errors are what is looked at here, and Pillow warns of odd metadata
+        yield
+
+
+@pytest.mark.parametrize("case", corpus(), ids=lambda case: case.name)
+def test_rubbish_ends_as_a_result_or_an_error_of_the_right_stage(case: Case) -> None:
+    started = time.perf_counter()
+    frame = pd.Series([gray(1), case.cell, gray(2)], dtype=object).vl.run(max_pixels=100_000, **ECHO)
+
+    stage, status = frame["stage"].iloc[1], frame["status"].iloc[1]
+    assert (stage if status == "error" else status) in case.outcomes
+    assert frame["status"].iloc[[0, 2]].tolist() == ["ok", "ok"]
+    assert time.perf_counter() - started < 2
+
+
+def test_thousands_of_damaged_cells_break_nothing() -> None:
+    outcomes, slowest = script("fuzz").fuzz(3000, seed=1)
+
+    assert sum(outcomes.values()) == 3000
+    assert set(outcomes) <= {"ok", "null_image", "fetch", "decode", "resize"}
+    assert slowest < 2
+
+
+@pytest.mark.parametrize(("model", "n_kills", "rows"), [("echo", 5, 200), ("demo", 2, 24)])
+def test_a_run_killed_at_random_instants_resumes_without_loss(model: str, n_kills: int, rows: int) -> None:
+    verdict = script("kill").kill_and_resume(n_kills, rows=rows, model=model, seed=2)
+
+    assert verdict.n_midway >= 1 or model != "echo"
+    assert verdict.n_repeated == 0
+    assert verdict.n_different == 0
+
+
+def test_a_tenth_of_bad_rows_is_found_exactly() -> None:
+    bad_rows = script("bad_rows")
+    made, outcomes = bad_rows.cells(2000, with_bad=True)
+
+    n_wrong, _ = bad_rows.check(made, outcomes)
+
+    assert n_wrong == 0
+    assert len(set(outcomes)) == 4
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**6), fails_after=st.integers(0, 30), breaks_after=st.integers(0, 30))
+def test_whatever_fails_on_the_way_no_finished_work_is_done_again(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, fails_after: int, breaks_after: int
+) -> None:
+    """The store fails, then the backend breaks, then all is well: every answer is made once and is right."""
+    path = tmp_path_factory.mktemp("faults") / "store.db"
+    cells = [gray(level) for level in range(40)]
+    answered: list[int] = []
+
+    def attempt(script: Script, *, store_fails_after: int | None = None) -> list[Result]:
+        spec = ScriptedSpec(Config(progress=False), script)
+        with open_store(path) as store:
+            faulty = FaultyStore(store, store_fails_after)
+            done = within(30, lambda: run(cells, ["What?"] * 40, spec.config, spec, spec.lend, store=faulty))
+            answered.extend(faulty.kept)
+        return done.results
+
+    attempt(Script(seed=seed), store_fails_after=fails_after)
+    attempt(Script(seed=seed + 1, raises_after=breaks_after))
+    results = attempt(Script(seed=seed + 2))
+
+    assert [result.text for result in results] == [expected(level, "What?") for level in range(40)]
+    assert len(answered) == len(set(answered)) == 40
+
+
+class FaultyStore:
+    """A store that fails once it has kept a number of results, and remembers what it kept."""
+
+    def __init__(self, store: SqliteStore, fails_after: int | None) -> None:
+        self._store, self._fails_after = store, fails_after
+        self.kept: list[str] = []
+        self.get, self.get_source, self.put_source = store.get, store.get_source, store.put_source
+
+    def put(self, key: str, result: Result) -> None:
+        if self._fails_after is not None and len(self.kept) >= self._fails_after:
+            raise StoreError("database or disk is full")
+        self._store.put(key, result)
+        self.kept.append(key)
+
+
+def test_html_is_escaped_wherever_it_is_made(tmp_path: Path) -> None:
+    from qwenvl_kit.demo.gallery import Answer, Exhibit, write
+
+    script_text = "<script>alert(1)</script>\"' onerror=x"
+    answer = Answer(script_text, script_text, f"{script_text} true")
+
+    page = write([Exhibit(gray(1), answer, answer)], tmp_path).read_text(encoding="utf-8")
+
+    assert "<script>" not in page
+    assert 'onerror=x"' not in page.replace("&quot;", "")
+    assert page.count("&lt;script&gt;") == 7
+
+
+def test_the_last_run_is_there_after_every_kind_of_end() -> None:
+    pd.Series([gray(1), b"rubbish"]).vl.caption(**ECHO)
+
+    last = qwenvl_kit.last_run()
+    assert last is not None
+    assert last["status"].tolist() == ["ok", "error"]
