@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
 from ._metrics import Judged, score, table
 from ._questions import Asker, Question
 from .scenes import WORLDS, Scene, World, draw, sample_scenes
+
+HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
+_DEFAULTS: dict[str, object] = {
+    "model_name": "demo",
+    "dtype": "float32",
+    "use_flash_attention_2": False,
+    "batch_size": 32,
+    "progress": False,
+}
 
 
 def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **options: object) -> list[Judged]:
@@ -37,19 +47,47 @@ def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **opti
     **options
         Fields of `Config`, such as `backend` or `batch_size`.
     """
-    asked: dict[str, object] = {
-        "model_name": "demo",
-        "dtype": "float32",
-        "batch_size": 32,
-        "progress": False,
-        **options,
-    }
+    asked = {**_DEFAULTS, **options}
     frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
     judged: list[Judged] = []
     for language in LANGUAGES:
         judged += _captions(scenes, frame, language, asked)
         judged += _questions(scenes, frame, language, asked, world=world, rng=np.random.default_rng([seed, 1]))
     return judged
+
+
+def by_height(
+    scenes: list[Scene], options: Mapping[str, object], *, heights: Sequence[int] = HEIGHTS, language: Language = "zh"
+) -> pd.DataFrame:
+    """Caption the same scenes at several heights: what resizing costs.
+
+    Parameters
+    ----------
+    scenes
+        What to draw.
+    options
+        Fields of `Config`.
+    heights
+        Values of `resized_height` in pixels; the width follows from the picture.
+    language
+        Of the captions.
+
+    Returns
+    -------
+    DataFrame
+        Under the height asked for: `visual_tokens`, the mean number a picture became, and `right`, the share of whole
+        captions that are right.
+    """
+    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
+    truths = [caption(scene, language) for scene in scenes]
+    rows: list[dict[str, float]] = []
+    for height in heights:
+        asked = {**_DEFAULTS, **options, "resized_height": height, "min_pixels": 28 * 28, "max_pixels": 10**6}
+        given = frame.vl.run("image", prompt=CAPTION_PROMPTS[language][0], **asked)
+        tokens = (given["height"] * given["width"] / 28**2).mean()
+        right = sum(answer == truth for answer, truth in zip(given["text"], truths, strict=True))
+        rows.append({"resized_height": height, "visual_tokens": float(tokens), "right": right / len(scenes)})
+    return pd.DataFrame(rows).set_index("resized_height")
 
 
 def ask_all(scene: Scene, language: Language, rng: np.random.Generator, *, world: World) -> list[Question]:
@@ -72,6 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--world", choices=sorted(WORLDS), help="instead of the world of the embedded model")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--heights", action=argparse.BooleanOptionalAction, default=True, help="what resized_height costs, too"
+    )
     parser.add_argument("--json", type=Path, help="write the scores and every wrong answer here")
     asked = parser.parse_args(arguments)
     world = WORLDS[asked.world] if asked.world else WORLD
@@ -83,6 +124,9 @@ def main(arguments: list[str] | None = None) -> None:
     judged = evaluate(scenes, seed=asked.seed, world=world, **options)
     print(table(score(judged)))
     print(f"\n{len(judged)} answers in {time.perf_counter() - started:.0f} s ({asked.backend}, {asked.dtype})")
+    if asked.heights:
+        print("\nWhole Chinese captions by resized_height, min_pixels=784 and max_pixels=1000000:")
+        print(by_height(scenes, options).to_string(float_format="{:.3f}".format))
     if asked.json is not None:
         asked.json.write_text(_report(judged), encoding="utf-8")
 
