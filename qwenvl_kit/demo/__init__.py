@@ -32,7 +32,7 @@ __all__ = [
 MODEL_DIR = Path(__file__).parent / "model"
 
 #: The world that the embedded model was trained on.
-WORLD = SMALL_WORLD
+WORLD = LARGE_WORLD
 
 
 def model_dir() -> Path:

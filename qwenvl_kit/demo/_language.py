@@ -14,8 +14,20 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 
 #: Prompts for a caption, the default first.
 CAPTION_PROMPTS: dict[Language, tuple[str, ...]] = {
-    "zh": ("请给出这张图片的详细描述。", "请给出图片的详细描述。", "请描述这张图片。", "图中有什么？"),
-    "en": ("Describe this image in detail.", "Describe this image.", "What is in this image?"),
+    "zh": (
+        *(
+            "请给出这张图片的详细描述。",
+            "请给出图片的详细描述。",
+            "请描述这张图片。",
+            "描述这张图片。",
+            "请详细描述这张图片。",
+        ),
+        *("描述一下这张图片。", "图中有什么？", "这张图片里有什么？"),
+    ),
+    "en": (
+        *("Describe this image in detail.", "Describe this image.", "Describe the image.", "Describe this picture."),
+        *("Describe the picture in detail.", "What is in this image?", "What do you see?"),
+    ),
 }
 
 _WORDS = """

@@ -84,7 +84,7 @@ def exhibits(n: int, *, seed: int = 0) -> list[Exhibit]:
     seed : int
         Which scenes.
     """
-    scenes = sample_scenes(n, seed=seed)
+    scenes = sample_scenes(n, seed=seed, world=WORLD)
     languages: list[Language] = ["zh" if row % 2 == 0 else "en" for row in range(n)]
     rng = np.random.default_rng(seed)
     asked = [
