@@ -275,6 +275,22 @@ pd.Series(cells).vl.caption(backend="echo", progress=False, store=sys.argv[1], c
 """
 
 
+def test_two_processes_share_a_store(store: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLOW_RUN, str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.wait(120) == 0, process.communicate()[1][-2000:]
+        process.communicate()
+
+    again = pd.Series(pictures(200)).vl.run(store=store, **ECHO)
+    assert again["cached"].all()
+    assert again["text"].tolist() == pd.Series(pictures(200)).vl.caption(**ECHO).tolist()
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9")
 def test_a_killed_process_loses_no_row_that_it_counted(store: Path, asked: list[int]) -> None:
     process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(store)], stdout=subprocess.PIPE, text=True)

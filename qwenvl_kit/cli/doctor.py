@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 _EXTRAS = {
     "flash": ("flash_attn", "flash-attention-2 on CUDA"),
-    "onnx": ("onnxruntime", "ONNX export and ONNX Runtime"),
     "daft": ("daft", "the operator on Daft and Ray"),
     "s3": ("s3fs", "s3:// addresses"),
     "tos": ("tosfs", "tos:// addresses"),
     "parquet": ("pyarrow", "writing Parquet"),
-    "notebook": ("ipywidgets", "notebook widgets"),
+    "notebook": ("ipywidgets", "progress bars in notebooks"),
 }
 
 

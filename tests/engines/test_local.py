@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pandas as pd
 import pytest
@@ -61,7 +62,7 @@ import numpy as np, pandas as pd, qwenvl_kit
 from qwenvl_kit.backends import echo
 slow = echo.spec
 echo.spec = lambda config: dataclasses.replace(slow(config), seconds_per_batch=0.05)
-told = qwenvl_kit.Control(on_result=lambda result: print(result.row, flush=True))
+told = qwenvl_kit.Control(on_result=lambda result: result.status == "ok" and print(result.row, flush=True))
 cells = [np.full((56, 56, 3), n, dtype=np.uint8) for n in range(200)]
 try:
     pd.Series(cells).vl.caption(backend="echo", batch_size=1, progress=False, control=told)
@@ -85,6 +86,23 @@ def test_ctrl_c_keeps_finished_rows_and_is_a_keyboard_interrupt() -> None:
     done, kept, cancelled = map(int, told[2:])
     assert done == kept >= 5
     assert cancelled == 200 - kept > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a POSIX signal here")
+@pytest.mark.parametrize("after_s", [0.0, 0.013, 0.05, 0.11, 0.4])
+def test_ctrl_c_at_any_instant_of_a_run_loses_nothing_that_was_counted(after_s: float) -> None:
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    counted = [process.stdout.readline()]
+    time.sleep(after_s)
+    os.kill(process.pid, signal.SIGINT)
+    lines = [*counted, *process.communicate(timeout=60)[0].splitlines()]
+
+    told = lines[-1].split()
+    assert told[:2] == ["interrupted", "Interrupted"]
+    done, kept, cancelled = map(int, told[2:])
+    assert done == kept >= len(lines) - 1
+    assert kept + cancelled == 200
 
 
 FORKED = """
