@@ -45,7 +45,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How a run is stopped and watched.
+    """How one run is stopped and watched; a run that was stopped leaves `cancel` set, so make a new one for each.
 
     Attributes
     ----------
