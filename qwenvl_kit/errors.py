@@ -20,6 +20,8 @@
     ├── OptionWarning                           an option was given that cannot take effect
     ├── RowErrorWarning                         some rows of a finished run are errors
     └── StoreWarning                            a broken store was moved aside
+
+Errors whose arguments are more than a message say how they are rebuilt, since workers hand them on as pickles.
 """
 
 from __future__ import annotations
@@ -77,7 +79,11 @@ class MissingExtra(QwenVLError, ImportError):
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs an extra: pip install 'qwenvl_kit[{extra}]'")
+        self.purpose = purpose
         self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.purpose, self.extra), vars(self)
 
 
 class RowError(QwenVLError):
@@ -96,6 +102,9 @@ class RowError(QwenVLError):
         self.stage: Stage = stage
         self.message = message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stage, self.message), vars(self)
+
 
 class RowErrors(QwenVLError):
     """Some rows failed and ``on_error="raise"`` was asked for; raised after all rows are finished.
@@ -109,6 +118,9 @@ class RowErrors(QwenVLError):
     def __init__(self, message: str, results: Any) -> None:
         super().__init__(message)
         self.results = results
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.results), vars(self)
 
 
 class BackendBusy(QwenVLError, RuntimeError):
@@ -145,6 +157,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, results: Any) -> None:
         super().__init__(message)
         self.results = results
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.results), vars(self)
 
 
 class QwenVLWarning(UserWarning):

@@ -33,7 +33,7 @@ def fill(prompts: Sequence[object] | None, default: str | None, n_rows: int) -> 
     Raises
     ------
     ConfigError
-        `prompts` has another length, or holds something that is no text.
+        `prompts` is itself a text, has another length, or holds something that is no text.
 
     Examples
     --------
@@ -43,6 +43,10 @@ def fill(prompts: Sequence[object] | None, default: str | None, n_rows: int) -> 
     default = default or None
     if prompts is None:
         return [default] * n_rows
+    if isinstance(prompts, str | bytes):
+        raise ConfigError(
+            f"prompts must have one entry per row; got one text; pass prompt={prompts!r} to ask all of it"
+        )
     if len(prompts) != n_rows:
         raise ConfigError(
             f"prompts must have one entry per row; got {len(prompts)} for {n_rows} rows; pass None in "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_kit import Config, ConfigError
+from qwenvl_kit import Config, ConfigError, UnknownOption
 from qwenvl_kit.config import Options, option_docs, option_names
 
 OPERATOR = {
@@ -43,6 +43,76 @@ def test_type_checkers_see_the_options_that_there_are() -> None:
     hints = {option.name: option.hint for option in option_docs()}
 
     assert get_type_hints(Options) == hints
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"do_sample": True, "temperature": 0.0}, r"temperature .*above 0.*got 0\.0.*do_sample=False"),
+        ({"temperature": float("inf")}, r"temperature .*got inf"),
+        ({"top_p": 0.0}, r"top_p .*\(0, 1\].*got 0\.0.*1\.0"),
+        ({"top_p": 1.5}, r"top_p .*got 1\.5"),
+        ({"top_k": -1}, r"top_k .*from 0.*got -1.*0 or None"),
+        ({"max_caption_length": 0}, r"max_caption_length .*at least 1.*got 0"),
+        ({"max_caption_length": 2.0}, r"max_caption_length .*whole number.*got 2\.0"),
+        ({"resized_width": -28}, r"resized_width .*got -28.*None"),
+        ({"dtype": "bf16"}, r"dtype .*bfloat16, float16, float32.*got 'bf16'.*'bfloat16'"),
+        ({"num_beams": 0}, r"num_beams .*got 0"),
+        ({"repetition_penalty": 0}, r"repetition_penalty .*above 0.*got 0"),
+        ({"seed": 2**63}, r"seed .*got 9223372036854775808"),
+        ({"timeout_s": 0}, r"timeout_s .*above 0"),
+        ({"rank": 0, "device_map": "auto"}, r"rank=0 and device_map='auto'"),
+        ({"max_memory": {0: "1GiB"}}, r"max_memory=.*device_map='auto'"),
+        ({"min_pixels": 2, "max_pixels": 1}, r"2 > 1.*swap"),
+        ({"num_beams": 2, "do_sample": True}, r"num_beams=2 and do_sample=True"),
+        ({"prompt": "\ud800"}, r"prompt .*whole characters"),
+    ],
+    ids=str,
+)
+def test_a_broken_rule_is_told_with_field_rule_value_and_fix(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Config(**options)
+    with pytest.raises(ValueError, match=told):
+        Config().replace(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"top_k": 0, "do_sample": True},
+        {"top_k": None},
+        {"top_p": 1},
+        {"seed": 0},
+        {"rank": 0},
+        {"min_pixels": 5, "max_pixels": 5},
+        {"prompt": None, "system_prompt": ""},
+    ],
+    ids=str,
+)
+def test_values_at_the_edge_of_their_rule_are_taken(options: dict[str, Any]) -> None:
+    assert {name: getattr(Config(**options), name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("temprature", "did you mean 'temperature'"),
+        ("max_caption_lenght", "did you mean 'max_caption_length'"),
+        ("qqq", "options are: image_src_type"),
+        ("asked", "no option"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_a_type_error_that_helps(name: str, told: str) -> None:
+    with pytest.raises(UnknownOption, match=told) as caught:
+        Config(**{name: 1})
+    assert isinstance(caught.value, TypeError)
+
+
+def test_every_option_has_exactly_one_role() -> None:
+    roles = [Config().values(role) for role in ("answer", "load", "run")]
+
+    assert sorted(name for role in roles for name in role) == sorted(option_names())
 
 
 def test_only_what_was_passed_counts_as_asked() -> None:

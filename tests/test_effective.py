@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwenvl_kit import Config, ConfigError, OptionWarning
-from qwenvl_kit.effective import CheckpointDefaults, Device, Effective, announce, resolve
+from qwenvl_kit.effective import CheckpointDefaults, Device, Effective, announce, answer_fields, asked_record, resolve
 from qwenvl_kit.records import Geometry
 
 CPU = Device("cpu")
@@ -88,6 +88,45 @@ def test_a_backend_of_one_dtype_runs_that_and_says_so() -> None:
 def test_pixel_limits_are_the_checkpoints_unless_asked_for() -> None:
     assert (effective().min_pixels, effective().max_pixels) == (3136, 12_845_056)
     assert effective(max_pixels=50_000).max_pixels == 50_000
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"temperature": 0.7}, ["temperature"]),
+        ({"temperature": 0.7, "top_k": None, "top_p": 0.5}, ["temperature", "top_k", "top_p"]),
+        ({"temperature": 1, "top_k": 50, "top_p": 1.0}, []),
+        ({"temperature": 0.7, "do_sample": True}, []),
+    ],
+    ids=str,
+)
+def test_sampling_values_that_greedy_search_drops_are_named_in_one_warning(
+    options: dict[str, Any], named: list[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        announce(Config(**options), effective(**options))
+
+    assert len(caught) == bool(named)
+    assert all(f"{name}=" in str(warning.message) for warning in caught for name in named)
+
+
+@pytest.mark.parametrize("top_k", [0, None])
+def test_no_top_k_is_no_filter(top_k: int | None) -> None:
+    assert effective(do_sample=True, top_k=top_k).top_k is None
+
+
+def test_what_was_asked_is_recorded_as_plain_json() -> None:
+    record = asked_record(Config(device_map={"": "cpu"}, max_memory={0: "1GiB"}, batch_size=2))
+
+    assert record == {"batch_size": 2, "device_map": {"": "cpu"}, "max_memory": {"0": "1GiB"}}
+
+
+def test_only_answer_fields_decide_an_answer() -> None:
+    assert answer_fields(effective(batch_size=1)) == answer_fields(effective(batch_size=8))
+    for change in ({"max_caption_length": 9}, {"decode": "draft"}, {"resized_height": 9}, {"repetition_penalty": 2.0}):
+        assert answer_fields(effective(**change)) != answer_fields(effective())
+    assert answer_fields(effective(temperature=0.3)) == answer_fields(effective()), "greedy search knows no temperature"
 
 
 def test_the_record_is_plain_json() -> None:

@@ -31,7 +31,7 @@ _BROKEN = (
     ZeroDivisionError,
     struct.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    Warning,  # of which Pillow has many, and which the caller may have turned into errors
 )
 
 
@@ -65,13 +65,18 @@ def decode_bytes(
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            upright_size = _check_size(image, label, max_image_pixels)
+            whole_size, upright_size = image.size, _check_size(image, label, max_image_pixels)
             if draft_size is not None:
                 height, width = draft_size if upright_size == (image.height, image.width) else draft_size[::-1]
                 image.draft(None, (width, height))
-            return to_rgb(image), upright_size
+            is_reduced = image.size != whole_size
+            pixels = to_rgb(image)
+            # Some readers turn a picture themselves, so that only the pixels tell its upright size for certain.
+            return pixels, upright_size if is_reduced else (pixels.shape[0], pixels.shape[1])
     except RowError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _bomb(label, error) from error
     except UnidentifiedImageError as error:
         raise RowError("decode", f"{label} is no picture that Pillow can read{_hint(data)}") from error
     except _BROKEN as error:
@@ -100,6 +105,8 @@ def decode_pil(image: Image.Image, label: str, *, max_image_pixels: int) -> NDAr
         return to_rgb(image)
     except RowError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _bomb(label, error) from error
     except _BROKEN as error:
         raise RowError("decode", f"{label} cannot be decoded: {_first_line(error)}") from error
 
@@ -140,7 +147,8 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     Parameters
     ----------
     image : PIL.Image.Image
-        Of any mode; its current frame counts, which is the first one of a file just opened.
+        Of any mode; its current frame counts, which is the first one of a file just opened. Floats are levels from 0
+        to 1 if none is above 1, else from 0 to 255.
 
     Returns
     -------
@@ -152,10 +160,17 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         levels = np.asarray(upright).astype(np.float64) / 257  # 16 bits a channel; Pillow's own convert would clip them
         upright = Image.fromarray(np.clip(np.round(levels), 0, 255).astype(np.uint8))
     elif upright.mode == "F":
-        upright = Image.fromarray(np.clip(np.round(np.asarray(upright)), 0, 255).astype(np.uint8))
+        upright = Image.fromarray(_float_levels(np.asarray(upright)))
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         upright = _over_white(upright.convert("RGBA"))
     return np.asarray(upright.convert("RGB"))
+
+
+def _float_levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite levels")
+    scale = 255 if values.max() <= 1 else 1
+    return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -194,6 +209,15 @@ def _check_pixels(height: int, width: int, label: str, max_image_pixels: int) ->
             f"{label} has {width}×{height} = {height * width} pixels, more than max_image_pixels={max_image_pixels}; "
             "raise max_image_pixels if you trust it",
         )
+
+
+def _bomb(label: str, error: Exception | Warning) -> RowError:
+    """Pillow has a limit of its own, below which the caller's can only lower it."""
+    return RowError(
+        "decode",
+        f"{label} is too large for Pillow: {_first_line(error)}; raise max_image_pixels and "
+        "PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+    )
 
 
 def _hint(data: bytes) -> str:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import importlib
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.records import ImageSource
 
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "tos": ("tosfs", "tos")}
+# Here the host in an address is a bucket; what serves it is set by who runs this, not by who wrote the address.
+_BUCKETS = frozenset({"s3", "s3a", "tos", "gs", "gcs", "oss", "az", "abfs", "hf", "memory"})
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for another endpoint)",
     "tos": "TOS_ACCESS_KEY, TOS_SECRET_KEY, TOS_ENDPOINT and TOS_REGION",
@@ -110,10 +113,12 @@ def _fetch_base64(source: ImageSource, limits: FetchLimits) -> Fetched:
         if not comma:
             raise RowError("fetch", f"{source.label} starts with 'data:' but has no comma before its data")
         if not header.lower().rstrip().endswith("base64"):
-            return Fetched(unquote_to_bytes(text))
+            data = unquote_to_bytes(text.encode(errors="surrogatepass"))
+            _check_bytes(len(data), source.label, limits)
+            return Fetched(data)
         text = unquote(text)
-    _check_bytes(len(text) * 3 // 4, source.label, limits)
     compact = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    _check_bytes(len(compact) * 3 // 4, source.label, limits)
     try:
         return Fetched(base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True))
     except (binascii.Error, ValueError) as error:
@@ -146,10 +151,19 @@ def _mark(state: os.stat_result) -> str:
 def _fetch_remote(source: ImageSource, limits: FetchLimits) -> Fetched:
     """Read through fsspec, which knows s3, tos, gs, hf and more once their packages are installed."""
     scheme = source.value.partition("://")[0].lower()
+    if not limits.allow_private_hosts and scheme not in _BUCKETS:
+        raise RowError(
+            "fetch",
+            f"{source.label}: where {scheme}:// addresses lead cannot be checked, so allow_private_hosts=False refuses "
+            "them; pass allow_private_hosts=True if that is meant",
+        )
     try:
         fsspec = _remote_library(scheme)
-        with fsspec.open(source.value, "rb") as file:
-            data: bytes = file.read(limits.max_image_bytes + 1)
+        if scheme not in fsspec.available_protocols():
+            raise RowError("fetch", f"{source.label}: nothing here reads {scheme}:// addresses; use https, s3 or tos")
+        data = _read_within(fsspec, source, limits)
+    except RowError:
+        raise
     except MissingExtra as error:
         raise RowError("fetch", str(error)) from error
     except ImportError as error:  # fsspec names the package that the scheme needs
@@ -158,6 +172,35 @@ def _fetch_remote(source: ImageSource, limits: FetchLimits) -> Fetched:
         raise RowError("fetch", f"{source.label} cannot be read: {_remote_reason(scheme, error)}") from error
     _check_bytes(len(data), source.label, limits)
     return Fetched(data)
+
+
+def _read_within(fsspec, source: ImageSource, limits: FetchLimits) -> bytes:  # type: ignore[no-untyped-def]
+    """Read on a thread of its own, since the stores' clients retry for minutes; one that is late is left behind."""
+    read: list[bytes] = []
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with fsspec.open(source.value, "rb") as file:
+                read.append(file.read(limits.max_image_bytes + 1))
+        except Exception as error:  # noqa: BLE001  # each store's client has a hierarchy of its own
+            failed.append(error)
+
+    reader = threading.Thread(target=work, name="qwenvl_kit-remote", daemon=True)
+    reader.start()
+    reader.join(limits.timeout_s)
+    if failed:
+        raise failed[0]
+    if not read:
+        raise too_slow(source.label, limits)
+    return read[0]
+
+
+def too_slow(label: str, limits: FetchLimits) -> RowError:
+    """The fault of a place that did not answer in time."""
+    return RowError(
+        "fetch", f"{label} was not fetched within timeout_s={limits.timeout_s:g}; raise it if the host is slow"
+    )
 
 
 def _remote_library(scheme: str):  # type: ignore[no-untyped-def]  # fsspec has no types

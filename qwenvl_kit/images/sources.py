@@ -26,8 +26,20 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\-\s]+")
+_SEPARATOR = re.compile(r"([/\\])")
 _LONGEST_PATH = 4096
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00", b"qoif")
+_SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\x00\x00\x00",  # AVIF, HEIF, JPEG 2000
+    b"\x00\x00\x01\x00",
+    b"qoif",
+)
 
 
 def identify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[ImageSource, ...]:
@@ -88,8 +100,10 @@ def mask(address: str) -> str:
         parts = urlsplit(address)
     except ValueError:  # brackets that are no IPv6 address; what cannot be taken apart cannot be masked in parts
         return f"{address.partition('://')[0]}://…"
-    login, at, host = parts.netloc.rpartition("@")
-    netloc = f"***@{host}" if at or login else host
+    _, at, host = parts.netloc.rpartition("@")
+    if not at and ":" in host and "@" in address:  # a password with "/", "?" or "#" in it ended the host too early
+        return f"{parts.scheme}://…"
+    netloc = f"***@{host}" if at else host
     query = "?…" if parts.query else ""
     return _clip(f"{parts.scheme}://{netloc}{parts.path}{query}")
 
@@ -106,10 +120,10 @@ def _identify_many(cell: Sequence[object], image_src_type: ImageSrcType) -> tupl
 
 def _identify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
     if isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
-        inner = cell.get("bytes") or cell.get("path")
-        if is_null(inner):
+        given = [cell[name] for name in ("bytes", "path") if name in cell and not is_null(cell[name])]
+        if not given:
             raise RowError("fetch", "the cell is a mapping whose 'bytes' and 'path' are both empty")
-        cell = inner
+        cell = given[0]
     if isinstance(cell, str | os.PathLike):
         return _identify_text(os.fspath(cell), image_src_type)
     if isinstance(cell, bytes | bytearray | memoryview):
@@ -117,7 +131,7 @@ def _identify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
     if isinstance(cell, Image.Image):
         return ImageSource("pil", cell, f"PIL image {cell.mode} {cell.width}×{cell.height}", f"pil:{id(cell)}")
     if hasattr(cell, "__array__") and not isinstance(cell, np.generic):
-        return _array(np.asarray(cell))
+        return _array(_as_array(cell))
     raise RowError(
         "fetch",
         f"a cell of type {type(cell).__name__} is no picture; give a URL, path, base64 text, bytes, PIL image or array",
@@ -136,7 +150,7 @@ def _identify_text(text: str | bytes, image_src_type: ImageSrcType) -> ImageSour
             )
         return _base64(text)
     if image_src_type == "image_url":
-        return _address(text)
+        return _base64(text) if _is_data_uri(text) else _address(text)
     return _base64(text) if _is_base64(text) else _address(text)
 
 
@@ -150,7 +164,7 @@ def _identify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
                 "image_src_type='image_base64' but the cell is the picture's own bytes; "
                 "pass image_src_type='image_binary'",
             )
-        return _base64(data.decode("ascii"))
+        return _base64(data.decode("latin-1"))
     return ImageSource("bytes", data, f"{len(data)} bytes", f"bytes:{_digest(data)}")
 
 
@@ -162,7 +176,21 @@ def _address(text: str) -> ImageSource:
         return ImageSource("url", text, mask(text), text)
     if scheme not in ("", "file"):
         return ImageSource("remote", text, mask(text), text)
-    return ImageSource("path", text, _clip(text), text)
+    return ImageSource("path", text, _clip(_mask_path(text)), text)
+
+
+def _mask_path(text: str) -> str:
+    """Hide what would be a secret if the text were an address whose scheme was forgotten.
+
+    Without backtracking: the text is a stranger's, and may be long.
+    """
+    address, mark, query = "".join(map(_mask_login, _SEPARATOR.split(text))).partition("?")
+    return f"{address}?…" if "=" in query else f"{address}{mark}{query}"
+
+
+def _mask_login(part: str) -> str:
+    login, _, host = part.rpartition("@")
+    return f"***@{host}" if ":" in login else part
 
 
 def _base64(text: str) -> ImageSource:
@@ -174,9 +202,21 @@ def _base64(text: str) -> ImageSource:
     )
 
 
+def _as_array(cell: object) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(cell)
+    except (TypeError, ValueError, RuntimeError) as error:  # tensors with a gradient, on a GPU, or in bfloat16
+        raise RowError(
+            "fetch",
+            f"a cell of type {type(cell).__name__} cannot be read as an array; give a numpy array, of a tensor "
+            "tensor.detach().float().cpu().numpy()",
+        ) from error
+
+
 def _array(array: np.ndarray[Any, Any]) -> ImageSource:
     name = f"{array.dtype}{array.shape}"
-    key = _digest(np.ascontiguousarray(array).data) if array.size and array.dtype != object else "empty"
+    is_plain = array.nbytes > 0 and not array.dtype.hasobject
+    key = _digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if is_plain else "empty"
     return ImageSource("array", array, f"array {name}", f"array:{name}:{key}")
 
 
@@ -187,7 +227,7 @@ def _is_sequence(cell: object) -> bool:
 
 def _is_base64(text: str) -> bool:
     """Whether a text of unknown kind is base64; "/9j/…" is both a JPEG and an absolute path."""
-    if text.lstrip()[:5].lower() == "data:":
+    if _is_data_uri(text):
         return True
     if _SCHEME.match(text.lstrip()):
         return False
@@ -197,7 +237,11 @@ def _is_base64(text: str) -> bool:
 
 
 def _looks_like_base64(text: str) -> bool:
-    return text.lstrip()[:5].lower() == "data:" or (len(text) >= 16 and _BASE64.fullmatch(text) is not None)
+    return _is_data_uri(text) or (len(text) >= 16 and _BASE64.fullmatch(text) is not None)
+
+
+def _is_data_uri(text: str) -> bool:
+    return text.lstrip()[:5].lower() == "data:"
 
 
 def _starts_like_picture(text: str) -> bool:

@@ -1,24 +1,20 @@
-"""A http or https address in, the bytes behind it out, from hosts that the policy allows.
+"""A http or https address in, the bytes behind it out, within limits and a few redirects.
 
-Addresses are checked where the connection is made, on the very address that is connected to, so that a name which
-resolves differently a moment later gains nothing.
+It never looks at a host itself: `qwenvl_kit.images.hosts` makes the connections, and refuses some.
 """
 
 from __future__ import annotations
 
-import functools
-import ipaddress
-import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.fetch import too_slow
+from qwenvl_kit.images.hosts import HostRefused, pool
 from qwenvl_kit.images.sources import mask
 
 if TYPE_CHECKING:
@@ -27,12 +23,6 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 5
 _CHUNK = 1 << 16
 _HEADERS = {"User-Agent": "qwenvl_kit", "Accept": "image/*,*/*;q=0.5"}
-_METADATA = (
-    ipaddress.ip_network("169.254.0.0/16"),
-    ipaddress.ip_network("fe80::/10"),
-    ipaddress.ip_network("fd00:ec2::/32"),
-    ipaddress.ip_network("100.100.100.200/32"),
-)
 
 
 def get(address: str, label: str, limits: FetchLimits) -> tuple[bytes, str | None]:
@@ -89,16 +79,6 @@ def _follow(address: str, label: str, limits: FetchLimits, condition: dict[str, 
     raise RowError("fetch", f"{label} redirects more than {MAX_REDIRECTS} times")
 
 
-class HostRefused(Exception):
-    """A name resolves to no address that may be connected to; not an OSError, which urllib3 would retry or wrap."""
-
-    def __init__(self, host: str, *, private: bool) -> None:
-        where = "a private network" if private else "a link-local or metadata address"
-        fix = "; pass allow_private_hosts=True if that is meant" if private else ""
-        super().__init__(f"the host {host} lies in {where}, which is refused{fix}")
-        self.private = private
-
-
 def _target(address: str, location: str, label: str) -> str:
     try:
         return urljoin(address, location)
@@ -144,7 +124,7 @@ def _hop(ask: _Ask, *, private_allowed: bool) -> _Hop:
     except urllib3.exceptions.NewConnectionError as error:  # a kind of time-out to urllib3, so it must come first
         raise RowError("fetch", f"{label}: the connection was refused") from error
     except urllib3.exceptions.TimeoutError as error:
-        raise _too_slow(label, ask.limits) from error
+        raise too_slow(label, ask.limits) from error
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise RowError("fetch", f"{label} cannot be read: {_reason(error)}") from error
 
@@ -152,15 +132,15 @@ def _hop(ask: _Ask, *, private_allowed: bool) -> _Hop:
 def _send(ask: _Ask, *, private: bool) -> _Hop:
     left = ask.deadline - time.monotonic()
     if left <= 0:
-        raise _too_slow(ask.label, ask.limits)
-    response = _pool(private).request(
+        raise too_slow(ask.label, ask.limits)
+    response = pool(private).request(
         "GET",
         ask.address,
         headers={**_HEADERS, **ask.condition},
         preload_content=False,
         redirect=False,
         retries=False,
-        timeout=urllib3.Timeout(connect=left, read=left),
+        timeout=urllib3.Timeout(total=left),
     )
     try:
         return _read(response, ask, private=private)
@@ -173,6 +153,8 @@ def _send(ask: _Ask, *, private: bool) -> _Hop:
 
 def _read(response: Any, ask: _Ask, *, private: bool) -> _Hop:
     if location := response.get_redirect_location():
+        if response.length_remaining != 0:
+            response.close()  # its page is not read, and would stand before the next answer
         return _Hop(private, location=location)
     if response.status == 304 and ask.condition:
         return _Hop(private, is_unchanged=True)
@@ -203,14 +185,8 @@ def _body(response: Any, label: str, limits: FetchLimits, deadline: float) -> by
                 f"{label} has more than max_image_bytes={limits.max_image_bytes} bytes; raise it if you trust it",
             )
         if time.monotonic() > deadline:
-            raise _too_slow(label, limits)
+            raise too_slow(label, limits)
     return bytes(body)
-
-
-def _too_slow(label: str, limits: FetchLimits) -> RowError:
-    return RowError(
-        "fetch", f"{label} was not fetched within timeout_s={limits.timeout_s:g}; raise it if the host is slow"
-    )
 
 
 def _reason(error: Exception) -> str:
@@ -223,68 +199,3 @@ def _reason(error: Exception) -> str:
         "LocationValueError": "it is no valid address",
     }
     return known.get(type(error).__name__, type(error).__name__)
-
-
-@functools.cache
-def _pool(private: bool) -> urllib3.PoolManager:
-    """One pool for public hosts and one for all: a kept connection is only used under the policy it was made under."""
-    pool = urllib3.PoolManager(num_pools=64, maxsize=16)
-    pool.pool_classes_by_scheme = {
-        "http": _pool_class(HTTPConnectionPool, HTTPConnection, private=private),
-        "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, private=private),
-    }
-    return pool
-
-
-def _pool_class(pool: Any, connection: Any, *, private: bool) -> Any:
-    def connect(self: Any) -> socket.socket:
-        return _connect(self, private=private)
-
-    checked = type(f"Checked{connection.__name__}", (connection,), {"_new_conn": connect})
-    return type(f"Checked{pool.__name__}", (pool,), {"ConnectionCls": checked})
-
-
-def _connect(connection: Any, *, private: bool) -> socket.socket:
-    """Take the place of ``HTTPConnection._new_conn``: resolve, check each address, connect to one that passed."""
-    try:
-        found = socket.getaddrinfo(connection._dns_host, connection.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        cause = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
-        raise urllib3.exceptions.NameResolutionError(connection.host, connection, cause) from error
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    allowed = [address for address in addresses if _allowed(address, private=private)]
-    if not allowed:
-        raise HostRefused(connection.host, private=not any(map(_is_metadata, addresses)))
-    return _connect_first(connection, allowed)
-
-
-def _connect_first(connection: Any, addresses: list[str]) -> socket.socket:
-    for last, address in enumerate(addresses, start=1 - len(addresses)):
-        try:
-            return urllib3.util.connection.create_connection(
-                (address, connection.port),
-                connection.timeout,
-                source_address=connection.source_address,
-                socket_options=connection.socket_options,
-            )
-        except TimeoutError as error:
-            raise urllib3.exceptions.ConnectTimeoutError(connection, "connect timeout") from error
-        except OSError as error:
-            if last == 0:
-                raise urllib3.exceptions.NewConnectionError(connection, str(error)) from error
-    raise AssertionError("there is at least one address")
-
-
-def _allowed(address: str, *, private: bool) -> bool:
-    ip = _ip(address)
-    return not _is_metadata(address) and (private or ip.is_global)
-
-
-def _is_metadata(address: str) -> bool:
-    ip = _ip(address)
-    return any(ip in network for network in _METADATA if network.version == ip.version)
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return getattr(ip, "ipv4_mapped", None) or ip

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.server
 import io
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -29,6 +34,7 @@ class Server:
     paths: list[str] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
     bodies: int = 0
+    certificate: Path | None = None
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -78,17 +84,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(png()[:100])
         self.close_connection = True
 
-    def answer_drip(self, _: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "100")
-        self.end_headers()
-        for _ in range(100):
+    def answer_drip(self, where: str) -> None:
+        """Send a byte now and then, in the head, the body, or a chunk's size, and after a stall."""
+        heads = {
+            "body": "Content-Length: 100\r\n\r\n",
+            "size": "Transfer-Encoding: chunked\r\n\r\n",
+            "head": "X-Slow: ",
+        }
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + heads[where].encode())
+        for _ in range(40):
             try:
-                self.wfile.write(b"x")
+                self.wfile.write(b"0")
             except OSError:  # the client has gone, as it should
                 break
             time.sleep(0.1)
         self.close_connection = True
+
+    def answer_stall(self, seconds: str) -> None:
+        """Send the head late, and nothing after it."""
+        time.sleep(float(seconds))
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        time.sleep(4 * float(seconds))
+        self.close_connection = True
+
+    def answer_gzip(self, n_bytes: str) -> None:
+        """Compress what was not asked to be."""
+        body = gzip.compress(png() if not n_bytes else bytes(int(n_bytes)))
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def answer_chunked(self, _: str) -> None:
         self.send_response(200)
@@ -102,6 +130,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer_hops(self, n_hops: str) -> None:
         self._redirect("/good" if int(n_hops) == 1 else f"/hops/{int(n_hops) - 1}")
+
+    def answer_page(self, kind: str) -> None:
+        """Redirect as most servers do, with a page that nobody reads."""
+        page = b"<html>moved</html>" * 10
+        self.send_response(301)
+        self.send_header("Location", "/good")
+        if kind == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            page = f"{len(page):x}\r\n".encode() + page + b"\r\n0\r\n\r\n"
+        else:
+            self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        if kind == "late":  # when the client may have asked for the next already
+            time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            self.wfile.write(page)
 
     def answer_loop(self, _: str) -> None:
         self._redirect("/loop")
@@ -126,14 +170,46 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class _Listening(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_: object) -> None:
+        pass  # clients that had enough reset their connections
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with _serving() as state:
+        yield state
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[Server]:
+    """The same over TLS, under a certificate that nobody knows yet."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    asked = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
+    kind = ["-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", *kind, *asked, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with _serving(context) as state:
+        state.certificate = certificate
+        yield state
+
+
+@contextlib.contextmanager
+def _serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
     state = Server()
     handler = type("Bound", (Handler,), {"server_state": state})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        listening.daemon_threads = True
+    with _Listening(("127.0.0.1", 0), handler) as listening:
+        if context is not None:
+            listening.socket = context.wrap_socket(listening.socket, server_side=True)
         state.port = listening.server_port
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield state
         listening.shutdown()

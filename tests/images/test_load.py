@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rubbish import encoded
 
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError
@@ -72,6 +73,36 @@ def test_draft_decoding_never_enlarges_what_it_made_small() -> None:
 
     assert picture.source_size == (1600, 400)
     assert np.array_equal(picture.pixels, loaded(data, resized_height=1600, resized_width=400).pixels)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("decode", ["exact", "draft"])
+def test_a_picture_on_its_side_is_not_squeezed(form: str, decode: str) -> None:
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    data = encoded(Image.new("RGB", (280, 112)), form, exif=on_its_side)
+
+    picture = loaded(data, decode=decode)
+
+    assert picture.source_size == picture.size == (280, 112)
+
+
+def test_faults_name_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "needle.png"
+    path.write_bytes(encoded(Image.new("L", (201, 1)), "PNG"))
+
+    with pytest.raises(RowError, match=r"needle\.png: a picture of 201×1 is too long"):
+        loaded(str(path))
+    with pytest.raises(RowError, match=r"needle\.png has 201×1 = 201 pixels"):
+        loaded(str(path), max_image_pixels=200)
+
+
+def test_what_gives_an_array_is_a_picture() -> None:
+    class Tensor:
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            return np.full((56, 56, 3), 7, np.uint8)
+
+    assert (loaded(Tensor()).pixels == 7).all()
 
 
 def test_a_limit_given_alone_moves_the_other_where_they_would_cross() -> None:

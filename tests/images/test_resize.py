@@ -71,6 +71,45 @@ def test_one_size_asked_lets_the_other_follow(height: int, width: int, asked: in
     )
 
 
+@pytest.mark.parametrize(
+    ("source", "asked", "size"),
+    [
+        ((480, 640), {}, (476, 644)),
+        ((480, 640), {"resized_height": 280}, (280, 364)),
+        ((480, 640), {"resized_width": 280}, (224, 280)),
+        ((480, 640), {"resized_height": 280, "resized_width": 56}, (280, 56)),
+        ((480, 640), {"resized_height": 56, "resized_width": 280}, (56, 280)),
+        ((1, 3000), {"resized_height": 100, "resized_width": 100}, (112, 112)),
+        ((1, 100), {"resized_width": 100}, (28, 112)),
+    ],
+    ids=str,
+)
+def test_height_and_width_keep_their_places(
+    source: tuple[int, int], asked: dict[str, int], size: tuple[int, int]
+) -> None:
+    assert target_size(source, Geometry(), **asked) == size
+
+
+@pytest.mark.parametrize("sides", [(1, 200), (14, 2800), (30, 6000), (3, 590)], ids=str)
+@pytest.mark.parametrize("n_tokens", [4, 50, 150, 16384])
+def test_needles_are_one_token_wide_and_within_the_limits(sides: tuple[int, int], n_tokens: int) -> None:
+    area = Geometry().factor ** 2
+    limits = Geometry(min_pixels=4 * area, max_pixels=n_tokens * area)
+
+    height, width = smart_resize(*sides, limits)
+
+    assert height % 28 == width % 28 == 0
+    assert 0 < height <= width
+    assert 4 * area <= height * width <= n_tokens * area
+
+
+@pytest.mark.parametrize(("sides", "ratio"), [((1, 201), 201), ((6030, 30), 201), ((10, 30_000), 3000)], ids=str)
+def test_beyond_200_to_1_the_fault_names_size_ratio_and_ways_out(sides: tuple[int, int], ratio: int) -> None:
+    with pytest.raises(RowError, match=rf"{sides[1]}×{sides[0]} .* {ratio} : 1.*crop it.*resized_height") as caught:
+        target_size(sides, Geometry())
+    assert caught.value.stage == "resize"
+
+
 def test_pixels_are_resized_as_qwen_vl_utils_does_it() -> None:
     from PIL import Image
     from qwen_vl_utils.vision_process import fetch_image

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import urllib3.util.connection as connections
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images import web
+from qwenvl_kit.images import hosts, web
 from qwenvl_kit.images.fetch import FetchLimits
 
 LIMITS = FetchLimits(timeout_s=5, max_image_bytes=100_000, allow_private_hosts=True)
+PUBLIC = "93.184.216.34"
 STRICT = FetchLimits(timeout_s=5, max_image_bytes=100_000, allow_private_hosts=False)
 
 
@@ -21,8 +24,8 @@ STRICT = FetchLimits(timeout_s=5, max_image_bytes=100_000, allow_private_hosts=F
 def _fresh_pools() -> Iterator[None]:
     yield
     for private in (True, False):
-        web._pool(private).clear()
-    web._pool.cache_clear()
+        hosts.pool(private).clear()
+    hosts.pool.cache_clear()
 
 
 def get(url: str, limits: FetchLimits = LIMITS) -> bytes:
@@ -36,7 +39,9 @@ def told(url: str, limits: FetchLimits = LIMITS) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("path", ["good", "chunked", "hops/1", "hops/5"])
+@pytest.mark.parametrize(
+    "path", ["good", "chunked", "gzip", "hops/1", "hops/5", "page/plain", "page/chunked", "page/late"]
+)
 def test_pictures_are_fetched_whole_and_redirects_followed(server: Any, path: str) -> None:
     assert get(server.url(path)).startswith(b"\x89PNG")
 
@@ -56,15 +61,18 @@ def test_a_body_cut_short_is_an_error_and_never_a_picture(server: Any) -> None:
     assert "broke off" in told(server.url("short"))
 
 
-def test_a_server_that_drips_meets_the_deadline(server: Any) -> None:
+@pytest.mark.parametrize("path", ["drip/head", "drip/body", "drip/size", "stall/0.45"])
+def test_a_server_that_drips_or_stalls_meets_the_deadline(server: Any, path: str) -> None:
     started = time.monotonic()
 
-    assert "timeout_s=0.5" in told(server.url("drip"), FetchLimits(0.5, 100_000, True))
-    assert time.monotonic() - started < 2
+    assert "timeout_s=0.5" in told(server.url(path), FetchLimits(0.5, 100_000, True))
+    assert time.monotonic() - started < 0.9, "the time is one for head and body, not one for each"
 
 
 def test_a_body_beyond_the_limit_is_not_read_to_its_end(server: Any) -> None:
     assert "max_image_bytes=100000" in told(server.url("large/5000000"))
+    assert "max_image_bytes=100000" in told(server.url("gzip/5000000")), "what it unpacks to counts"
+    assert len(get(server.url("large/100000"))) == 100_000
 
 
 def test_a_refused_connection_is_told_at_once(server: Any) -> None:
@@ -87,7 +95,20 @@ def test_redirects_to_other_schemes_are_refused(server: Any, target: str) -> Non
     assert "only http and https" in told(server.url(f"to/{target}"))
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "[fe80::1]", "100.100.100.200", "[::ffff:169.254.169.254]"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "169.254.170.2",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "100.100.100.200",
+        "100.96.0.96",
+        "[::ffff:169.254.169.254]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[2002:a9fe:a9fe::1]",
+    ],
+)
 def test_metadata_addresses_are_refused_also_when_private_hosts_are_allowed(server: Any, address: str) -> None:
     assert "metadata" in told(server.url(f"to/httpCOLON//{address}/latest"))
     assert "metadata" in told(f"http://{address}/latest")
@@ -112,6 +133,25 @@ def test_a_public_host_cannot_send_us_to_a_private_one(server: Any, monkeypatch:
 
 def test_a_private_host_may_send_us_on_within_private_ones(server: Any) -> None:
     assert get(server.url(f"to/httpCOLON//127.0.0.1COLON{server.port}/good")).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "192.168.0.1", "0.0.0.0", "[::1]", "[fd12::1]", "[::ffff:10.0.0.1]", "[64:ff9b::a00:1]"],
+)
+def test_every_form_of_a_private_address_is_refused_where_asked(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_connections(monkeypatch)
+
+    assert "private network" in told(f"http://{address}/a.png", STRICT)
+
+
+def test_a_name_with_a_public_and_a_private_address_is_reached_at_the_public_one(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected = pretend_public(monkeypatch, "both.example", "10.0.0.1", PUBLIC)
+
+    assert get(f"http://both.example:{server.port}/good", STRICT).startswith(b"\x89PNG")
+    assert connected == [PUBLIC]
 
 
 def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +185,42 @@ def test_an_address_that_is_none_is_a_row_error(address: str) -> None:
     assert told(address)
 
 
+@pytest.mark.parametrize("path", ["page/late", "page/chunked", "status/404", "large/5000000", "short", "hops/2"])
+def test_what_an_answer_leaves_unread_does_not_spoil_the_next(server: Any, path: str) -> None:
+    for _ in range(2):
+        with contextlib.suppress(RowError):
+            get(server.url(path))
+        assert get(server.url("good")).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", ["status/500", "short", "drip/body", "large/5000000", "hops/6", "to/fileCOLON///etc"])
+def test_messages_hold_the_label_and_nothing_of_the_address(server: Any, path: str) -> None:
+    address = server.url(path).replace("http://", "http://me:hunter2@") + "?X-Amz-Signature=deadbeef"
+
+    message = told(address, FetchLimits(0.3, 100_000, True))
+
+    assert message.startswith("the picture ")
+    assert not [secret for secret in ("me:", "hunter2", "deadbeef") if secret in message]
+
+
+def test_a_redirect_to_a_signed_address_tells_no_signature(server: Any) -> None:
+    message = told(server.url("to/ftpCOLON//me:hunter2@127.0.0.1/x?sig=deadbeef".replace("?", "%3F")))
+
+    assert "ftp://***@127.0.0.1/x?…" in message
+
+
+def test_https_is_fetched_where_the_certificate_is_trusted_and_refused_elsewhere(
+    tls_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = tls_server.url("good").replace("http://", "https://")
+
+    assert "certificate" in told(address)
+    hosts.pool.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_server.certificate))
+    assert get(address).startswith(b"\x89PNG")
+    assert "timeout_s=0.3" in told(address.replace("good", "drip/head"), FetchLimits(0.3, 100_000, True))
+
+
 def resolve_as(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
     real = socket.getaddrinfo
 
@@ -152,21 +228,27 @@ def resolve_as(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
         if host.endswith(".example"):
             if host not in names:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (names[host], port))]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (name, port)) for name in names[host].split()]
         return real(host, port, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", pretended)
 
 
-def pretend_public(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let `name` resolve to a public address whose connections are made to this machine instead."""
-    import urllib3.util.connection as connections
-
-    public = "93.184.216.34"
-    resolve_as(monkeypatch, {name: public})
-    real = connections.create_connection
+def pretend_public(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> list[str]:
+    """Let `name` resolve to public addresses whose connections are made to this machine instead; keep where to."""
+    resolve_as(monkeypatch, {name: " ".join(addresses or (PUBLIC,))})
+    real, connected = connections.create_connection, list[str]()
 
     def local(address: tuple[str, int], *rest: Any, **options: Any) -> Any:
-        return real(("127.0.0.1" if address[0] == public else address[0], address[1]), *rest, **options)
+        connected.append(address[0])
+        return real(("127.0.0.1", address[1]), *rest, **options)
 
     monkeypatch.setattr(connections, "create_connection", local)
+    return connected
+
+
+def forbid_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: tuple[str, int], *_: Any, **__: Any) -> Any:
+        pytest.fail(f"a connection to {address} was made")
+
+    monkeypatch.setattr(connections, "create_connection", refuse)
