@@ -183,12 +183,12 @@ def _digest(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, size, _ in state:
         digest.update(f"{name}:{size}:".encode())
-        for block in _blocks(folder / name, size):
+        for block in blocks(folder / name, size):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(file: Path, size: int) -> Iterator[bytes]:
+def blocks(file: Path, size: int) -> Iterator[bytes]:
     with file.open("rb") as opened:
         if size <= _WHOLE_FILE:
             while block := opened.read(1 << 20):
