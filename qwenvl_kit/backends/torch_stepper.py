@@ -103,7 +103,8 @@ class TorchStepper:
         for row, reading in enumerate(readings):
             ids[row, : lengths[row]] = reading.ids
             positions[:, row, : lengths[row]] = reading.positions
-            is_visual[row, : lengths[row]] = reading.ids == self._image_id
+            n_visual = 0 if reading.visual is None else len(reading.visual)
+            is_visual[row, (reading.ids == self._image_id).nonzero()[:n_visual, 0]] = True
         embedded = self._text.embed_tokens(ids)  # (B, T, D)
         visual = [reading.visual for reading in readings if reading.visual is not None]
         if visual:

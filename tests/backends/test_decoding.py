@@ -53,7 +53,7 @@ class HashStepper:
         for reading in readings:
             self.n_read += len(reading.ids)
             seen = iter(() if reading.visual is None else reading.visual[:, 0].tolist())
-            tokens = [next(seen) if token == IMAGE else token for token in reading.ids.tolist()]
+            tokens = [next(seen, token) if token == IMAGE else token for token in reading.ids.tolist()]
             assert next(seen, None) is None
             held = self.slots[reading.slot][: reading.past]
             assert len(held) == reading.past
