@@ -30,7 +30,8 @@ class Reading:
     past : int
         Tokens that the slot holds already.
     visual : float Tensor (n_visual, hidden) or None
-        What `Stepper.look` gave for the image tokens among `ids`, in order; None where there are none.
+        What `Stepper.look` gave for the first image tokens among `ids`, in order; None where there are none. Later
+        image tokens, which a sampling model may say, are embedded like any other.
     """
 
     slot: int
