@@ -36,18 +36,22 @@ class OnnxStepper:
         The folder, already checked.
     provider : str
         Execution provider, such as ``CPUExecutionProvider``.
+    rank : int
+        Index of the GPU, where the provider is CUDA's.
     threads : int or None
         Threads of one operator; None for ONNX Runtime's own choice.
     """
 
-    def __init__(self, export: Export, *, provider: str = "CPUExecutionProvider", threads: int | None = None) -> None:
+    def __init__(
+        self, export: Export, *, provider: str = "CPUExecutionProvider", rank: int = 0, threads: int | None = None
+    ) -> None:
         config = AutoConfig.from_pretrained(export.path, local_files_only=True)
         self._text, self._vision = config.text_config, config.vision_config
         self._image_id: int = config.image_token_id
         self.dtype = torch.float16 if export.dtype == "float16" else torch.float32
-        self.device = torch.device("cuda" if provider.startswith("CUDA") else "cpu")
-        self._decoder = _session(export.path / "decoder.onnx", provider, threads)
-        self._tower = _session(export.path / "vision.onnx", provider, threads)
+        self.device = torch.device("cuda", rank) if provider.startswith("CUDA") else torch.device("cpu")
+        self._decoder = _session(export.path / "decoder.onnx", provider, self.device, threads)
+        self._tower = _session(export.path / "vision.onnx", provider, self.device, threads)
         self._embeddings = torch.from_numpy(export.embeddings())  # (V, H), mapped from the file of weights
         self._head = self._text.hidden_size // self._text.num_attention_heads
         self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer, (slots, heads, capacity, D)
@@ -210,7 +214,8 @@ class OnnxStepper:
         """Vectors (T, H) of a reading's tokens, visual ones in their places."""
         vectors = self._embed(reading.ids)
         if reading.visual is not None:
-            vectors[reading.ids == self._image_id] = reading.visual.to(self.dtype)
+            places = (reading.ids == self._image_id).nonzero().squeeze(-1)[: len(reading.visual)]
+            vectors[places.to(self.device)] = reading.visual.to(self.dtype)
         return vectors
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
@@ -232,11 +237,12 @@ def execution_provider() -> str:
     return "CPUExecutionProvider"
 
 
-def _session(file: Path, provider: str, threads: int | None) -> Any:
+def _session(file: Path, provider: str, device: torch.device, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(file, options, providers=[provider])
+    settings = {"device_id": device.index} if device.type == "cuda" else {}
+    return onnxruntime.InferenceSession(file, options, providers=[(provider, settings)])
 
 
 def _bind(bind: Any, name: str, tensor: Tensor, device: torch.device) -> Tensor:
