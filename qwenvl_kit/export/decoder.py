@@ -120,10 +120,14 @@ def _check(config: Any) -> None:
         raise CheckpointError("use_sliding_window=True cannot be exported; no published checkpoint of the family has it")
     if config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act={config.hidden_act!r} cannot be exported; the family has 'silu'")
-    if (config.hidden_size // config.num_attention_heads) % 8:
+    head = config.hidden_size // config.num_attention_heads
+    if head % 8:
         raise CheckpointError(
-            f"a head of {config.hidden_size // config.num_attention_heads} numbers cannot be exported; ONNX Runtime's "
-            "GroupQueryAttention takes multiples of 8"
+            f"a head of {head} numbers cannot be exported; ONNX Runtime's GroupQueryAttention takes multiples of 8"
+        )
+    if len(_axis_of(config)) != head // 2:
+        raise CheckpointError(
+            f"mrope_section={rope.get('mrope_section')} does not add up to half a head of {head} numbers; config.json is broken"
         )
 
 
