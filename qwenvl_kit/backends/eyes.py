@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.backends.stepper import Stepper
 
 _MAX_BYTES = 128 * 2**20  # visual tokens that are kept: about 60 pictures of 300 tokens of the 7B model in 16 bits
-_MAX_PATCHES = 16384  # looked at in one pass: four megapixels' worth, enough to fill any device
+_MAX_PATCHES = 16384  # cut at once, about 80 MB: more than a stepper needs to fill its device
 
 _Sight = tuple[str, tuple[int, int]]  # digest and size, which name what a picture shows
 

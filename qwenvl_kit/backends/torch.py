@@ -25,7 +25,9 @@ from qwenvl_kit.backends.eyes import Eyes
 from qwenvl_kit.backends.memory import free_memory
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.torch_beams import Beams
+from qwenvl_kit.backends.torch_packed import can_pack, pack
 from qwenvl_kit.backends.torch_stepper import TorchStepper
+from qwenvl_kit.backends.torch_vision import quicken
 from qwenvl_kit.effective import CheckpointDefaults, Effective, resolve
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.records import Geometry, Result
@@ -76,6 +78,7 @@ class TorchBackend:
             processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
             self._model = _load_model(spec, held)
             self._held = held.pop_all()
+        self._is_packed = _rearrange(self._model)
         self._stepper = TorchStepper(self._model)
         self._eyes = Eyes(self._stepper)
         if read(spec.folder).digest != spec.digest:
@@ -88,6 +91,8 @@ class TorchBackend:
         """Answer what the feed gives."""
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"the device map placed modules on {_places(places)}")
+        if self._is_packed:
+            control.note("the language model's weights are laid out by oneDNN for few rows")
         if effective.num_beams > 1:
             beams = Beams(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)
             yield from beams.stream(feed, effective, control)
@@ -147,6 +152,18 @@ def _load_model(spec: TorchSpec, held: contextlib.ExitStack) -> Any:
         local_files_only=True,
     )
     return model.eval()
+
+
+def _rearrange(model: Any) -> bool:
+    """Make the model compute the same in less time where accelerate does not move its parts about; True if packed."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return False
+    if model.model.visual.config._attn_implementation == "sdpa":
+        quicken(model.model.visual)
+    if can_pack(model):
+        pack(model)
+        return True
+    return False
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

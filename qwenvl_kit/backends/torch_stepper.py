@@ -18,7 +18,8 @@ from qwenvl_kit.backends.torch_cache import Prompts, Rests, SlotCache, Steps, Wr
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_TOKENS = 8192  # read in one pass, padding included: enough to fill any device
+_MAX_TOKENS = {"cpu": 1536, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
+_MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
 _LEAST_FILLED = 0.75  # a row shorter than this part of the longest is read in a pass of its own
 
 
@@ -51,9 +52,17 @@ class TorchStepper:
     @torch.inference_mode()
     def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
         """Visual tokens (n_visual, hidden) of each picture."""
-        device = self.device
-        seen = self._model.model.get_image_features(pixel_values.to(device), grid.to(device), return_dict=True)
-        return list(seen.pooler_output)
+        device, most = self.device, self._n_together(_MAX_PATCHES)
+        seen: list[Tensor] = []
+        sizes: list[int] = grid.prod(dim=1).tolist()
+        while len(seen) < len(sizes):
+            start = end = len(seen)
+            while end < len(sizes) and (end == start or sum(sizes[start : end + 1]) <= most):
+                end += 1
+            patches = pixel_values[sum(sizes[:start]) : sum(sizes[:end])].to(device)
+            features = self._model.model.get_image_features(patches, grid[start:end].to(device), return_dict=True)
+            seen += features.pooler_output
+        return seen
 
     def reserve(self, n_slots: int, capacity: int) -> None:
         """Change the size of the cache."""
@@ -69,7 +78,7 @@ class TorchStepper:
     def read(self, readings: Sequence[Reading]) -> Tensor:
         """Logits (n_readings, V) of each reading's last token, read in passes of like length."""
         logits: list[Tensor] = [torch.empty(0)] * len(readings)
-        for some in _passes(readings, one_by_one=self._is_flash):
+        for some in _passes(readings, self._n_together(_MAX_TOKENS), one_by_one=self._is_flash):
             for at, row in zip(some, self._read_together([readings[at] for at in some]), strict=True):
                 logits[at] = row
         return torch.stack(logits)
@@ -93,6 +102,9 @@ class TorchStepper:
         """Free the model and the cache."""
         self._cache.reserve(0, 0)
         del self._model, self._text
+
+    def _n_together(self, limits: dict[str, int]) -> int:
+        return limits["cpu" if self.device.type == "cpu" else "cuda"]
 
     def _read_together(self, readings: Sequence[Reading]) -> Tensor:
         lengths = [len(reading.ids) for reading in readings]
@@ -153,8 +165,8 @@ class TorchStepper:
         return logits.to(self.device, torch.float32)
 
 
-def _passes(readings: Sequence[Reading], *, one_by_one: bool) -> list[list[int]]:
-    """Cut readings into passes that waste little padding; places in `readings`.
+def _passes(readings: Sequence[Reading], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
+    """Cut readings into passes of up to `n_tokens` that waste little padding; places in `readings`.
 
     Flash attention expects padding before the tokens that follow a past, so with it (`one_by_one`) those go alone.
     """
@@ -167,7 +179,7 @@ def _passes(readings: Sequence[Reading], *, one_by_one: bool) -> list[list[int]]
             and (readings[passes[-1][0]].past > 0) == (readings[at].past > 0)
             and not (one_by_one and readings[at].past)
             and length >= _LEAST_FILLED * longest
-            and (len(passes[-1]) + 1) * longest <= _MAX_TOKENS
+            and (len(passes[-1]) + 1) * longest <= n_tokens
         )
         if fits:
             passes[-1].append(at)
