@@ -134,7 +134,9 @@ class Config:
         "load",
         "what runs the model: `torch`, `onnx` (an export), or `echo` (no model: answers with the prompt)",
     )
-    threads: int | None = _option(None, "load", "CPU threads that the model computes with; None leaves it to the library")
+    threads: int | None = _option(
+        None, "load", "CPU threads that the model computes with; None leaves it to the library"
+    )
     device_map: DeviceMap | None = _option(
         None, "load", "accelerate's device map: `auto`, a device, or a dict from module to device, `cpu` or `disk`"
     )

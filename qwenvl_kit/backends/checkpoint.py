@@ -209,6 +209,7 @@ def _digest(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def blocks(file: Path, size: int) -> Iterator[bytes]:
+    """What a digest is made of: the whole of a small file, samples of a large one."""
     with file.open("rb") as opened:
         if size <= _WHOLE_FILE:
             while block := opened.read(1 << 20):

@@ -1,4 +1,4 @@
-"""A folder that an ONNX export left goes in, an `Export` that can be trusted comes out, or a refusal that names the file.
+"""The folder of an ONNX export goes in, an `Export` that can be trusted comes out, or a refusal that names the file.
 
 What the graphs compute is not known here.
 """
@@ -92,7 +92,8 @@ def read_export(folder: Path, *, whole: bool = False) -> Export:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} is no finished ONNX export: {MANIFEST} is missing; make one with qwenvl-kit export MODEL {folder}"
+            f"{folder} is no finished ONNX export: {MANIFEST} is missing; make one with qwenvl-kit export MODEL "
+            f"{folder}"
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}; export again") from error
@@ -121,7 +122,8 @@ def _check_file(file: Path, said: dict[str, Any], *, whole: bool) -> None:
     size = file.stat().st_size
     if size != said["bytes"]:
         raise CheckpointError(
-            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {said['bytes']} were written; export again"
+            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {said['bytes']} were written; export "
+            "again"
         )
     found = describe_file(file) if whole else {"samples": _samples(file)}
     if any(found[name] != said[name] for name in found):

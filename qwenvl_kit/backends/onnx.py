@@ -124,18 +124,18 @@ def spec(config: Config) -> OnnxSpec:
 def _check(config: Config, export: Export) -> None:
     if config.num_beams > 1:
         raise ConfigError(
-            f"num_beams={config.num_beams} is not to be had from backend='onnx', whose loop follows one answer a row; pass "
-            "num_beams=1, backend='torch', or use qwenvl_kit.export.OnnxQwenVL's own generate"
+            f"num_beams={config.num_beams} is not to be had from backend='onnx', whose loop follows one answer a row; "
+            "pass num_beams=1, backend='torch', or use qwenvl_kit.export.OnnxQwenVL's own generate"
         )
     if config.device_map is not None:
         raise ConfigError(
-            f"device_map={config.device_map!r} is not to be had from backend='onnx', which keeps a model on one device; "
-            "leave it out, or pass backend='torch'"
+            f"device_map={config.device_map!r} is not to be had from backend='onnx', which keeps a model on one "
+            "device; leave it out, or pass backend='torch'"
         )
     if "dtype" in config.asked and config.dtype != export.dtype:
         raise ConfigError(
-            f"dtype={config.dtype!r} is not to be had from {export.path}, an export in {export.dtype}; leave dtype out, or "
-            f"export with dtype={config.dtype!r}"
+            f"dtype={config.dtype!r} is not to be had from {export.path}, an export in {export.dtype}; leave dtype "
+            f"out, or export with dtype={config.dtype!r}"
         )
 
 

@@ -146,6 +146,8 @@ class _Slots:
 class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     """transformers' class without weights: it prepares inputs, positions and beams, and asks the stepper for logits."""
 
+    _stepper: OnnxStepper
+
     def __init__(self, config: Any, stepper: OnnxStepper) -> None:
         with torch.device("meta"):
             super().__init__(config)
@@ -153,11 +155,13 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        return self._stepper.device
+        device: torch.device = self._stepper.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._stepper.dtype
+        dtype: torch.dtype = self._stepper.dtype
+        return dtype
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -208,7 +212,7 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     ) -> Tensor:
         """Logits (B, V); padding is left out, since a slot's tokens stand at its front."""
         if ids.shape[1] == 1 and visual[0] is None:
-            logits = self._stepper.step(ids[:, 0], positions[0, :, -1], slots.lengths)
+            logits: Tensor = self._stepper.step(ids[:, 0], positions[0, :, -1], slots.lengths)
         else:
             rows = zip(ids, kept, positions.unbind(1), slots.lengths.tolist(), visual, strict=True)
             logits = self._stepper.read(

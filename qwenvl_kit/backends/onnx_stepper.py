@@ -81,7 +81,7 @@ class OnnxStepper:
         ]
 
     def read(self, readings: Sequence[Reading]) -> Tensor:
-        """Prompt pass: put the readings' keys and values into their slots; logits (n_readings, V) of the last tokens."""
+        """Prompt pass: keys and values go into the readings' slots; logits (n_readings, V) of their last tokens."""
         logits = torch.empty(len(readings), self._text.vocab_size, device=self.device)
         order = sorted(range(len(readings)), key=lambda at: readings[at].slot)
         for run in _neighbours(order, [reading.slot for reading in readings]):
@@ -126,9 +126,7 @@ class OnnxStepper:
         patches = (order[:, None] * unit + torch.arange(unit)).reshape(-1)  # (P,): patch that stands at each place
         places, mask, back = _windows(bounds)
         positions = get_vision_position_ids(size, config.spatial_merge_size)[patches].T  # (2, P)
-        features = torch.empty(
-            n_pictures, len(order), config.out_hidden_size, dtype=self.dtype, device=self.device
-        )
+        features = torch.empty(n_pictures, len(order), config.out_hidden_size, dtype=self.dtype, device=self.device)
         self._run(
             self._tower,
             {
@@ -157,9 +155,7 @@ class OnnxStepper:
                 logits[torch.tensor(ends, dtype=torch.int64)] = said
         return logits
 
-    def _read_part(
-        self, readings: Sequence[Reading], embeds: Sequence[Tensor], start: int, most: int
-    ) -> Tensor:
+    def _read_part(self, readings: Sequence[Reading], embeds: Sequence[Tensor], start: int, most: int) -> Tensor:
         """Read tokens `start` to ``start + most`` of each; logits of those that end there."""
         sizes = torch.tensor([min(len(reading.ids) - start, most) for reading in readings])
         longest, n_rows = int(sizes.max()), len(readings)
@@ -170,14 +166,17 @@ class OnnxStepper:
             joint[row, : end - start] = vectors[start:end]
             positions[:, row, : end - start] = reading.positions[:, start:end]
         ending = [row for row, reading in enumerate(readings) if len(reading.ids) <= start + most]
-        return self._decode(
+        # The runtime takes no empty output, so where no row ends a logit is made and dropped.
+        wanted = [row * longest + int(sizes[row]) - 1 for row in ending] or [0]
+        logits = self._decode(
             first_slot=readings[0].slot,
             embeds=joint,
             positions=positions,
             lengths=torch.tensor([reading.past + start for reading in readings]) + sizes,
             new_lengths=sizes,
-            wanted=torch.tensor([row * longest + int(sizes[row]) - 1 for row in ending], dtype=torch.int64),
+            wanted=torch.tensor(wanted),
         )
+        return logits[: len(ending)]
 
     def _decode(
         self,

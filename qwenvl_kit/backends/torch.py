@@ -93,11 +93,12 @@ class TorchBackend:
             control.note(f"the device map placed modules on {_places(places)}")
         if self._is_packed:
             control.note("the language model's weights are laid out by oneDNN for few rows")
-        if effective.num_beams > 1:
-            beams = Beams(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)
-            yield from beams.stream(feed, effective, control)
-        else:
-            yield from decode_in_flight(self._stepper, self._eyes, self._language, feed, effective, control)
+        with _threads(effective.threads):
+            if effective.num_beams > 1:
+                beams = Beams(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)
+                yield from beams.stream(feed, effective, control)
+            else:
+                yield from decode_in_flight(self._stepper, self._eyes, self._language, feed, effective, control)
 
     def close(self) -> None:
         """Free the model and its offload folder."""
@@ -164,6 +165,17 @@ def _rearrange(model: Any) -> bool:
         pack(model)
         return True
     return False
+
+
+@contextlib.contextmanager
+def _threads(n_threads: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads while a run lasts; the number is the whole process's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``qwenvl-kit caption | demo | doctor | export | store``; words in, printed lines and an exit status out.
+"""The command line: ``qwenvl-kit caption | demo | doctor | export | store``; words in, lines and an exit status out.
 
 Exit status: 0 when done (failed rows are named but kept), 1 when rows failed under ``--on-error raise`` or the backend
 broke, 2 for a wrong option or a missing model, 130 after Ctrl-C.

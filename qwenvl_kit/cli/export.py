@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the text model's matrices")
     parser.add_argument(
-        "--verify", type=int, default=8, metavar="N", help="rows to compare with the checkpoint; 0 for none [%(default)s]"
+        "--verify",
+        type=int,
+        default=8,
+        metavar="N",
+        help="rows to compare with the checkpoint; 0 for none [%(default)s]",
     )
 
 

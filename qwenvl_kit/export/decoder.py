@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
     """Write the text model into `graph`.
 
-    Inputs are ``inputs_embeds`` (B, T, H), ``position_ids`` (3, B, T), ``lengths`` (B,) (tokens of each row with the new
-    ones, less one), ``total_length`` (the longest of them, no less), ``new_lengths`` (B,) (new tokens of each row),
-    ``logits_index`` (K,) (of which tokens of the flattened (B·T) logits are wanted) and ``past_key_i``, ``past_value_i``
-    (B, heads, capacity, D). Outputs are ``logits`` (K, V) and ``present_key_i``, ``present_value_i``.
+    Inputs are ``inputs_embeds`` (B, T, H), ``position_ids`` (3, B, T), ``lengths`` (B,) (tokens of each row with the
+    new ones, less one), ``total_length`` (the longest of them), ``new_lengths`` (B,) (new tokens of each row),
+    ``logits_index`` (K,) (of which of the B·T tokens logits are wanted) and ``past_key_i``, ``past_value_i`` (B, heads,
+    capacity, D). Outputs are ``logits`` (K, V) and ``present_key_i``, ``present_value_i``.
 
     Parameters
     ----------
@@ -117,7 +117,9 @@ def _check(config: Any) -> None:
             "the torch backend"
         )
     if getattr(config, "use_sliding_window", False):
-        raise CheckpointError("use_sliding_window=True cannot be exported; no published checkpoint of the family has it")
+        raise CheckpointError(
+            "use_sliding_window=True cannot be exported; no published checkpoint of the family has it"
+        )
     if config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act={config.hidden_act!r} cannot be exported; the family has 'silu'")
     head = config.hidden_size // config.num_attention_heads
@@ -127,7 +129,8 @@ def _check(config: Any) -> None:
         )
     if len(_axis_of(config)) != head // 2:
         raise CheckpointError(
-            f"mrope_section={rope.get('mrope_section')} does not add up to half a head of {head} numbers; config.json is broken"
+            f"mrope_section={rope.get('mrope_section')} does not add up to half a head of {head} numbers; "
+            "config.json is broken"
         )
 
 

@@ -1,7 +1,7 @@
 """Operators and weights in, an ONNX graph out whose weights stand in a file beside it.
 
-The graphs are written down operator by operator, not traced: tracing loses what the runtime does best (one operator for
-attention over a shared cache, weights used in the order in which torch keeps them), warns of every shape that depends on
+The graphs are written down operator by operator, not traced: tracing loses what the runtime does best (one operator
+for attention over a shared cache, weights in the order in which torch keeps them), warns of every shape that depends on
 data, and holds the weights in memory several times over. What a model consists of is known to `decoder` and `vision`.
 """
 
@@ -175,7 +175,9 @@ class GraphWriter:
         return name
 
 
-def angles(graph: GraphWriter, positions: str, frequencies: NDArray[np.float32], axis_of: Sequence[int]) -> tuple[str, str]:
+def angles(
+    graph: GraphWriter, positions: str, frequencies: NDArray[np.float32], axis_of: Sequence[int]
+) -> tuple[str, str]:
     """Cosines and sines of rotary embedding where each frequency turns with one of several positions.
 
     Parameters

@@ -1,8 +1,8 @@
 """A checkpoint and its export in, a row-by-row comparison and a verdict out.
 
 Rows go through torch one at a time, and through the export in batches of several sizes, left-padded, with pictures of
-mixed sizes and several pictures in a row. At each step both are given torch's token, so that every step can be compared:
-the export says the same when it would have chosen the same token each time.
+mixed sizes and several pictures in a row. At each step both are given torch's token, so that every step can be
+compared: the export says the same when it would have chosen the same token each time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ BATCH_SIZES = (1, 3, 8)
 TOLERANCE = 1e-4  # on logits of up to _PLAIN_LOGIT, in float32; in proportion beyond, as float32's own steps are
 _PLAIN_LOGIT = 10.0
 _LEAST_AGREEMENT = 0.5  # of a float16 or quantised export: less is no rounding but a fault
-_PROMPTS = ("Describe this picture.", "请给出这张图片的详细描述。", "What is in the picture, where is it, and which colour has it?")
+_PROMPTS = (
+    "Describe this picture.",
+    "请给出这张图片的详细描述。",
+    "What is in the picture, where is it, and which colour has it?",
+)
 _SIZES = ((112, 112), (84, 140), (224, 56), (100, 150), (168, 252), (61, 203), (280, 140), (336, 308))
 
 
@@ -51,8 +55,9 @@ class Parity:
     ----------
     frame : DataFrame
         A row per row and batch size: ``batch_size, row, sizes, prompt_tokens, new_tokens, largest_logit, max_diff,
-        mean_diff`` (of logits), ``agreement`` (share of steps at which both choose the same token), ``ties`` (other choices where torch's
-        two best logits lie within twice the largest difference), ``first_difference`` (step of the first other choice).
+        mean_diff`` (of logits), ``agreement`` (share of steps at which both choose the same token), ``ties`` (other
+        choices where torch's two best logits lie within twice the largest difference), ``first_difference`` (step of
+        the first other choice).
     passed : bool
         Whether the export may be used.
     reason : str
@@ -146,7 +151,9 @@ def verify(
             one
             for batch_size in batch_sizes
             for start in range(0, len(rows), batch_size)
-            for one in _compare(exported, rows, references, range(start, min(start + batch_size, len(rows))), batch_size)
+            for one in _compare(
+                exported, rows, references, range(start, min(start + batch_size, len(rows))), batch_size
+            )
         ]
         frame = pd.DataFrame(found)
     exact = exported.export.dtype == "float32" and exported.export.quantize is None
@@ -205,7 +212,9 @@ def _folder(torch_dir: str | Path) -> Path:
 
 
 def _references(folder: Path, processor: Any, rows: Sequence[_Row], n_tokens: int) -> Iterator[_Reference]:
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    ).eval()
     model.generation_config = GenerationConfig()  # the checkpoint's own penalties would hide the logits
     for row in rows:
         inputs = _inputs(processor, [row])

@@ -40,7 +40,9 @@ def write_vision(graph: GraphWriter, config: Any) -> None:
         The tower does something that this graph does not.
     """
     if config.hidden_act != "silu":
-        raise CheckpointError(f"vision_config.hidden_act={config.hidden_act!r} cannot be exported; the family has 'silu'")
+        raise CheckpointError(
+            f"vision_config.hidden_act={config.hidden_act!r} cannot be exported; the family has 'silu'"
+        )
     width, n_heads, merge = config.hidden_size, config.num_heads, config.spatial_merge_size**2
     channels = config.in_channels * config.temporal_patch_size * config.patch_size**2
     pixels = graph.input("pixel_values", graph.dtype, ["pictures", "patches", channels])

@@ -132,13 +132,17 @@ def to_onnx(
 
 def _check_arguments(out: Path, dtype: str, quantize: str | None, verify_rows: int) -> None:
     if dtype not in _BYTES:
-        raise ConfigError(f"dtype must be float32 or float16; got {dtype!r}; pass 'float32' (bfloat16 has no ONNX kernels)")
+        raise ConfigError(
+            f"dtype must be float32 or float16; got {dtype!r}; pass 'float32' (bfloat16 has no ONNX kernels)"
+        )
     if quantize is not None and quantize not in _BITS:
         raise ConfigError(f"quantize must be int8, int4 or None; got {quantize!r}; pass 'int8'")
     if verify_rows < 0:
         raise ConfigError(f"verify_rows must be 0 or more; got {verify_rows}; pass 8")
     if out.exists() and not (out.is_dir() and (is_export(out) or not any(out.iterdir()))):
-        raise ConfigError(f"out must be a new folder, an empty one or an older export; {out} is none of them; choose another")
+        raise ConfigError(
+            f"out must be a new folder, an empty one or an older export; {out} is none of them; choose another"
+        )
 
 
 def _source(model: str | Path) -> Checkpoint:
@@ -154,8 +158,8 @@ def _check_room(checkpoint: Checkpoint, place: Path, dtype: str, quantize: str |
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ExportFailed(
-            f"the export needs about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free; make room, or "
-            "pass quantize='int4'"
+            f"the export needs about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free; make "
+            "room, or pass quantize='int4'"
         )
 
 

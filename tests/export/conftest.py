@@ -38,6 +38,4 @@ def own_onnx(demo_onnx: Path, tmp_path: Path) -> Path:
 def unseen() -> list[Image.Image]:
     """24 drawn scenes of sizes from 40 to 400 pixels that no training has shown."""
     rng = np.random.default_rng(7)
-    return [
-        Image.fromarray(draw(scene, long_side=int(rng.integers(60, 400)))) for scene in sample_scenes(24, seed=77)
-    ]
+    return [Image.fromarray(draw(scene, long_side=int(rng.integers(60, 400)))) for scene in sample_scenes(24, seed=77)]
