@@ -200,7 +200,9 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
             )
         else:
             positions = position_ids[-3:]  # the first of four rows counts tokens
-        features = None if pixel_values is None else torch.cat(self._stepper.look(pixel_values, image_grid_thw))
+        features = None
+        if pixel_values is not None and image_grid_thw is not None:
+            features = torch.cat(self._stepper.look(pixel_values, image_grid_thw))
         kept = mask[:, -n_new:].bool()
         visual = _by_row(features, (input_ids == self.config.image_token_id) & kept, rows_per_prompt)
         logits = self._read(input_ids, kept, positions, visual, slots)
