@@ -24,7 +24,8 @@ _EXTRAS = {
     "flash": ("flash_attn", "flash-attention-2 on CUDA"),
     "daft": ("daft", "the operator on Daft and Ray"),
     "s3": ("s3fs", "s3:// addresses"),
-    "tos": ("tosfs", "tos:// addresses"),
+    "tos": ("tos", "tos:// addresses"),
+    "gs": ("gcsfs", "gs:// addresses"),
     "parquet": ("pyarrow", "writing Parquet"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
 }
