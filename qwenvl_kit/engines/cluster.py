@@ -32,7 +32,7 @@ from qwenvl_kit.store import open_store
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
 
-_BATCHES_FULL = 4  # forwards that one batch of parcels is good for; fewer would leave the model waiting
+_N_FORWARDS, _N_LEAST = 4, 16  # forwards, and parcels, in one batch; fewer would leave the model waiting for the next
 _MAX_PARTITIONS = 256
 _MAX_DEATHS = 3  # times that a job may break without a single new result before it is given up
 _REFRESH_S = 0.1
@@ -163,7 +163,7 @@ class _Job:
             return None
 
     def _answers(self) -> Iterator[dict[str, Any]]:
-        api, n_each = self._daft, self._config.batch_size * _BATCHES_FULL
+        api, n_each = self._daft, max(_N_LEAST, self._config.batch_size * _N_FORWARDS)
         frame = api.from_pydict({"at": list(self._packed), "parcel": list(self._packed.values())})
         if self._config.engine == "ray" and len(self._packed) > n_each:
             # A partition comes back as a whole, so that one for all would bring nothing before the end.

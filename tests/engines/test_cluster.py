@@ -282,7 +282,6 @@ if __name__ == "__main__":
 
 
 def test_a_killed_worker_costs_no_row(tmp_path: Path) -> None:
-    pytest.importorskip("psutil")
     done = run_script(KILLED, tmp_path)
 
     n_killed, n_right, rest = done.split(" ", 2)
