@@ -1,6 +1,7 @@
-"""A day of a small Ray cluster: runs beside each other, workers killed, refusals; prints what it saw as JSON.
+"""A day of a small Ray cluster: the same runs here and there, workers killed, refusals; writes what it saw as JSON.
 
-Called with the addresses of pictures as arguments. All in one process, since starting a cluster takes seconds.
+Called with the file to write to and the addresses of pictures. All in one process, since a cluster takes seconds to
+start. Not to the output, where Ray writes too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import daft
@@ -26,7 +28,7 @@ import qwenvl_kit
 from qwenvl_kit.daft import QwenVLImageUnderstanding, las_udf
 
 ON_RAY: dict[str, Any] = {"engine": "ray", "progress": False}
-URLS = sys.argv[1:]
+URLS = sys.argv[2:]
 
 
 def gray(level: int) -> np.ndarray:
@@ -183,4 +185,4 @@ if __name__ == "__main__":
         started = time.perf_counter()
         seen[name] = work()
         print(name, round(time.perf_counter() - started, 1), "s", file=sys.stderr, flush=True)
-    print("\n" + json.dumps(seen, ensure_ascii=False), flush=True)
+    Path(sys.argv[1]).write_text(json.dumps(seen), encoding="utf-8")

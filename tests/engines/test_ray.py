@@ -15,13 +15,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def seen(gallery: Any) -> dict[str, Any]:
+def seen(gallery: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script saw; one cluster serves all tests, since starting it takes seconds."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *gallery.urls], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    written = tmp_path_factory.mktemp("ray") / "seen.json"
+    command = [sys.executable, "-X", "faulthandler", str(SCRIPT), str(written), *gallery.urls]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert written.exists(), done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
     return found
 
 
