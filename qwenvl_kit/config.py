@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
     top_p: float
     rank: int | None
     backend: str
+    threads: int | None
     device_map: DeviceMap | None
     max_memory: MaxMemory | None
     local_files_only: bool
@@ -133,7 +134,12 @@ class Config:
     top_p: float = _option(1.0, "answer", "nucleus sampling: smallest set of tokens of this probability; in (0, 1]")
     rank: int | None = _option(None, "load", "index of the GPU to use, among those visible to the process")
     backend: str = _option(
-        "torch", "load", "what runs the model: `torch`, or `echo` (no model: answers with the prompt)"
+        "torch",
+        "load",
+        "what runs the model: `torch`, `onnx` (an export), or `echo` (no model: answers with the prompt)",
+    )
+    threads: int | None = _option(
+        None, "load", "CPU threads that the model computes with; None leaves it to the library"
     )
     device_map: DeviceMap | None = _option(
         None, "load", "accelerate's device map: `auto`, a device, or a dict from module to device, `cpu` or `disk`"
@@ -283,6 +289,13 @@ def _check_choices(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     for name in ("batch_size", "max_caption_length", "num_beams", "max_image_bytes", "max_image_pixels"):
         _rule(config, name, lambda v: _is_int(v) and v >= 1, "must be a whole number of at least 1", "pass 1 or more")
+    _rule(
+        config,
+        "threads",
+        lambda v: v is None or (_is_int(v) and v >= 1),
+        "must be a whole number of at least 1, or None",
+        "pass None for the library's own choice",
+    )
     for name in ("resized_height", "resized_width", "min_pixels", "max_pixels"):
         _rule(
             config,
