@@ -25,7 +25,8 @@ _EXTRAS = {
     "onnx": ("onnxruntime", "exports to ONNX and running them"),
     "daft": ("daft", "the operator on Daft and Ray"),
     "s3": ("s3fs", "s3:// addresses"),
-    "tos": ("tosfs", "tos:// addresses"),
+    "tos": ("tos", "tos:// addresses"),
+    "gs": ("gcsfs", "gs:// addresses"),
     "parquet": ("pyarrow", "writing Parquet"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
 }
