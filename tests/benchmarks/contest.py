@@ -123,7 +123,7 @@ def _to_best(seconds: dict[str, list[float]]) -> dict[str, float]:
 def _best_batch(card: Card, rows: Rows) -> tuple[int, dict[str, float]]:
     card.answer(rows[:2], 2)
     trials = {}
-    for batch_size in PEER_BATCHES:
+    for batch_size in dict.fromkeys(min(size, len(rows)) for size in PEER_BATCHES):
         started = time.perf_counter()
         card.answer(rows, batch_size)
         trials[batch_size] = time.perf_counter() - started
