@@ -11,13 +11,12 @@ QUESTIONS = (
 )
 
 
-def make(full: bool) -> Workload:
-    n = 8 if full else 4
+def make(share: float) -> Workload:
+    n = round(8 * share)
     pictures = [picture for picture in make_pictures(n) for _ in QUESTIONS]
     rows = Rows(pictures, list(QUESTIONS) * n, [32] * len(pictures))
-    shortened = "" if full else "(4 pictures here, to keep the run short)"
-    return Workload("w2_questions", "8 pictures × 4 questions, 32 tokens", rows, {"torch": 2.5, "onnx": 3.0}, shortened)
+    return Workload("w2_questions", "8 pictures × 4 questions, 32 tokens", rows, {"torch": 2.5, "onnx": 3.0}, share)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(make))
+    raise SystemExit(main(make, 0.5))
