@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.runner import Run
 
 OnResult = Callable[[int, int, "Result"], None]
+OnStart = Callable[["Block"], None]
 _FETCHERS = 8
 
 
@@ -85,9 +86,10 @@ def run_grid(
     *,
     repeats: int = 1,
     control: Control | None = None,
+    on_start: OnStart | None = None,
     on_result: OnResult | None = None,
     shown: bool = False,
-    stacklevel: int = 2,
+    stacklevel: int | None = 2,
 ) -> GridRun:
     """Run every setting on every picture, settings that share a loaded model one after the other.
 
@@ -103,12 +105,14 @@ def run_grid(
         How often each is asked.
     control : Control, optional
         Cancels the whole grid; its listeners hear the rows of each block.
+    on_start : callable, optional
+        Called with each block before it runs, still without results.
     on_result : callable, optional
         Called as ``on_result(setting, repeat, result)`` from a thread of the run.
     shown : bool
         Draw a progress bar over the whole grid.
-    stacklevel : int
-        Where options that cannot take effect are warned of.
+    stacklevel : int or None
+        Where options that cannot take effect are warned of; None for doors that show the record's notes instead.
 
     Raises
     ------
@@ -116,8 +120,9 @@ def run_grid(
         Of any setting, before the first one runs.
     """
     specs = [make_spec(setting.config) for setting in settings]
-    _announce(settings, specs, stacklevel + 1)
-    work = _Work(prompts, settings, specs, repeats, control or Control(), on_result)
+    if stacklevel is not None:
+        _announce(settings, specs, stacklevel + 1)
+    work = _Work(prompts, settings, specs, repeats, control or Control(), on_start, on_result)
     started = time.perf_counter()
     try:
         with progress_bar(len(cells) * len(settings) * repeats, shown=shown) as tick:
@@ -138,10 +143,12 @@ class _Work:
         specs: Sequence[BackendSpec],
         repeats: int,
         control: Control,
+        on_start: OnStart | None,
         on_result: OnResult | None,
     ) -> None:
         self._prompts, self._settings, self._specs = prompts, settings, specs
-        self._repeats, self._control, self._on_result = repeats, control, on_result
+        self._repeats, self._control = repeats, control
+        self._on_start, self._on_result = on_start, on_result
         self._lock = threading.Lock()
         self._n_done = self._n_failed = 0
         self._tick: Tick = lambda _done, _failed: None
@@ -181,19 +188,20 @@ class _Work:
         return {"backend": effective.backend, "model": effective.model, "dtype": effective.dtype}
 
     def _run_block(self, at: int, repeat: int, cells: Sequence[object]) -> None:
-        config = self._settings[at].seeded(repeat)
+        setting, spec = self._settings[at], self._specs[at]
+        seed = None if spec.effective.seed is None else spec.effective.seed + repeat
+        block = Block(at, repeat, [], seed, spec.geometry.factor, None)
+        if self._on_start is not None:
+            self._on_start(block)
+        config = setting.seeded(repeat).replace(progress=False)
         control = replace(self._control, on_result=lambda result: self._hear(at, repeat, result))
         with measure_peak() as peak:
             prompts = self._prompts_of(at, len(cells))
-            run = local.execute(cells, prompts, config.replace(progress=False), control=control, stacklevel=None)
+            run = local.execute(cells, prompts, config, control=control, stacklevel=None)
         self._note_end(run)
         self.gave.memory = peak.kind
-        self.gave.records[self._settings[at].label] = run.record["effective"]
-        factor = self._specs[at].geometry.factor
-        seed = self._specs[at].effective.seed
-        self.gave.blocks.append(
-            Block(at, repeat, run.results, None if seed is None else seed + repeat, factor, peak.mib)
-        )
+        self.gave.records[setting.label] = run.record["effective"]
+        self.gave.blocks.append(replace(block, results=run.results, peak_mib=peak.mib))
 
     def _prompts_of(self, at: int, n_rows: int) -> Sequence[str | None]:
         return self._prompts if self._prompts is not None else [self._settings[at].config.prompt] * n_rows

@@ -47,12 +47,13 @@ def draw(
         )
     if annotate:
         for _, point in points.iterrows():
-            text = f"{varied[-1]}={point[varied[-1]]}"
+            value = point[varied[-1]]
+            text = "None" if pd.isna(value) else str(value)
             ax.annotate(text, (point["cost"], point["quality"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     ax.set(xlabel=labels[cost], ylabel=labels[quality])
     ax.margins(0.12)
-    if outer:
-        ax.legend()
+    if outer or annotate:
+        ax.legend(title=f"{varied[-1]} beside each point" if annotate else None)
     return ax
 
 
