@@ -24,6 +24,10 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+SETTINGS: dict[str, Any] = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # else a question is asked
+    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+}
 
 
 def chromium() -> str | None:
@@ -56,15 +60,6 @@ class Server:
     def wait_until_idle(self) -> None:
         """Wait for the one kernel; it stands at "starting" until the page has connected to it."""
         wait(lambda: [k["execution_state"] for k in self.ask("kernels")] == ["idle"] or None, "one idle kernel")
-
-    def restart_kernel(self) -> None:
-        """Restart the only kernel there is."""
-        request = urllib.request.Request(
-            f"{self.url}/api/kernels/{self.ask('kernels')[0]['id']}/restart",
-            data=b"{}",
-            headers={"Authorization": f"token {TOKEN}"},
-        )
-        urllib.request.urlopen(request, timeout=60).close()
 
     def stop_kernels(self) -> None:
         """Leave none for the next test."""
@@ -109,9 +104,10 @@ def serve(folder: Path, *command: str, ready: str) -> Iterator[Server]:
         "IPYTHONDIR": str(home / "ipython"),
         "HF_HUB_OFFLINE": "1",
     }
-    settings = home / "SETTINGS" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # else a question lies over the page
+    for name, value in SETTINGS.items():
+        settings = home / "SETTINGS" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps(value))
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *(part.format(port=port) for part in command)],

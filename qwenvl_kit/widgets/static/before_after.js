@@ -10,6 +10,7 @@ function element(tag, className, parent) {
 
 function render({ model, el }) {
   const root = element("div", "qwenvl-before-after", el);
+  root.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab takes the arrow keys otherwise
   const stage = element("div", "stage", root);
   const after = element("img", "after", stage);
   const before = element("img", "before", stage);

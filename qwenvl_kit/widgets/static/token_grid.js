@@ -11,6 +11,7 @@ function line(parent, className, x1, y1, x2, y2) {
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "qwenvl-token-grid";
+  root.addEventListener("keydown", (event) => event.stopPropagation()); // JupyterLab takes the arrow keys otherwise
   root.innerHTML = '<div class="stage" tabindex="0" role="application"><img><svg></svg><div class="token"></div></div>';
   const told = document.createElement("div");
   told.className = "told";
