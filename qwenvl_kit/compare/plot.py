@@ -52,8 +52,11 @@ def draw(
             ax.annotate(text, (point["cost"], point["quality"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     ax.set(xlabel=labels[cost], ylabel=labels[quality])
     ax.margins(0.12)
-    if outer or annotate:
-        ax.legend(title=f"{varied[-1]} beside each point" if annotate else None)
+    beside = f"{varied[-1]} beside each point" if annotate else None
+    if outer:
+        ax.legend(title=beside)
+    elif beside:
+        ax.set_title(beside, fontsize="medium")
     return ax
 
 

@@ -143,7 +143,7 @@ def test_a_restart_in_mid_run_is_told_and_the_cell_can_be_run_again(notebook: Op
 
 
 def test_the_saved_notebook_shows_its_results_without_a_kernel(notebook: Open, server: Server, page: Page) -> None:
-    notebook("panel = DtypeCompare(df, **SETTINGS)\npanel", name="saved.ipynb")
+    notebook("panel = DtypeCompare(df, **SETTINGS, resized_height=112)\npanel", name="saved.ipynb")
     button(page, "Run").click()
     expect(status(page)).to_contain_text("Done:")
     expect(page.locator(".qwenvl-saved")).to_be_hidden()  # while the panel itself is there
