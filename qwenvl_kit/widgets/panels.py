@@ -12,9 +12,9 @@ from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.widgets.controls import numbers
 from qwenvl_kit.widgets.gallery import Pictures
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
+from qwenvl_kit.widgets.panel import Panel
 from qwenvl_kit.widgets.render import setting_label, tokens_picture
 from qwenvl_kit.widgets.state import Place
-from qwenvl_kit.widgets.view import Panel
 
 DTYPES = ("float32", "bfloat16", "float16")
 _WIDE = {"width": "480px"}

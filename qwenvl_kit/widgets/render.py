@@ -116,7 +116,9 @@ def notes_html(trial: Trial) -> str:
 
 def picture_html(photo: Photo, *, alt: str) -> str:
     """A thumbnail, or the reason why there is none."""
-    found = thumbnail(photo.cell)
+    if "thumbnail" not in photo.memo:
+        photo.memo["thumbnail"] = thumbnail(photo.cell)
+    found: str = photo.memo["thumbnail"]
     if not found.startswith("data:"):
         return f"<p class='error'>{html.escape(found)}</p>"
     return f"<img src='{found}' alt='{html.escape(alt, quote=True)}'>"
@@ -136,6 +138,14 @@ def tokens_picture(photo: Photo, size: tuple[int, int], factor: int, *, lines: b
     lines : bool
         Frame the tokens.
     """
+    key = (size, factor, lines)
+    if key not in photo.memo:
+        photo.memo[key] = _tokens_picture(photo, size, factor, lines)
+    found: str | None = photo.memo[key]
+    return found
+
+
+def _tokens_picture(photo: Photo, size: tuple[int, int], factor: int, lines: bool) -> str | None:
     try:
         source = identify(photo.cell)[0]
         fixed = Geometry(patch=1, merge=1, min_pixels=1, max_pixels=max(size[0] * size[1], 1))

@@ -23,12 +23,16 @@ Tone = Literal["info", "error"]
 Place = tuple[int, int, int]  # setting, repeat, picture
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Photo:
-    """A picture that the panel offers: its name for people, and the cell that it is."""
+    """A picture that the panel offers: its name for people, and the cell that it is.
+
+    `memo` keeps what was drawn of it: a large picture must not be decoded anew for every answer that comes.
+    """
 
     name: str
     cell: Any
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

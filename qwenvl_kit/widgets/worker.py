@@ -40,11 +40,22 @@ def here() -> Post:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return _at_once(threading.Lock())
+        return at_once()
 
     def post(event: Callable[[], None]) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(event)
+
+    return post
+
+
+def at_once() -> Post:
+    """Handle events where they arise, one at a time."""
+    lock = threading.Lock()
+
+    def post(event: Callable[[], None]) -> None:
+        with lock:
+            event()
 
     return post
 
@@ -57,14 +68,19 @@ def start(trial: Trial, listener: Listener, post: Post) -> tuple[Control, thread
     Control, Thread
         The first cancels it, between two tokens; the second can be waited for.
     """
-    control = Control(on_token=lambda row, text: post(lambda: listener.token(row, text)))
+    control = make_control(listener, post)
     thread = threading.Thread(target=work, args=(trial, listener, post, control), name="qwenvl_kit-panel", daemon=True)
     thread.start()
     return control, thread
 
 
-def work(trial: Trial, listener: Listener, post: Post, control: Control) -> None:
-    """Run a trial in this thread."""
+def make_control(listener: Listener, post: Post) -> Control:
+    """A control that hands tokens on."""
+    return Control(on_token=lambda row, text: post(lambda: listener.token(row, text)))
+
+
+def work(trial: Trial, listener: Listener, post: Post, control: Control) -> GridRun | None:
+    """Run a trial in this thread; None where it could not be run at all."""
     gave: GridRun | None = None
     failure: BaseException | None = None
     try:
@@ -82,11 +98,4 @@ def work(trial: Trial, listener: Listener, post: Post, control: Control) -> None
     except Exception as error:  # noqa: BLE001  # the panel says it; a thread's exception would be seen by nobody
         failure = error
     post(lambda: listener.ended(gave, failure))
-
-
-def _at_once(lock: threading.Lock) -> Post:
-    def post(event: Callable[[], None]) -> None:
-        with lock:
-            event()
-
-    return post
+    return gave

@@ -21,8 +21,9 @@ from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption
 from qwenvl_kit.backends import echo
+from qwenvl_kit.compare.grid import _Work
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
-from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare
+from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare, render
 
 DEMO: dict[str, Any] = {
     "model_name": "demo",
@@ -137,6 +138,48 @@ def test_sampling_shows_every_seed_and_its_answer_can_be_had_again(scenes: list[
         **DEMO, do_sample=True, temperature=2.0, seed=6, max_caption_length=12, progress=False
     )
     assert again.tolist() == frame["text"].tolist()[2:]
+
+
+def test_a_blocking_run_that_is_interrupted_keeps_what_is_done_and_stops_the_cells_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_block = _Work._run_block
+
+    def interrupted(self: Any, at: int, *rest: Any) -> None:
+        if at == 1:
+            raise KeyboardInterrupt  # as Ctrl-C between two settings
+        run_block(self, at, *rest)
+
+    monkeypatch.setattr(_Work, "_run_block", interrupted)
+    panel = ResizeCompare([gray(1), gray(2)], heights=[56, 112], prompt="Hm?", backend="echo")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        panel.run()
+
+    assert len(panel.to_frame()) == len(caught.value.results) == 2  # type: ignore[attr-defined]
+    assert "Stopped with 2 of 4 answers" in panel.state.message
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_status_shows_the_words_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    panel = Playground(pd.Series([gray(1)] * 3, index=["x", "y", "z"]), prompt="<i>Hm?", backend="echo", batch_size=1)
+    panel._status.observe(lambda change: told.append(change["new"]), names="value")
+    monkeypatch.setattr("qwenvl_kit.widgets.view._REDRAW_S", 0.0)
+    panel.run()
+
+    assert any("x: …&lt;i&gt;Hm?" in status for status in told)
+    assert any("about" in status and "left" in status for status in told)
+
+
+def test_a_large_picture_is_decoded_once_however_many_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[object] = []
+    make = render.thumbnail
+    monkeypatch.setattr(render, "thumbnail", lambda cell: decoded.append(cell) or make(cell))
+    panel = SamplingCompare([gray(1)], temperatures=[0.5, 1.0, 1.5], repeats=4, prompt="Hm?", backend="echo")
+    panel.run()
+    panel.to_html()
+
+    assert len(decoded) == 1
 
 
 def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.ndarray]) -> None:
