@@ -50,7 +50,7 @@ STYLE = """<style>
 
 PANEL_STYLE = """<style>
 .qwenvl-panel { border: 1px solid rgba(128, 128, 128, .4); border-radius: 8px; padding: 12px; max-width: 1100px; }
-.qwenvl-panel .jupyter-widgets { color: var(--jp-ui-font-color1, inherit); }
+.qwenvl-panel .jupyter-widgets:not(.jupyter-button) { color: var(--jp-ui-font-color1, inherit); }
 .qwenvl-panel textarea, .qwenvl-panel input[type=text], .qwenvl-panel input[type=number], .qwenvl-panel select {
   color: var(--jp-ui-font-color0, inherit); background: var(--jp-layout-color1, transparent); }
 .qwenvl-panel :is(button, input, select, textarea, [tabindex]):focus-visible {
