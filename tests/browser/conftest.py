@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
-from browser.lab import FLAGS, TOKEN, Server, chromium, lab, wait, write_notebook
+from browser.lab import FLAGS, TOKEN, Server, chromium, lab, write_notebook
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 REQUIRED = "QWENVL_KIT_BROWSER"
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000  # two busy cores may stand still for a while
 
 SETUP = """import pandas as pd
 
@@ -84,4 +84,3 @@ def notebook(server: Server, page: Page) -> Iterator[Open]:
 
     yield opened
     server.stop_kernels()
-    wait(lambda: server.ask("kernels") == [] or None, "the kernels' end")

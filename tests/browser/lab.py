@@ -62,14 +62,20 @@ class Server:
         wait(lambda: [k["execution_state"] for k in self.ask("kernels")] == ["idle"] or None, "one idle kernel")
 
     def stop_kernels(self) -> None:
-        """Leave none for the next test."""
-        for session in self.ask("sessions"):
-            request = urllib.request.Request(
-                f"{self.url}/api/sessions/{session['id']}",
-                method="DELETE",
-                headers={"Authorization": f"token {TOKEN}"},
-            )
-            urllib.request.urlopen(request, timeout=30).close()
+        """Leave none for the next test; a busy server may need more than one request."""
+
+        def stopped() -> bool | None:
+            for session in self.ask("sessions"):
+                self._delete(f"sessions/{session['id']}")
+            return self.ask("kernels") == [] or None
+
+        wait(stopped, "the kernels' end", 180)
+
+    def _delete(self, path: str) -> None:
+        request = urllib.request.Request(
+            f"{self.url}/api/{path}", method="DELETE", headers={"Authorization": f"token {TOKEN}"}
+        )
+        urllib.request.urlopen(request, timeout=60).close()
 
 
 def wait(answer: Any, what: str, seconds: float = 60) -> Any:
