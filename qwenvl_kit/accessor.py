@@ -11,11 +11,13 @@ from typing import TypeVar, Unpack, cast
 import pandas as pd
 
 from qwenvl_kit.backends.base import Control
+from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.config import Config, Options
 from qwenvl_kit.engines.base import execute
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
 from qwenvl_kit.frames import deliver, result_frame, text_series
 from qwenvl_kit.prompts import fill
+from qwenvl_kit.show import MAX_BYTES, Contact, contact_sheet
 from qwenvl_kit.signatures import spell_out
 
 Prompts = Hashable | Sequence[str | None] | pd.Series
@@ -191,6 +193,127 @@ class FrameAccessor:
         """
         return _run(self._column(column), self._prompts(prompts), control, options)
 
+    @spell_out
+    def compare(
+        self,
+        column: Hashable,
+        *,
+        vary: Mapping[str, Sequence[object]],
+        reference: Mapping[str, object] | None = None,
+        truth: Prompts | None = None,
+        prompts: Prompts | None = None,
+        repeats: int = 1,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> Comparison:
+        """Ask every picture under every combination of settings, and tell how the answers differ.
+
+        Each model is loaded once, each picture fetched once. A grid that is cancelled returns what is done.
+
+        Parameters
+        ----------
+        column : label
+            Column of pictures, as for `caption`.
+        vary : mapping
+            Options and the values to try, such as ``{"dtype": ["float32", "bfloat16"], "resized_height": [56, 112]}``.
+        reference : mapping, optional
+            The values to compare with, such as ``{"dtype": "float32"}``: each answer is held against the one of the
+            setting that differs in these alone. Without it, against the first value of every option.
+        truth : label, Series or sequence of str, optional
+            The right answers, one per row.
+        prompts, control
+            As for `caption`.
+        repeats : int
+            How often each is asked. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
+        **options
+            See below; those that do not vary.
+
+        Returns
+        -------
+        Comparison
+            ``.frame`` is tidy, a row per picture, setting and repeat; ``.summary()`` has a row per setting; ``.plot()``
+            draws quality against cost.
+
+        Raises
+        ------
+        ConfigError
+            `vary` or `reference` breaks a rule; also as for `caption`, before anything runs.
+        MissingExtra
+            sacrebleu, which computes chrF, is not installed.
+        ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
+            As for `caption`.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> found = df.vl.compare("image", vary={"resized_height": [56, 112]}, backend="echo", progress=False)
+        >>> found.frame[["resized_height", "row", "status"]].values.tolist()
+        [[56, 0, 'null_image'], [112, 0, 'null_image']]
+        """
+        cells = self._column(column)
+        if "prompt" in vary and prompts is not None:
+            raise ConfigError("prompts and vary['prompt'] both say what is asked; got both; pass one of them")
+        return compare(
+            cells,
+            None if "prompt" in vary else _fill(self._prompts(prompts), Config(**options), cells.index),
+            vary,
+            options,
+            reference=reference,
+            truths=None if truth is None else _texts("truth", self._prompts(truth), cells.index),
+            repeats=repeats,
+            control=control,
+            keep=_remember,
+            stacklevel=3,
+        )
+
+    def show(
+        self,
+        column: Hashable | None = None,
+        captions: Hashable | Sequence[Hashable] | None = None,
+        *,
+        n_rows: int = 24,
+        max_bytes: int = MAX_BYTES,
+    ) -> Contact:
+        """Show the pictures of a column as thumbnails, with the other columns' texts below them.
+
+        Parameters
+        ----------
+        column : label, optional
+            Column of pictures; without it the first one that holds some.
+        captions : label or sequence of labels, optional
+            Columns to write below each picture; without it all others.
+        n_rows : int
+            Most pictures shown; the rest is counted.
+        max_bytes : int
+            Most bytes of HTML, since a notebook keeps them; pictures beyond are counted, not shown.
+
+        Returns
+        -------
+        Contact
+            Shows itself in a notebook; ``.html`` has the page. Texts are escaped.
+
+        Raises
+        ------
+        ColumnNotFound
+            There is no such column, or none that holds pictures.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": [np.zeros((56, 56, 3), np.uint8)], "caption": ["<b>black</b>"]})
+        >>> "&lt;b&gt;black" in df.vl.show().html
+        True
+        """
+        named = [captions] if isinstance(captions, str) or not isinstance(captions, Sequence) else list(captions)
+        for name in named if captions is not None else []:
+            self._column(name)
+        if column is not None:
+            self._column(column)
+        return contact_sheet(
+            self._frame, column, None if captions is None else named, n_rows=n_rows, max_bytes=max_bytes
+        )
+
     def _column(self, column: Hashable) -> pd.Series:
         if column not in self._frame.columns:
             raise ColumnNotFound(f"there is no column {column!r}; the frame has: {_names(self._frame)}")
@@ -304,15 +427,29 @@ def _execute(
     shape: Callable[[pd.DataFrame], _T],
 ) -> _T:
     """Ask each prompt of each cell; a row's questions are neighbours."""
-    global _last
     n_prompts, index = len(prompts), cells.index
     filled = [_fill(one, config, index) for one in prompts]
     flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
     run = execute(flat_cells, flat_prompts, config, control=control, stacklevel=4)
     frame = result_frame(run, index.repeat(n_prompts))
-    _last = frame
+    _remember(frame)
     return deliver(run, frame, shape, config, n_prompts)
+
+
+def _remember(frame: pd.DataFrame) -> None:
+    global _last
+    _last = frame
+
+
+def _texts(name: str, given: object, index: pd.Index) -> list[str | None]:
+    """One text per row, None where it is missing."""
+    if isinstance(given, pd.Series) and not given.index.equals(index):
+        raise ConfigError(
+            f"{name} must stand under the same index as the pictures; got another one; pass {name}.reindex(df.index), "
+            f"or {name}.tolist() to go by position"
+        )
+    return fill(list(cast("Sequence[object]", given)), None, len(index))
 
 
 def _fill(prompts: object, config: Config, index: pd.Index) -> list[str | None]:

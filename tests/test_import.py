@@ -14,7 +14,8 @@ import pandas
 started = time.perf_counter()
 import qwenvl_kit
 seconds = time.perf_counter() - started
-heavy = [name for name in ("torch", "transformers", "ipywidgets", "urllib3", "daft", "ray") if name in sys.modules]
+heavy = [name for name in ("torch", "transformers", "ipywidgets", "urllib3", "daft", "ray",
+    "matplotlib", "sacrebleu", "anywidget") if name in sys.modules]
 print(json.dumps({"seconds": seconds, "heavy": heavy}))
 """
 
@@ -70,7 +71,15 @@ def test_tab_and_question_mark_show_every_option() -> None:
     from qwenvl_kit.config import option_names
 
     frame, series = pd.DataFrame(), pd.Series(dtype=object)
-    for door in (frame.vl.caption, frame.vl.ask, frame.vl.run, series.vl.caption, series.vl.ask, series.vl.run):
+    for door in (
+        frame.vl.caption,
+        frame.vl.ask,
+        frame.vl.run,
+        frame.vl.compare,
+        series.vl.caption,
+        series.vl.ask,
+        series.vl.run,
+    ):
         shown = inspect.signature(door).parameters
         assert set(option_names()) <= set(shown), door
         assert "options" not in shown

@@ -1,0 +1,107 @@
+"""A panel's state in, Python that does the same out: it runs as pasted, pictures included."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.images import is_null
+from qwenvl_kit.images.decode import decode_array, decode_pil
+
+if TYPE_CHECKING:
+    from qwenvl_kit.widgets.state import State
+
+MAX_INLINE = 200_000
+# What was in memory as pixels must be pixels again: a sampled answer depends on the bytes that a picture came in.
+_PIXELS = (
+    ["import base64", "import io", "from pathlib import Path", "", "import numpy as np", "from PIL import Image"],
+    ["", "", "def pixels(png):", "    return np.asarray(Image.open(io.BytesIO(png)))", ""],
+)
+_SUFFIX = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
+
+
+def to_code(state: State, *, folder: str | os.PathLike[str] | None = None) -> str:
+    """Write the next run as code.
+
+    Parameters
+    ----------
+    state : State
+        What the panel asks.
+    folder : path, optional
+        Where to write pictures that are in memory, for the code to read; without it they stand in the code as base64.
+
+    Raises
+    ------
+    ConfigError
+        The pictures are too large to stand in the code and no folder was given.
+    """
+    cells = [_cell(state.photos[at].cell, f"{at}", folder) for at in sorted(state.chosen)]
+    if (size := sum(map(len, cells))) > MAX_INLINE:
+        raise ConfigError(
+            f"pictures in the code must be {MAX_INLINE} characters at most; got {size}; call "
+            "to_code(folder='pictures') to write them to files that the code reads"
+        )
+    lines = ["import pandas as pd", "", "import qwenvl_kit  # registers df.vl"]
+    if any("pixels(" in cell for cell in cells):
+        lines = [*_PIXELS[0], *lines, *_PIXELS[1]]
+    lines += ["", "df = pd.DataFrame(", "    {", '        "image": [', *(f"            {cell}," for cell in cells)]
+    lines += ["        ]", "    }", ")", *_call(state)]
+    return "\n".join(lines) + "\n"
+
+
+def _call(state: State) -> list[str]:
+    # Cells that were bytes or pixels are data URIs or files by now; the code tells each by its value.
+    options = [f"    {name}={value!r}," for name, value in state.asked.items() if name != "image_src_type"]
+    if not state.vary:
+        return ["frame = df.vl.run(", '    "image",', *options, ")", "frame"]
+    vary = ", ".join(f"{name!r}: {_plain(values)!r}" for name, values in state.vary.items())
+    repeats = [f"    repeats={state.repeats},"] if state.repeats > 1 else []
+    grid = ["found = df.vl.compare(", '    "image",', f"    vary={{{vary}}},", *repeats, *options, ")"]
+    return [*grid, "found.frame"]
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    return [value.item() if hasattr(value, "item") else value for value in values]
+
+
+def _cell(cell: Any, name: str, folder: str | os.PathLike[str] | None) -> str:
+    if isinstance(cell, list | tuple):
+        parts = (_cell(part, f"{name}-{at}", folder) for at, part in enumerate(cell))
+        return f"[{', '.join(parts)}]"
+    if is_null(cell):
+        return "None"
+    if isinstance(cell, Mapping):
+        given = next(cell[key] for key in ("bytes", "path") if not is_null(cell.get(key)))
+        return _cell(given, name, folder)
+    if isinstance(cell, str | os.PathLike):
+        return repr(os.fspath(cell))
+    is_encoded = isinstance(cell, bytes | bytearray | memoryview)
+    data = bytes(cell) if is_encoded else _png(cell)
+    if folder is None:
+        text = base64.b64encode(data).decode()
+        return repr(f"data:;base64,{text}") if is_encoded else f'pixels(base64.b64decode("{text}"))'
+    place = Path(folder) / f"picture-{name}{_SUFFIX.get(data[:4], '.jpg')}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(data)
+    return repr(str(place)) if is_encoded else f"pixels(Path({str(place)!r}).read_bytes())"
+
+
+def _png(cell: Any) -> bytes:
+    """Keep the pixels of what is in memory: PNG loses none."""
+    most = 10**9  # it is in memory already
+    pixels = (
+        decode_pil(cell, "picture", max_image_pixels=most)
+        if isinstance(cell, Image.Image)
+        else decode_array(np.asarray(cell), "picture", max_image_pixels=most)
+    )
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG")
+    return encoded.getvalue()

@@ -1,0 +1,193 @@
+"""A `State` drawn with ipywidgets.
+
+It holds no rules of its own: what people do in it goes to the methods that a `Panel` fills in.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import HTML, display
+
+from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.widgets.controls import make_controls
+from qwenvl_kit.widgets.gallery import Gallery
+from qwenvl_kit.widgets.render import PANEL_STYLE, STYLE, notes_html, saved_html, trial_html
+from qwenvl_kit.widgets.state import Photo, State
+
+_REDRAW_S = 0.15
+_GONE = "The kernel behind this panel is gone (restarted or shut down): run its cell again. What is shown is kept."
+
+
+class View:
+    """The widgets of a panel and what they show.
+
+    Parameters
+    ----------
+    state : State
+        What to show at first.
+    options : mapping
+        How the controls stand at first.
+    """
+
+    title = "Playground"
+    varied: tuple[str, ...] = ()
+    draws_tokens = False
+
+    def __init__(self, state: State, options: dict[str, Any]) -> None:
+        self._state = state
+        self._drawn_at, self._drawn_answers = 0.0, dict[int, tuple[float, int]]()
+        self._saved: Any = None
+        self._n_tokens, self._heard = 0, ""
+        self._axes = self._make_axes(options)
+        self._build(options)
+        self._draw(whole=True)
+
+    @property
+    def state(self) -> State:
+        """What the panel shows now."""
+        return self._state
+
+    def start(self) -> None:
+        """Run was pressed."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Cancel was pressed."""
+        raise NotImplementedError
+
+    def to_code(self) -> str:
+        """Python that does what Run does."""
+        raise NotImplementedError
+
+    def _uploaded(self, photos: Sequence[Photo]) -> None:
+        """Pictures were uploaded."""
+        raise NotImplementedError
+
+    def _refused(self, why: str) -> None:
+        """Files were uploaded that are no pictures."""
+        raise NotImplementedError
+
+    def to_html(self) -> str:
+        """The last run as HTML that needs no kernel, as it is saved in the notebook."""
+        return saved_html(self._state, grids=self.draws_tokens)
+
+    # What a panel of its own kind adds.
+
+    def _make_axes(self, options: dict[str, Any]) -> list[widgets.Widget]:
+        """Controls for what varies; may take options away."""
+        del options
+        return []
+
+    def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
+        """What varies, further options, and how often each is asked."""
+        return {}, {}, 1
+
+    def _closer(self) -> list[widgets.Widget]:
+        """Widgets below the answers."""
+        return []
+
+    def _draw_closer(self) -> None:
+        """Bring them up to date after a run."""
+
+    # Building and drawing.
+
+    def _build(self, options: dict[str, Any]) -> None:
+        self._controls = make_controls(options, hidden=self.varied)
+        self._gallery = Gallery(self._state.photos, self._uploaded, self._refused)
+        self._prompt = widgets.Textarea(
+            value=self._state.prompt, description="Prompt", rows=2, layout={"width": "98%"}, continuous_update=False
+        )
+        self._run = widgets.Button(description="Run", button_style="primary", tooltip="Ask the model")
+        self._cancel = widgets.Button(
+            description="Cancel", disabled=True, tooltip="Stop between two tokens; answers are kept"
+        )
+        self._run.on_click(lambda _: self.start())
+        self._cancel.on_click(lambda _: self.cancel())
+        self._bar = widgets.FloatProgress(value=0.0, max=1.0, layout={"width": "220px"})
+        self._status = widgets.HTML()
+        self._answers = widgets.VBox([])
+        self._notes = widgets.HTML()
+        self._code = widgets.Textarea(description="Code", rows=10, layout={"width": "98%"}, disabled=False)
+        more = widgets.Accordion([self._controls.box, self._code], titles=("Parameters", "Code that does the same"))
+        more.observe(lambda _: self._show_code(), names="selected_index")
+        gone = widgets.HTML(f"<p role='alert'>{_GONE}</p>")
+        gone.add_class("qwenvl-gone")
+        self._box = widgets.VBox(
+            [
+                widgets.HTML(f"{PANEL_STYLE}{STYLE}<h3 style='margin: 0'>{self.title}</h3>"),
+                gone,
+                self._gallery.box,
+                self._prompt,
+                *self._axes,
+                widgets.HBox([self._run, self._cancel, self._bar]),
+                self._status,
+                more,
+                self._answers,
+                *self._closer(),
+                self._notes,
+            ]
+        )
+        self._box.add_class("qwenvl-panel")
+
+    def _ipython_display_(self) -> None:
+        bundle = dict(self._box._repr_mimebundle_())
+        bundle["text/plain"] = f"{type(self).__name__}: a panel that needs a running kernel; its results stand below"
+        display(bundle, raw=True)
+        self._saved = display(HTML(self.to_html()), display_id=True)
+
+    def _move(self, state: State, *, whole: bool = False) -> None:
+        changed = state.phase != self._state.phase or state.message != self._state.message
+        self._state = state
+        self._draw(whole=whole or changed)
+
+    def _draw(self, *, whole: bool = False) -> None:
+        """Draw what changed, a few times a second at most, since every picture redrawn travels to the browser."""
+        now = time.monotonic()
+        if not whole and now - self._drawn_at < _REDRAW_S:
+            return
+        self._drawn_at = now
+        state, idle = self._state, self._state.phase == "idle"
+        self._run.disabled, self._cancel.disabled = not idle, state.phase != "running"
+        self._controls.lock(not idle)
+        self._status.value = self._status_html(now)
+        if state.trial is not None:
+            self._bar.value = state.trial.n_done / max(1, state.trial.n_wanted)
+            self._draw_answers()
+            self._notes.value = notes_html(state.trial)
+
+    def _draw_answers(self) -> None:
+        trial = self._state.trial
+        assert trial is not None, "there are answers of a trial only"
+        if len(self._answers.children) != len(trial.photos):
+            self._answers.children = tuple(widgets.HTML() for _ in trial.photos)
+            self._drawn_answers = {}
+        for at, shown in enumerate(self._answers.children):
+            drawn = (trial.started, sum(place[2] == at for place in trial.answers))
+            if self._drawn_answers.get(at) != drawn:
+                self._drawn_answers[at] = drawn
+                before = self._state.before
+                shown.value = STYLE + trial_html(trial, at, before=before, grids=self.draws_tokens)
+
+    def _status_html(self, now: float) -> str:
+        state = self._state
+        parts = [html.escape(state.message)]
+        if state.phase == "running" and state.trial is not None:
+            left = state.trial.seconds_left(now)
+            parts.append(f"{state.trial.n_done} of {state.trial.n_wanted} answers")
+            parts.append(f"{self._n_tokens} tokens")
+            parts.append(f"{now - state.trial.started:.0f} s" + (f", about {left:.0f} s left" if left else ""))
+            parts.append(html.escape(self._heard))
+        text = " · ".join(part for part in parts if part)
+        sign = "⚠ " if state.tone == "error" else ""
+        return f"<div class='qwenvl {state.tone}' role='status' aria-live='polite'>{sign}{text}</div>"
+
+    def _show_code(self) -> None:
+        try:
+            self._code.value = self.to_code()
+        except ConfigError as error:
+            self._code.value = f"# {error}"

@@ -1,0 +1,166 @@
+"""The panels in a real JupyterLab, used as people use them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+from browser.conftest import Open
+from browser.lab import TOKEN, Server, wait
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from qwenvl_kit.demo import WORLD, draw, sample_scenes
+
+ANSWER = "一个大的青色心形"
+SLOW = "SamplingCompare(df, temperatures=[0.5, 1.0, 1.5], repeats=20, batch_size=1, **SETTINGS)"
+
+
+def button(page: Page, name: str) -> Any:
+    return page.locator(".qwenvl-panel").get_by_role("button", name=name, exact=True)
+
+
+def status(page: Page) -> Any:
+    return page.locator(".qwenvl-panel [role=status][aria-live]")
+
+
+def upload(page: Page, name: str, data: bytes) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator(".qwenvl-panel").get_by_role("button", name="Upload pictures").click()
+    chooser.value.set_files([{"name": name, "mimeType": "application/octet-stream", "buffer": data}])
+
+
+def run_cell(page: Page, at: int) -> None:
+    """Run one cell and wait for its answer."""
+    prompt = page.locator(".jp-CodeCell").nth(at).locator(".jp-InputPrompt")
+    before = prompt.inner_text()
+    page.evaluate(
+        "at => { const panel = window.jupyterapp.shell.currentWidget; panel.content.activeCellIndex = at;"
+        " return window.jupyterapp.commands.execute('notebook:run-cell'); }",
+        at,
+    )
+    expect(prompt).not_to_have_text(before)
+    expect(prompt).to_have_text(re.compile(r"\[\d+\]"))
+
+
+def output(page: Page, at: int) -> Any:
+    return page.locator(".jp-CodeCell").nth(at).locator(".jp-OutputArea-output").last
+
+
+def test_run_shows_an_answer_beside_every_picture(notebook: Open) -> None:
+    page = notebook("panel = Playground(df, **SETTINGS, resized_height=112)\npanel")
+    button(page, "Run").click()
+
+    expect(status(page)).to_contain_text("Done: 4 of 4 answers")
+    expect(page.locator(".qwenvl-panel")).to_contain_text(ANSWER)
+    assert page.locator(".qwenvl-panel img").evaluate_all("all => all.filter(one => !one.alt).length") == 0
+    expect(button(page, "Run")).to_be_enabled()
+    expect(button(page, "Cancel")).to_be_disabled()
+
+
+def test_cancel_stops_a_slow_run_while_another_cell_answers(notebook: Open) -> None:
+    page = notebook(f"panel = {SLOW}\npanel", "6 * 7", "len(panel.to_frame())")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text(re.compile(r"[1-9]\d* of 240 answers"))
+    expect(status(page)).to_contain_text("left")
+
+    run_cell(page, 2)
+    expect(output(page, 2)).to_have_text("42")
+    expect(button(page, "Cancel")).to_be_enabled()  # the run goes on
+    button(page, "Cancel").click()
+    expect(status(page)).to_contain_text("what is done is kept")
+    run_cell(page, 3)
+    assert 0 < int(output(page, 3).inner_text()) < 240
+
+
+def test_an_uploaded_picture_is_looked_at_and_one_that_is_none_is_refused(notebook: Open) -> None:
+    file = io.BytesIO()
+    Image.fromarray(draw(sample_scenes(1, seed=9, world=WORLD)[0])).save(file, "PNG")
+    page = notebook("panel = Playground(**SETTINGS)\npanel")
+    upload(page, "<b>notes.txt", b"no picture at all")
+    expect(status(page)).to_contain_text("<b>notes.txt was not added: decode:")
+
+    upload(page, "scene.png", file.getvalue())
+    expect(status(page)).to_contain_text("Added scene.png")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text("Done: 1 of 1 answers")
+    expect(page.locator(".qwenvl-panel table")).to_contain_text("背景上有")
+
+
+def test_the_slider_divides_the_two_sizes_by_mouse_and_by_keys(notebook: Open) -> None:
+    page = notebook("panel = ResizeCompare(df, heights=[112, 56], **SETTINGS)\npanel", "panel._slider.position")
+    button(page, "Run").click()
+    stage = page.locator(".qwenvl-before-after .stage")
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    slider = page.get_by_role("slider", name="Divide")
+    expect(slider).to_have_value("80")
+    slider.press("ArrowLeft")
+    expect(slider).to_have_value("79")
+    for _ in range(20):  # the front end sends the last of many moves once those before are dealt with
+        run_cell(page, 2)
+        if output(page, 2).inner_text() == "79":
+            break
+    expect(output(page, 2)).to_have_text("79")
+
+    grid = page.locator(".qwenvl-token-grid")
+    expect(grid).to_contain_text("4 × 3 = 12 visual tokens; row 1, column 1")
+    grid.locator(".stage").press("ArrowDown")
+    expect(grid).to_contain_text("row 2, column 1")
+
+
+def test_scripts_in_prompts_do_not_run(notebook: Open) -> None:
+    page = notebook(
+        "panel = Playground(df, backend='echo', prompt='<img src=x onerror=\"window.broken=1\"> <b>what</b>?')\npanel"
+    )
+    button(page, "Run").click()
+
+    expect(page.locator(".qwenvl-panel table").first).to_contain_text("<b>what</b>?")
+    assert page.evaluate("window.broken") is None
+
+
+def test_a_restart_in_mid_run_is_told_and_the_cell_can_be_run_again(notebook: Open, server: Server) -> None:
+    page = notebook(f"panel = {SLOW}\npanel")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text(re.compile(r"[1-9]\d* of 240 answers"))
+    gone = page.locator(".qwenvl-gone")
+    expect(gone).to_be_hidden()
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    expect(gone).to_be_visible()
+    expect(gone).to_contain_text("run its cell again")
+
+    wait(lambda: server.ask("kernels")[0]["execution_state"] == "idle" or None, "the kernel's return")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    expect(page.locator(".qwenvl-gone")).to_be_hidden()
+    expect(button(page, "Run")).to_be_enabled()
+
+
+def test_the_saved_notebook_shows_its_results_without_a_kernel(notebook: Open, server: Server, page: Page) -> None:
+    notebook("panel = DtypeCompare(df, **SETTINGS, resized_height=112)\npanel", name="saved.ipynb")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text("Done:")
+    expect(page.locator(".qwenvl-saved")).to_be_hidden()  # while the panel itself is there
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    file = server.folder / "saved.ipynb"
+    saved = wait(lambda: file.read_text() if "qwenvl-saved" in file.read_text() else None, "the saved file")
+
+    assert len(saved) < 1_000_000
+    html = "".join(
+        "".join(shown.get("data", {}).get("text/html", ""))
+        for cell in json.loads(saved)["cells"]
+        for shown in cell.get("outputs", [])
+    )
+    assert ANSWER in html
+    assert "equal to dtype float32" in html
+
+    server.stop_kernels()
+    page.goto(f"{server.url}/lab/workspaces/reader/tree/saved.ipynb?token={TOKEN}")
+    expect(page.locator(".qwenvl-saved")).to_be_visible()
+    expect(page.locator(".qwenvl-saved")).to_contain_text(ANSWER)

@@ -1,0 +1,337 @@
+"""The panels without a browser: what buttons and controls do, and that the event loop stays free meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from faults import gray
+from PIL import Image
+
+from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption
+from qwenvl_kit.backends import echo
+from qwenvl_kit.compare.grid import _Work
+from qwenvl_kit.demo import WORLD, draw, sample_scenes
+from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare, render
+
+DEMO: dict[str, Any] = {
+    "model_name": "demo",
+    "dtype": "float32",
+    "use_flash_attention_2": False,
+    "min_pixels": 784,
+    "max_pixels": 10**6,
+}
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An echo that takes its time, as a model does."""
+    spec = echo.spec
+    monkeypatch.setattr(echo, "spec", lambda config: dataclasses.replace(spec(config), seconds_per_batch=0.2))
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[np.ndarray]:
+    return [draw(scene) for scene in sample_scenes(2, seed=3, world=WORLD)]
+
+
+async def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        await asyncio.sleep(0.01)
+
+
+def shown(panel: Playground) -> str:
+    return " ".join(child.value for child in panel._answers.children)
+
+
+def test_run_gives_an_answer_for_every_picture_and_a_tidy_frame() -> None:
+    panel = Playground(pd.DataFrame({"image": [gray(1), gray(2)]}, index=["x", "y"]), prompt="Hm?", backend="echo")
+    panel.run()
+
+    frame = panel.to_frame()
+    assert frame["label"].tolist() == ["x", "y"]
+    assert frame["text"].str.startswith("Hm?").all()
+    assert "2 of 2 answers" in panel.state.message
+    assert shown(panel).count("Hm?") == 2
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_event_loop_is_free_during_a_run_and_cancel_stops_it_at_once() -> None:
+    async def scenario() -> None:
+        panel = Playground([gray(level) for level in range(24)], prompt="Hm?", backend="echo", batch_size=1)
+        panel._run.click()
+        await until(lambda: len(panel.to_frame()) >= 2)
+        started = time.monotonic()
+        await asyncio.sleep(0)  # another cell's turn
+        assert time.monotonic() - started < 0.2
+        assert panel._run.disabled
+        panel._cancel.click()
+        started = time.monotonic()
+        await until(lambda: panel.state.phase == "idle")
+        assert time.monotonic() - started < 0.5
+        assert 2 <= len(panel.to_frame()) < 24
+        assert "what is done is kept" in panel.state.message
+        assert not panel._run.disabled
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_second_run_at_once_is_refused_and_the_first_goes_on() -> None:
+    async def scenario() -> None:
+        panel = Playground([gray(1), gray(2)], prompt="Hm?", backend="echo", batch_size=1)
+        panel.start()
+        panel.start()
+        assert "A run is at work already" in panel.state.message
+        await until(lambda: panel.state.phase == "idle")
+        assert len(panel.to_frame()) == 2
+
+    asyncio.run(scenario())
+
+
+def test_dtypes_stand_side_by_side_and_differences_from_the_first_are_marked(scenes: list[np.ndarray]) -> None:
+    panel = DtypeCompare(scenes, **{**DEMO, "dtype": "float32"}, max_caption_length=20)
+    panel.run()
+
+    frame = panel.to_frame()
+    assert frame["dtype"].drop_duplicates().tolist() == ["float32", "bfloat16", "float16"]
+    assert ("equal to dtype float32" in shown(panel)) == frame["same"][frame["dtype"] != "float32"].any()
+    assert "seconds" not in panel.to_code()
+
+
+def test_sizes_show_the_visual_tokens_and_mark_what_changed(scenes: list[np.ndarray]) -> None:
+    panel = ResizeCompare(scenes, heights=[112, 56], **DEMO)
+    panel.run()
+
+    page = shown(panel)
+    assert "4 × 3 visual tokens" in page
+    assert "12 visual tokens" in page
+    assert "[+" in page or "tokens differ" in page
+    assert panel._slider.before.startswith("data:image/jpeg")
+    assert (panel._grid.rows, panel._grid.columns) == (4, 3)
+    panel._left.value = 1
+    assert (panel._grid.rows, panel._grid.columns) == (2, 2)
+
+
+def test_sampling_shows_every_seed_and_its_answer_can_be_had_again(scenes: list[np.ndarray]) -> None:
+    panel = SamplingCompare(scenes[:1], temperatures=[2.0], repeats=3, seed=4, **DEMO, max_caption_length=12)
+    panel.run()
+
+    frame = panel.to_frame()
+    assert frame["seed"].tolist() == [4, 5, 6]
+    assert all(f"seed {seed}" in shown(panel) for seed in (4, 5, 6))
+    again = pd.Series(scenes[:1]).vl.caption(
+        **DEMO, do_sample=True, temperature=2.0, seed=6, max_caption_length=12, progress=False
+    )
+    assert again.tolist() == frame["text"].tolist()[2:]
+
+
+def test_a_blocking_run_that_is_interrupted_keeps_what_is_done_and_stops_the_cells_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_block = _Work._run_block
+
+    def interrupted(self: Any, at: int, *rest: Any) -> None:
+        if at == 1:
+            raise KeyboardInterrupt  # as Ctrl-C between two settings
+        run_block(self, at, *rest)
+
+    monkeypatch.setattr(_Work, "_run_block", interrupted)
+    panel = ResizeCompare([gray(1), gray(2)], heights=[56, 112], prompt="Hm?", backend="echo")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        panel.run()
+
+    assert len(panel.to_frame()) == len(caught.value.results) == 2  # type: ignore[attr-defined]
+    assert "Stopped with 2 of 4 answers" in panel.state.message
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_status_shows_the_words_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    panel = Playground(pd.Series([gray(1)] * 3, index=["x", "y", "z"]), prompt="<i>Hm?", backend="echo", batch_size=1)
+    panel._status.observe(lambda change: told.append(change["new"]), names="value")
+    monkeypatch.setattr("qwenvl_kit.widgets.view._REDRAW_S", 0.0)
+    panel.run()
+
+    assert any("x: …&lt;i&gt;Hm?" in status for status in told)
+    assert any("about" in status and "left" in status for status in told)
+
+
+def test_a_large_picture_is_decoded_once_however_many_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[object] = []
+    make = render.thumbnail
+    monkeypatch.setattr(render, "thumbnail", lambda cell: decoded.append(cell) or make(cell))
+    panel = SamplingCompare([gray(1)], temperatures=[0.5, 1.0, 1.5], repeats=4, prompt="Hm?", backend="echo")
+    panel.run()
+    panel.to_html()
+
+    assert len(decoded) == 1
+
+
+def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.ndarray]) -> None:
+    panel = Playground(scenes[:1], resized_height=112, **DEMO)
+    panel.run()
+    assert "run before" not in shown(panel)
+    panel._controls.by_name["resized_height"].value = "56"
+    panel.run()
+
+    assert "from the run before" in shown(panel)
+    assert panel.to_config().resized_height == 56
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("resized_height", "tall", "resized_height must be a whole number of pixels"),
+        ("resized_height", "-3", "resized_height must be a whole number of pixels"),
+        ("top_k", "-1", "top_k must be a whole number from 0"),
+        ("rank", "1.5", "rank must be the index of a visible GPU"),
+    ],
+)
+def test_an_impossible_value_is_told_and_the_panel_stays_usable(name: str, value: str, said: str) -> None:
+    panel = Playground([gray(1)], prompt="Hm?", backend="echo")
+    control = panel._controls.by_name[name]
+    control.value = value
+    panel.run()
+    assert said in panel._status.value
+    with pytest.raises(ConfigError, match=said):
+        panel.to_config()
+
+    control.value = ""
+    panel.run()
+    assert len(panel.to_frame()) == 1
+
+
+def test_heights_that_are_no_numbers_are_told_and_the_panel_stays_usable() -> None:
+    panel = ResizeCompare([gray(1)], heights=[56], prompt="Hm?", backend="echo")
+    panel._heights.value = "small"
+    panel.run()
+    assert "must be whole numbers with commas between; got &#x27;small&#x27;" in panel._status.value
+
+    panel._heights.value = "56，112"
+    panel.run()
+    assert panel.to_frame()["resized_height"].tolist() == [56, 112]
+
+
+def test_an_upload_that_is_no_picture_is_refused_beside_one_that_is() -> None:
+    good = io.BytesIO()
+    Image.fromarray(gray(9)).save(good, "PNG")
+    panel = Playground(prompt="Hm?", backend="echo")
+    files = {f"{EVIL}.txt": b"text", "ok.png": good.getvalue(), "empty.png": b""}
+    now = datetime.datetime.now(datetime.UTC)
+    panel._gallery._upload.value = tuple(
+        {"name": name, "type": "", "size": len(data), "content": memoryview(data), "last_modified": now}
+        for name, data in files.items()
+    )
+
+    assert "was not added" in panel._status.value
+    assert "empty.png was not added: the file is empty" in panel._status.value
+    assert "<script" not in panel._status.value
+    panel.run()
+    assert panel.to_frame()["label"].tolist() == ["ok.png"]
+
+
+def test_scripts_in_prompts_names_and_answers_stay_text() -> None:
+    panel = Playground(pd.Series([gray(1)], index=[EVIL]), prompt=f"{EVIL} what?", backend="echo")
+    panel.run()
+
+    for page in (shown(panel), panel.to_html(), panel._status.value):
+        assert "<script" not in page
+    assert "&lt;script&gt;" in panel.to_html()
+
+
+def test_a_prompt_of_fifty_thousand_characters_ends_in_an_answer_or_an_error(scenes: list[np.ndarray]) -> None:
+    panel = Playground(scenes[:1], prompt="为什么" * 17_000, **DEMO, max_caption_length=4)
+    panel.run()
+
+    assert panel.to_frame()["status"].tolist()[0] in ("ok", "error")
+    assert panel.state.phase == "idle"
+    assert len(panel.to_html()) < 100_000
+
+
+def test_a_model_that_is_not_there_is_told_with_the_places_looked_at() -> None:
+    panel = Playground([gray(1)], prompt="Hm?", model_path="/nowhere", model_name="no/model")
+    panel.run()
+
+    assert "no/model" in panel._status.value
+    assert panel.state.phase == "idle"
+
+
+def test_options_that_do_not_take_effect_are_noted() -> None:
+    panel = Playground([gray(1)], prompt="Hm?", backend="echo", top_k=5)
+    panel.run()
+
+    assert "top_k=5 does not take effect" in panel._notes.value
+
+
+@pytest.mark.parametrize("where", ["in the code", "in files"])
+def test_the_code_runs_as_pasted_and_gives_the_same_answers(
+    where: str, scenes: list[np.ndarray], tmp_path: Path
+) -> None:
+    panel = SamplingCompare(scenes, temperatures=[0.5, 1.5], repeats=2, **DEMO, max_caption_length=6)
+    code = panel.to_code(folder=tmp_path if where == "in files" else None)
+    script = tmp_path / "pasted.py"
+    script.write_text(f"{code}\nprint(found.frame['text'].tolist())\n", encoding="utf-8")
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    panel.run()
+    assert said.strip() == repr(panel.to_frame()["text"].tolist())
+
+
+def test_pictures_too_large_for_the_code_name_the_way_out() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
+    panel = Playground([noise], prompt="Hm?", backend="echo")
+
+    with pytest.raises(ConfigError, match=r"call to_code\(folder='pictures'\)"):
+        panel.to_code()
+
+
+def test_the_saved_view_needs_no_kernel_and_is_bounded() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 300, 300, 3), dtype=np.uint8)
+    panel = ResizeCompare(list(noise), heights=[280, 252, 224, 196, None], prompt="Hm?", backend="echo")
+    panel.run()
+
+    page = panel.to_html()
+    assert "more pictures are not shown" in page
+    assert len(page) < 700_000
+    assert "Hm? " in page
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_more_pictures_than_fit_are_told() -> None:
+    panel = Playground([gray(1)] * 30, backend="echo")
+
+    assert "The first 24 of 30 pictures are offered" in panel._status.value
+
+
+def test_a_wrong_column_or_option_is_told_at_once() -> None:
+    with pytest.raises(ColumnNotFound, match="the frame has: 'image'"):
+        Playground(pd.DataFrame({"image": [gray(1)]}), "picture")
+    with pytest.raises(UnknownOption, match="did you mean 'temperature'"):
+        Playground(temprature=0.5)
+    with pytest.raises(ConfigError, match="top_p must lie in"):
+        Playground(top_p=2.0)
+
+
+def test_without_ipywidgets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("qwenvl_kit.widgets")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+
+    with pytest.raises(MissingExtra, match=r"pip install 'qwenvl_kit\[notebook\]'"):
+        __import__("qwenvl_kit.widgets")
