@@ -10,9 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_package_is_listed_for_installation() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    there = {
-        ".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "qwenvl_kit").rglob("__init__.py")
-    }
+    there = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "qwenvl_kit").rglob("__init__.py")}
 
     assert there <= listed
     assert "optimum.commands.register" in listed
