@@ -175,3 +175,42 @@ def serve_s3(bucket: str, objects: Mapping[str, bytes]) -> Iterator[S3]:
         yield state
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def serve_hub(repository: str, files: Mapping[str, bytes]) -> Iterator[str]:
+    """Serve a data set as the hub does, as far as reading files of it goes; gives the endpoint."""
+    commit = "1" * 40
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path
+            name = path.rpartition("/resolve/main/")[2]
+            if path.startswith(f"/api/datasets/{repository}/tree/"):
+                self._tell([{"type": "file", "path": one, "size": len(files[one]), "oid": commit} for one in files])
+            elif path == f"/api/datasets/{repository}":
+                self._tell({"id": repository, "sha": commit, "siblings": []})
+            elif path.startswith(f"/datasets/{repository}/resolve/main/") and name in files:
+                self._send(200, files[name])
+            else:
+                self._send(404, b"{}")
+
+        def _tell(self, content: object) -> None:
+            self._send(200, json.dumps(content).encode())
+
+        def _send(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(5)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from stand_ins import ACCESS_KEY, S3, SECRET_KEY, TOKEN, Tos, serve_s3, serve_tos
+from stand_ins import ACCESS_KEY, S3, SECRET_KEY, TOKEN, Tos, serve_hub, serve_s3, serve_tos
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import tos
@@ -65,16 +65,27 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 
 READ = """
+import sys
+from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.fetch import FetchLimits, fetch
 from qwenvl_kit.images.sources import identify
-(source,) = identify("s3://bucket/public.png", "image_url")
-print(fetch(source, FetchLimits(60, 1000, True)).data, end="")
+(source,) = identify(sys.argv[1], "image_url")
+try:
+    print(fetch(source, FetchLimits(60, 1000, True)).data, end="")
+except RowError as error:
+    print(error.message, end="")
 """
 
 
 def read(address: str, limits: FetchLimits = LIMITS) -> bytes:
     (source,) = identify(address, "image_url")
     return fetch(source, limits).data
+
+
+def read_in_a_process(address: str) -> str:
+    """For clients that look at the environment when they are imported."""
+    command = [sys.executable, "-c", READ, address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def told(address: str, limits: FetchLimits = LIMITS) -> str:
@@ -239,8 +250,7 @@ def test_a_public_bucket_of_s3_is_read_without_keys(monkeypatch: pytest.MonkeyPa
     assert "no credentials; set AWS_ACCESS_KEY_ID" in told_what
     assert "FSSPEC_S3_ANON=true for public buckets" in told_what
     monkeypatch.setenv("FSSPEC_S3_ANON", "true")  # which fsspec reads when it is imported
-    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "b'open'"
+    assert read_in_a_process("s3://bucket/public.png") == "b'open'"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +264,18 @@ def test_a_public_bucket_of_s3_is_read_without_keys(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("s3")
 def test_what_s3_does_not_give_is_told(address: str, reason: str) -> None:
     assert reason in told(address)
+
+
+# ------------------------------------------------------------------ the hub
+
+
+def test_a_file_of_a_data_set_on_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serve_hub("me/pictures", {"a.png": b"data"}) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+
+        assert read_in_a_process("hf://datasets/me/pictures/a.png") == "b'data'"
+        assert read_in_a_process("hf://datasets/me/pictures/none.png").endswith("cannot be read: not found")
 
 
 # ------------------------------------------------------------------ secrets
