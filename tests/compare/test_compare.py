@@ -111,6 +111,8 @@ def test_agreement_is_with_the_reference_and_with_the_truth(scenes: pd.DataFrame
     assert kept["right"].sum() > lost["right"].sum()
     summary = found.summary()
     assert summary.index.tolist() == [28, 112]
+    assert "<table" in found._repr_html_()  # shown by itself at the end of a cell
+    assert found.record["settings"]["resized_height=28"]["resized_height"] == 28
     assert summary["right"].tolist() == [lost["right"].mean(), kept["right"].mean()]
 
 
