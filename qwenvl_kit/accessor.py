@@ -13,7 +13,7 @@ import pandas as pd
 from qwenvl_kit.backends.base import Control
 from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.config import Config, Options
-from qwenvl_kit.engines import local
+from qwenvl_kit.engines.base import execute
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
 from qwenvl_kit.frames import deliver, result_frame, text_series
 from qwenvl_kit.prompts import fill
@@ -431,7 +431,7 @@ def _execute(
     filled = [_fill(one, config, index) for one in prompts]
     flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
-    run = local.execute(flat_cells, flat_prompts, config, control=control, stacklevel=4)
+    run = execute(flat_cells, flat_prompts, config, control=control, stacklevel=4)
     frame = result_frame(run, index.repeat(n_prompts))
     _remember(frame)
     return deliver(run, frame, shape, config, n_prompts)

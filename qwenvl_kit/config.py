@@ -23,6 +23,7 @@ ImageSrcType = Literal["auto", "image_url", "image_base64", "image_binary"]
 DType = Literal["bfloat16", "float16", "float32"]
 Decode = Literal["exact", "draft"]
 OnError = Literal["keep", "raise"]
+Engine = Literal["local", "daft", "ray"]
 Role = Literal["answer", "load", "run"]
 DeviceMap = str | Mapping[str, int | str]
 MaxMemory = Mapping[int | str, int | str]
@@ -51,6 +52,7 @@ class Options(TypedDict, total=False):
     top_p: float
     rank: int | None
     backend: str
+    threads: int | None
     device_map: DeviceMap | None
     max_memory: MaxMemory | None
     local_files_only: bool
@@ -70,6 +72,9 @@ class Options(TypedDict, total=False):
     allow_private_hosts: bool
     store: str | None
     trust_sources: bool
+    engine: Engine
+    concurrency: int | None
+    num_gpus: float | None
     progress: bool
 
 
@@ -129,7 +134,12 @@ class Config:
     top_p: float = _option(1.0, "answer", "nucleus sampling: smallest set of tokens of this probability; in (0, 1]")
     rank: int | None = _option(None, "load", "index of the GPU to use, among those visible to the process")
     backend: str = _option(
-        "torch", "load", "what runs the model: `torch`, or `echo` (no model: answers with the prompt)"
+        "torch",
+        "load",
+        "what runs the model: `torch`, `onnx` (an export), or `echo` (no model: answers with the prompt)",
+    )
+    threads: int | None = _option(
+        None, "load", "CPU threads that the model computes with; None leaves it to the library"
     )
     device_map: DeviceMap | None = _option(
         None, "load", "accelerate's device map: `auto`, a device, or a dict from module to device, `cpu` or `disk`"
@@ -165,6 +175,13 @@ class Config:
     store: str | None = _option(None, "run", "path of an SQLite file that keeps results; calling again resumes")
     trust_sources: bool = _option(
         False, "run", "with `store`: do not ask whether an address that was seen before still holds the same picture"
+    )
+    engine: Engine = _option(
+        "local", "run", "where it runs: `local` in this process, `daft` in workers on this machine, `ray` on a cluster"
+    )
+    concurrency: int | None = _option(None, "run", "with `daft` and `ray`: workers, each with its own model; None is 1")
+    num_gpus: float | None = _option(
+        None, "run", "with `ray`: GPUs of each worker; None is 1 where the cluster has any, else 0"
     )
     progress: bool = _option(True, "run", "show a progress bar with pictures per second and time left")
 
@@ -263,6 +280,7 @@ def _check_choices(config: Config) -> None:
     _one_of(config, "dtype", ("bfloat16", "float16", "float32"))
     _one_of(config, "decode", ("exact", "draft"))
     _one_of(config, "on_error", ("keep", "raise"))
+    _one_of(config, "engine", ("local", "daft", "ray"))
     for option in option_docs():
         if option.kind == "bool":
             _rule(config, option.name, lambda v: isinstance(v, bool), "must be True or False", "pass True or False")
@@ -271,6 +289,13 @@ def _check_choices(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     for name in ("batch_size", "max_caption_length", "num_beams", "max_image_bytes", "max_image_pixels"):
         _rule(config, name, lambda v: _is_int(v) and v >= 1, "must be a whole number of at least 1", "pass 1 or more")
+    _rule(
+        config,
+        "threads",
+        lambda v: v is None or (_is_int(v) and v >= 1),
+        "must be a whole number of at least 1, or None",
+        "pass None for the library's own choice",
+    )
     for name in ("resized_height", "resized_width", "min_pixels", "max_pixels"):
         _rule(
             config,
@@ -315,6 +340,20 @@ def _check_numbers(config: Config) -> None:
         "must be a whole number from 0 to 2**63 - 1, or None",
         "pass a small number such as 0",
     )
+    _rule(
+        config,
+        "concurrency",
+        lambda v: v is None or (_is_int(v) and v >= 1),
+        "must be a number of workers of at least 1, or None",
+        "pass None for one",
+    )
+    _rule(
+        config,
+        "num_gpus",
+        lambda v: v is None or (_is_number(v) and (0 <= v <= 1 or (v > 1 and v == int(v)))),
+        "must be a number of GPUs from 0, a part of one or whole ones, or None",
+        "pass 0 for the CPU",
+    )
     _rule(config, "timeout_s", lambda v: _is_number(v) and v > 0, "must be above 0 seconds", "pass seconds, such as 30")
 
 
@@ -342,6 +381,7 @@ def _check_texts(config: Config) -> None:
 
 
 def _check_pairs(config: Config) -> None:
+    _check_engine(config)
     if config.rank is not None and config.device_map is not None:
         raise ConfigError(
             f"rank={config.rank} and device_map={config.device_map!r} both say where the model goes; pass one of them"
@@ -363,6 +403,23 @@ def _check_pairs(config: Config) -> None:
         raise ConfigError(
             f"num_beams={config.num_beams} and do_sample=True exclude each other, since sampled beams would depend "
             "on the rows beside them; pass num_beams=1 or do_sample=False"
+        )
+
+
+def _check_engine(config: Config) -> None:
+    if config.engine == "local" and config.concurrency is not None:
+        raise ConfigError(
+            f"concurrency={config.concurrency} takes effect with workers only; pass engine='daft' or engine='ray' too"
+        )
+    if config.engine != "ray" and config.num_gpus is not None:
+        raise ConfigError(
+            f"num_gpus={config.num_gpus:g} takes effect on Ray only, which gives each worker its own; pass "
+            "engine='ray' too, or rank=… to choose a GPU of this machine"
+        )
+    if config.engine == "ray" and config.rank:
+        raise ConfigError(
+            f"rank counts the GPUs that a worker on Ray sees, which are its own; got {config.rank}; pass rank=0 or "
+            "rank=None"
         )
 
 

@@ -91,6 +91,9 @@ class Effective:
     num_beams: int
     repetition_penalty: float
     stop_repetition: bool
+    quantization: str | None = None
+    provider: str | None = None
+    threads: int | None = None
     notes: tuple[Note, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
@@ -122,7 +125,14 @@ def answer_fields(effective: Effective) -> dict[str, Any]:
     return {name: getattr(effective, name) for name in _ANSWER}
 
 
-def resolve(config: Config, device: Device, defaults: CheckpointDefaults, *, dtype: str | None = None) -> Effective:
+def resolve(
+    config: Config,
+    device: Device,
+    defaults: CheckpointDefaults,
+    *,
+    dtype: str | None = None,
+    attention: str | None = None,
+) -> Effective:
     """Decide what will really run.
 
     Parameters
@@ -135,6 +145,8 @@ def resolve(config: Config, device: Device, defaults: CheckpointDefaults, *, dty
         What the checkpoint says.
     dtype : str, optional
         The only dtype that a backend can run; None where it can run any.
+    attention : str, optional
+        The only attention that a backend has; None where flash-attention can be had.
 
     Returns
     -------
@@ -150,7 +162,7 @@ def resolve(config: Config, device: Device, defaults: CheckpointDefaults, *, dty
     ('sdpa', ['use_flash_attention_2'])
     """
     dtype = dtype or config.dtype
-    attention, notes = _attention(config, device, dtype)
+    attention, notes = _attention(config, device, dtype) if attention is None else _only(attention, config)
     geometry = Sizing.of(config, defaults.geometry).geometry
     sampling = config.do_sample
     return Effective(
@@ -175,6 +187,7 @@ def resolve(config: Config, device: Device, defaults: CheckpointDefaults, *, dty
         num_beams=config.num_beams,
         repetition_penalty=_penalty(config, defaults),
         stop_repetition=config.stop_repetition,
+        threads=config.threads,
         notes=(*notes, *_dropped_sampling(config), *_other_dtype(config, dtype)),
     )
 
@@ -212,6 +225,12 @@ def _attention(config: Config, device: Device, dtype: str) -> tuple[str, tuple[N
     else:
         return "flash_attention_2", ()
     return "sdpa", (Note("use_flash_attention_2", True, "sdpa", reason),)
+
+
+def _only(attention: str, config: Config) -> tuple[str, tuple[Note, ...]]:
+    if not config.use_flash_attention_2:
+        return attention, ()
+    return attention, (Note("use_flash_attention_2", True, attention, f"backend={config.backend!r} has its own"),)
 
 
 def _dropped_sampling(config: Config) -> tuple[Note, ...]:

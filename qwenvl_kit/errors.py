@@ -12,6 +12,7 @@
     ├── MissingExtra       (ImportError)        an optional dependency is not installed
     ├── RowError                                one row's fault; ends as a ``Result``, not as an exception
     ├── RowErrors                               some rows failed under ``on_error="raise"``
+    ├── ExportFailed       (RuntimeError)       an ONNX export was not written, or is not equal to its source
     ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
     ├── ForkedProcess      (RuntimeError)       a call in a process that was forked from one with a loaded model
     └── BackendFailed      (RuntimeError)       the backend itself broke; nothing of one row
@@ -121,6 +122,10 @@ class RowErrors(QwenVLError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.results), vars(self)
+
+
+class ExportFailed(QwenVLError, RuntimeError):
+    """An ONNX export could not be written, or does not answer as its source does; nothing of it is left."""
 
 
 class BackendBusy(QwenVLError, RuntimeError):

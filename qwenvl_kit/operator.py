@@ -14,6 +14,7 @@ from qwenvl_kit.backends.base import make_spec
 from qwenvl_kit.config import Config, Options
 from qwenvl_kit.effective import announce
 from qwenvl_kit.engines import local
+from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frames import deliver, result_frame
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.signatures import spell_out
@@ -47,6 +48,11 @@ class QwenVLImageUnderstanding:
     def __init__(self, **options: Unpack[Options]) -> None:
         given: dict[str, Any] = {"image_src_type": "image_url", "progress": False, **options}
         self._config = Config(**given)
+        if self._config.engine != "local":
+            raise ConfigError(
+                f"engine={self._config.engine!r} is for df.vl; the operator runs where it is called; leave it out, and "
+                "see qwenvl_kit.daft.las_udf for its place in a job on Daft or Ray"
+            )
         # A missing model fails here, not with the first picture, and one warning is enough for all calls.
         announce(self._config, make_spec(self._config).effective)
 

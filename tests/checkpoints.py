@@ -8,7 +8,7 @@ weights in shards under the names that the authors gave them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,13 @@ def make_published(
     max_pixels: int = 40_000,
     context: int = 4096,
     head_scale: float = 1.0,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a random checkpoint in the published layout to `folder` and give it back."""
+    """Write a random checkpoint in the published layout to `folder` and give it back.
+
+    `text` and `vision` replace single fields of config.json and of its ``vision_config``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.chat_template, template = None, tokenizer.chat_template
@@ -56,7 +61,9 @@ def make_published(
             "temperature": 1e-06,
         },
     )
-    _write(folder / "config.json", _config(ids, vocab_size, hidden, layers, tied=tied, context=context))
+    config = {**_config(ids, vocab_size, hidden, layers, tied=tied, context=context), **(text or {})}
+    config["vision_config"] |= vision or {}
+    _write(folder / "config.json", config)
     _save_weights(folder, seed, head_scale)
     return folder
 

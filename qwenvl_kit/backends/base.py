@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from qwenvl_kit.effective import Effective
     from qwenvl_kit.records import Geometry, Request, Result
 
-_REGISTRY = {"torch": "qwenvl_kit.backends.torch:spec", "echo": "qwenvl_kit.backends.echo:spec"}
+_REGISTRY = {
+    "torch": "qwenvl_kit.backends.torch:spec",
+    "onnx": "qwenvl_kit.backends.onnx:spec",
+    "echo": "qwenvl_kit.backends.echo:spec",
+}
 
 
 class Feed(Protocol):

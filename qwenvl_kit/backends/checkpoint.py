@@ -92,21 +92,39 @@ def find(config: Config) -> Checkpoint:
     CheckpointError
         What is there is no checkpoint of the family.
     """
+    return read(locate(config))
+
+
+def locate(config: Config) -> Path:
+    """The folder that a config's model names mean, whatever is in it.
+
+    Raises
+    ------
+    ModelNotFound
+        Nothing is at any of the places; the message lists them.
+    """
     if config.model_name == "demo":
         from qwenvl_kit.demo import model_dir
 
-        return read(model_dir())
+        return model_dir()
     folders = (Path(config.model_path) / config.model_name, Path(config.model_name))
     for folder in (f.expanduser() for f in folders):
         if folder.is_dir():
-            return read(folder)
+            return folder
     if (Path(config.model_path) / "config.json").is_file():
-        return read(Path(config.model_path))
-    return read(_from_hub(config, folders))
+        return Path(config.model_path)
+    return _from_hub(config, folders)
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
     """Read what a folder says of itself.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a checkpoint, or of an export of one.
+    weights : str
+        Pattern of the files that hold its weights.
 
     Raises
     ------
@@ -118,8 +136,10 @@ def read(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} holds a model of type {config.get('model_type')!r}; this package runs {FAMILY!r} (Qwen2.5-VL)"
         )
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} holds no *.safetensors weights; other formats can run code and are not read")
+    if not any(folder.glob(weights)):
+        if any(folder.glob("*.onnx")):
+            raise CheckpointError(f"{folder} is an ONNX export; pass backend='onnx' to run it")
+        raise CheckpointError(f"{folder} holds no {weights} weights; other formats can run code and are not read")
     generation = folder / "generation_config.json"
     return Checkpoint(folder, config, _json(generation) if generation.is_file() else {}, _geometry(folder, config))
 
@@ -183,12 +203,13 @@ def _digest(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, size, _ in state:
         digest.update(f"{name}:{size}:".encode())
-        for block in _blocks(folder / name, size):
+        for block in blocks(folder / name, size):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(file: Path, size: int) -> Iterator[bytes]:
+def blocks(file: Path, size: int) -> Iterator[bytes]:
+    """What a digest is made of: the whole of a small file, samples of a large one."""
     with file.open("rb") as opened:
         if size <= _WHOLE_FILE:
             while block := opened.read(1 << 20):

@@ -5,8 +5,8 @@ Pictures arrive in the size that the model sees and are only cut and normalised 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from qwenvl_kit.errors import RowError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.records import Request
+    from qwenvl_kit.records import Picture, Request
 
 _SENTINEL = "\ue000"  # a private-use character that stands for a text while the template is filled
 
@@ -29,16 +29,27 @@ class Encoded:
     ----------
     ids : list of int
         The whole prompt, each visual token in its place.
-    pixel_values : float Tensor (P, C·T·p·p)
-        Patches of all its pictures.
-    grid : int Tensor (n_pictures, 3)
+    grid : int64 Tensor (n_pictures, 3)
         Frames, rows and columns of patches of each picture.
+    cut : callable
+        Makes the patches of one picture, float (P, C·T·p·p): eight times the bytes of its pixels, so not before they
+        are needed.
     """
 
     request: Request
     ids: list[int]
-    pixel_values: Tensor
     grid: Tensor
+    cut: Callable[[Picture], Tensor] = field(repr=False)
+
+    @property
+    def pixel_values(self) -> Tensor:
+        """Patches of all its pictures, float (P, C·T·p·p), cut anew each time."""
+        return torch.cat([self.cut(picture) for picture in self.request.pictures])
+
+    @property
+    def sights(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+        """What names its pictures: equal for rows that see the same."""
+        return tuple((picture.digest, picture.size) for picture in self.request.pictures)
 
 
 class Encoder:
@@ -67,15 +78,23 @@ class Encoder:
         RowError
             Prompt and answer do not fit the model's context, of the stage ``generate``.
         """
-        images = [torch.tensor(picture.pixels).permute(2, 0, 1) for picture in request.pictures]  # (3, H, W), copied
-        # do_resize=False: the pictures have their size already, and twice resized is not once resized.
-        cut = self._processor.image_processor(
-            images=images, do_resize=False, input_data_format="channels_first", return_tensors="pt"
-        )
-        grid: Tensor = cut["image_grid_thw"]  # (n_pictures, 3)
+        patch = self._processor.image_processor.patch_size
+        grid = torch.tensor(
+            [[1, height // patch, width // patch] for height, width in (picture.size for picture in request.pictures)]
+        )  # (n_pictures, 3); a still picture has one frame
         ids = self._with_visual_tokens(self._prompt_ids(request), grid)
         self._check_context(len(ids), request)
-        return Encoded(request, ids, cut["pixel_values"], grid)
+        return Encoded(request, ids, grid, self.cut)
+
+    def cut(self, picture: Picture) -> Tensor:
+        """Normalised patches of a picture, float (P, C·T·p·p)."""
+        image = torch.tensor(picture.pixels).permute(2, 0, 1)  # (3, H, W), copied
+        # do_resize=False: the picture has its size already, and twice resized is not once resized.
+        cut = self._processor.image_processor(
+            images=[image], do_resize=False, input_data_format="channels_first", return_tensors="pt"
+        )
+        patches: Tensor = cut["pixel_values"]
+        return patches
 
     def _prompt_ids(self, request: Request) -> list[int]:
         """Ids with one image token per picture."""

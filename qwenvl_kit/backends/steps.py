@@ -1,4 +1,4 @@
-"""What happens between two tokens: guards, seeded sampling, cancelling and listening, as hooks of ``generate``.
+"""What happens between two tokens: guards, seeded sampling and cancelling, as hooks of ``generate``.
 
 They know rows of a batch and token ids; neither pictures nor requests.
 """
@@ -6,7 +6,7 @@ They know rows of a batch and token ids; neither pictures nor requests.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +18,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-
-from qwenvl_kit.backends.repetition import repeated_phrase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,78 +94,6 @@ class StopWhen(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Whether each row is stopped."""
         return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
-
-
-class StopLoops(StoppingCriteria):  # type: ignore[misc]
-    """Stops rows that say one phrase over and over; looks every few tokens, since a loop does not go away.
-
-    Attributes
-    ----------
-    stopped : set of int
-        Rows of the batch that were stopped.
-    """
-
-    def __init__(self, prompt_length: int, *, every: int = 16) -> None:
-        self.stopped: set[int] = set()
-        self._prompt_length = prompt_length
-        self._every = every
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Whether each row is stopped."""
-        n_new = input_ids.shape[1] - self._prompt_length
-        if n_new % self._every == 0:
-            rows: list[list[int]] = input_ids[:, self._prompt_length :].tolist()
-            self.stopped |= {row for row, ids in enumerate(rows) if repeated_phrase(ids) is not None}
-        flags = [row in self.stopped for row in range(input_ids.shape[0])]
-        return torch.tensor(flags, dtype=torch.bool, device=input_ids.device)
-
-
-class TokenTap(StoppingCriteria):  # type: ignore[misc]
-    """Hands each row's new text to a listener, whole characters only; stops nothing.
-
-    Parameters
-    ----------
-    decode : callable
-        Token ids to text.
-    on_text : callable
-        Called as ``on_text(position in the batch, text)``.
-    eos_ids : sequence of int
-        Tokens that end a row.
-    n_rows, prompt_length : int
-        Shape of the batch's input.
-    """
-
-    def __init__(
-        self,
-        decode: Callable[[list[int]], str],
-        on_text: Callable[[int, str], None],
-        eos_ids: Sequence[int],
-        n_rows: int,
-        prompt_length: int,
-    ) -> None:
-        self._decode = decode
-        self._on_text = on_text
-        self._eos_ids = set(eos_ids)
-        self._prompt_length = prompt_length
-        self._told = [""] * n_rows
-        self._ended = [False] * n_rows
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Tell what is new in each row."""
-        rows: list[list[int]] = input_ids[:, self._prompt_length :].tolist()
-        for position, ids in enumerate(rows):
-            if not self._ended[position]:
-                self._ended[position] = ids[-1] in self._eos_ids
-                self._tell(position, ids[:-1] if self._ended[position] else ids)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-    def _tell(self, position: int, ids: list[int]) -> None:
-        text = self._decode(ids)
-        told = self._told[position]
-        if text.endswith("\ufffd") or len(text) <= len(told):  # a character of several tokens is not whole yet
-            return
-        self._told[position] = text
-        self._on_text(position, text[len(told) :])
 
 
 def warpers(effective: Effective) -> LogitsProcessorList:

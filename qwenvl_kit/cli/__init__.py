@@ -1,4 +1,4 @@
-"""The command line: ``qwenvl-kit caption | demo | doctor | store``; words in, printed lines and an exit status out.
+"""The command line: ``qwenvl-kit bench | caption | demo | doctor | export | store``; words in, lines and a status out.
 
 Exit status: 0 when done (failed rows are named but kept), 1 when rows failed under ``--on-error raise`` or the backend
 broke, 2 for a wrong option or a missing model, 130 after Ctrl-C.
@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Sequence
 
 from qwenvl_kit._version import __version__
-from qwenvl_kit.cli import caption, demo, doctor, store
+from qwenvl_kit.cli import bench, caption, demo, doctor, export, store
 from qwenvl_kit.errors import Interrupted, QwenVLError, QwenVLWarning, RowErrors
 
-_COMMANDS = (caption, demo, doctor, store)
+_COMMANDS = (caption, demo, bench, doctor, export, store)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 _EXTRAS = {
     "flash": ("flash_attn", "flash-attention-2 on CUDA"),
+    "onnx": ("onnxruntime", "exports to ONNX and running them"),
     "daft": ("daft", "the operator on Daft and Ray"),
     "s3": ("s3fs", "s3:// addresses"),
-    "tos": ("tosfs", "tos:// addresses"),
+    "tos": ("tos", "tos:// addresses"),
+    "gs": ("gcsfs", "gs:// addresses"),
     "parquet": ("pyarrow", "writing Parquet"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
 }
@@ -98,5 +100,7 @@ def _plan(config: Config) -> Iterator[str]:
     effective = make_spec(config).effective
     yield f"{effective.model} on {effective.backend}, {effective.device}"
     yield f"dtype {effective.dtype}, attention {effective.attention}, batch_size {effective.batch_size}"
+    if effective.provider is not None:
+        yield f"{effective.provider}, weights {effective.quantization or 'not quantised'}"
     yield f"pictures of {effective.min_pixels} to {effective.max_pixels} pixels"
     yield from (f"not: {note}" for note in effective.notes)

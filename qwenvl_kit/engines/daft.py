@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwenvl_kit.errors import ConfigError, MissingExtra
+from qwenvl_kit.engines.runners import check_gpus, import_daft
+from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
     import daft
@@ -64,12 +65,13 @@ def las_udf(
     >>> understand = las_udf(QwenVLImageUnderstanding, {"model_name": "demo"})  # doctest: +SKIP
     >>> frame = frame.with_column("caption", understand(frame["image"]))  # doctest: +SKIP
     """
-    api = _import_daft()
+    api = import_daft()
     if returns not in ("text", "struct"):
         raise ConfigError(f"returns must be 'text' or 'struct'; got {returns!r}; pass 'struct' for every field")
-    _check_gpus(api, num_gpus)
-    as_struct = returns == "struct"
     given = dict(construct_args or {})
+    check_gpus(api, num_gpus, concurrency)
+    _check_rank(api, given)
+    as_struct = returns == "struct"
 
     class Worker:
         def __init__(self) -> None:
@@ -103,35 +105,9 @@ def _dtype(daft: Any, *, as_struct: bool) -> Any:
     return daft.DataType.struct({name: number if name.endswith("_tokens") else text for name in _FIELDS})
 
 
-def _check_gpus(daft: Any, num_gpus: float | None) -> None:
-    """Refuse at once what Daft would ignore on one machine, and what Ray would wait for in vain."""
-    if not num_gpus:
-        return
-    there = _gpus_of_cluster(daft) if daft.get_or_infer_runner_type() == "ray" else _gpus_here()
-    if there < num_gpus:
+def _check_rank(daft: Any, given: Mapping[str, Any]) -> None:
+    if given.get("rank") and daft.get_or_infer_runner_type() == "ray":
         raise ConfigError(
-            f"num_gpus={num_gpus:g} asks for more GPUs than there are ({there:g}); pass num_gpus=0 and "
-            "rank=None to run on the CPU"
+            f"rank counts the GPUs that a worker on Ray sees, which are its own; got {given['rank']}; pass rank=0 or "
+            "rank=None"
         )
-
-
-def _gpus_here() -> float:
-    import torch
-
-    return float(torch.cuda.device_count())
-
-
-def _gpus_of_cluster(daft: Any) -> float:
-    import ray
-
-    if not ray.is_initialized():
-        daft.get_or_create_runner()
-    return float(ray.cluster_resources().get("GPU", 0))
-
-
-def _import_daft() -> Any:
-    try:
-        import daft
-    except ImportError as error:
-        raise MissingExtra("running on Daft", "daft") from error
-    return daft

@@ -75,11 +75,12 @@ def execute(
     *,
     control: Control | None = None,
     stacklevel: int | None = 2,
+    keeps_record: bool = True,
 ) -> Run:
     """Run in this process; the model is loaded when the first picture is ready, and stays warm.
 
     Options that cannot take effect are warned of at `stacklevel`; not at all where it is None, for doors that have
-    done so.
+    done so. `keeps_record` False keeps the record of the run out of the store, for doors that enter one of their own.
 
     Raises
     ------
@@ -100,7 +101,8 @@ def execute(
         return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
     with open_store(config.store) as store:
         done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
-        store.add_run(done.record)
+        if keeps_record:
+            store.add_run(done.record)
     return done
 
 

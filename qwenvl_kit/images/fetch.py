@@ -1,33 +1,23 @@
 """An `ImageSource` that names a place goes in, its bytes come out, within limits.
 
-It never looks inside the bytes. http and https go through urllib3 with a policy on addresses, everything else with a
-scheme through fsspec.
+It never looks inside the bytes. http and https go through `qwenvl_kit.images.web`, stores of objects through
+`qwenvl_kit.images.stores`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import importlib
 import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
-from qwenvl_kit.errors import MissingExtra, RowError
+from qwenvl_kit.errors import RowError
 
 if TYPE_CHECKING:
     from qwenvl_kit.records import ImageSource
-
-_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "tos": ("tosfs", "tos")}
-# Here the host in an address is a bucket; what serves it is set by who runs this, not by who wrote the address.
-_BUCKETS = frozenset({"s3", "s3a", "tos", "gs", "gcs", "oss", "az", "abfs", "hf", "memory"})
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for another endpoint)",
-    "tos": "TOS_ACCESS_KEY, TOS_SECRET_KEY, TOS_ENDPOINT and TOS_REGION",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,51 +139,11 @@ def _mark(state: os.stat_result) -> str:
 
 
 def _fetch_remote(source: ImageSource, limits: FetchLimits) -> Fetched:
-    """Read through fsspec, which knows s3, tos, gs, hf and more once their packages are installed."""
-    scheme = source.value.partition("://")[0].lower()
-    if not limits.allow_private_hosts and scheme not in _BUCKETS:
-        raise RowError(
-            "fetch",
-            f"{source.label}: where {scheme}:// addresses lead cannot be checked, so allow_private_hosts=False refuses "
-            "them; pass allow_private_hosts=True if that is meant",
-        )
-    try:
-        fsspec = _remote_library(scheme)
-        if scheme not in fsspec.available_protocols():
-            raise RowError("fetch", f"{source.label}: nothing here reads {scheme}:// addresses; use https, s3 or tos")
-        data = _read_within(fsspec, source, limits)
-    except RowError:
-        raise
-    except MissingExtra as error:
-        raise RowError("fetch", str(error)) from error
-    except ImportError as error:  # fsspec names the package that the scheme needs
-        raise RowError("fetch", f"{source.label} cannot be read: {error}") from error
-    except Exception as error:  # each store's client has a hierarchy of its own
-        raise RowError("fetch", f"{source.label} cannot be read: {_remote_reason(scheme, error)}") from error
+    from qwenvl_kit.images import stores  # fsspec and the stores' clients are imported where one is first read
+
+    data = stores.read(source.value, source.label, limits)
     _check_bytes(len(data), source.label, limits)
     return Fetched(data)
-
-
-def _read_within(fsspec, source: ImageSource, limits: FetchLimits) -> bytes:  # type: ignore[no-untyped-def]
-    """Read on a thread of its own, since the stores' clients retry for minutes; one that is late is left behind."""
-    read: list[bytes] = []
-    failed: list[Exception] = []
-
-    def work() -> None:
-        try:
-            with fsspec.open(source.value, "rb") as file:
-                read.append(file.read(limits.max_image_bytes + 1))
-        except Exception as error:  # noqa: BLE001  # each store's client has a hierarchy of its own
-            failed.append(error)
-
-    reader = threading.Thread(target=work, name="qwenvl_kit-remote", daemon=True)
-    reader.start()
-    reader.join(limits.timeout_s)
-    if failed:
-        raise failed[0]
-    if not read:
-        raise too_slow(source.label, limits)
-    return read[0]
 
 
 def too_slow(label: str, limits: FetchLimits) -> RowError:
@@ -201,24 +151,6 @@ def too_slow(label: str, limits: FetchLimits) -> RowError:
     return RowError(
         "fetch", f"{label} was not fetched within timeout_s={limits.timeout_s:g}; raise it if the host is slow"
     )
-
-
-def _remote_library(scheme: str):  # type: ignore[no-untyped-def]  # fsspec has no types
-    package, extra = _EXTRAS.get(scheme, ("fsspec", "s3"))
-    try:
-        importlib.import_module(package)
-        return importlib.import_module("fsspec")
-    except ImportError as error:
-        raise MissingExtra(f"reading {scheme}:// addresses", extra) from error
-
-
-def _remote_reason(scheme: str, error: Exception) -> str:
-    """The kind of failure only: clients' messages can hold keys and signed addresses."""
-    name = type(error).__name__
-    if "credential" in name.lower() or (scheme == "tos" and not os.environ.get("TOS_ACCESS_KEY")):
-        wanted = _CREDENTIALS.get("tos" if scheme == "tos" else "s3", "the store's credentials")
-        return f"no credentials; set {wanted} in the environment"
-    return {"FileNotFoundError": "not found", "PermissionError": "access denied"}.get(name, name)
 
 
 def _fetch_url(source: ImageSource, limits: FetchLimits) -> Fetched:

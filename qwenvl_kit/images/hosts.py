@@ -18,6 +18,9 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+MAX_PER_HOST = 16
+"""Connections to one host at a time; whoever wants another waits for one of them."""
+
 _METADATA = (
     ipaddress.ip_network("169.254.0.0/16"),
     ipaddress.ip_network("fe80::/10"),
@@ -41,7 +44,7 @@ class HostRefused(Exception):
 @functools.cache
 def pool(private: bool) -> urllib3.PoolManager:
     """One pool for public hosts and one for all: a kept connection is only used under the policy it was made under."""
-    checked = urllib3.PoolManager(num_pools=64, maxsize=16)
+    checked = urllib3.PoolManager(num_pools=64, maxsize=MAX_PER_HOST, block=True)
     checked.pool_classes_by_scheme = {
         "http": _pool_class(HTTPConnectionPool, HTTPConnection, private=private),
         "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, private=private),

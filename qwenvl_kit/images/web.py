@@ -8,20 +8,27 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.fetch import too_slow
 from qwenvl_kit.images.hosts import HostRefused, pool
+from qwenvl_kit.images.patience import Passing, host, passing
 from qwenvl_kit.images.sources import mask
 
 if TYPE_CHECKING:
     from qwenvl_kit.images.fetch import FetchLimits
+    from qwenvl_kit.images.patience import Host
 
 MAX_REDIRECTS = 5
 _CHUNK = 1 << 16
+_BROKEN_OFF = (
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.IncompleteRead,
+    urllib3.exceptions.InvalidChunkLength,
+)
 _HEADERS = {"User-Agent": "qwenvl_kit", "Accept": "image/*,*/*;q=0.5"}
 
 
@@ -70,7 +77,7 @@ def _follow(address: str, label: str, limits: FetchLimits, condition: dict[str, 
     deadline = time.monotonic() + limits.timeout_s
     private_allowed = limits.allow_private_hosts
     for _ in range(MAX_REDIRECTS + 1):
-        hop = _hop(_Ask(address, label, limits, deadline, condition), private_allowed=private_allowed)
+        hop = _persist(_Ask(address, label, limits, deadline, condition), private_allowed=private_allowed)
         if hop.location is None:
             return hop
         address, private_allowed = _target(address, hop.location, label), hop.private
@@ -108,6 +115,31 @@ class _Hop:
     is_unchanged: bool = False
 
 
+def _persist(ask: _Ask, *, private_allowed: bool) -> _Hop:
+    """Ask, and ask again where a fault may pass."""
+    asked, n_retries = _host(ask.address), 0
+    while True:
+        asked.wait(ask.deadline)
+        try:
+            hop = _hop(ask, private_allowed=private_allowed)
+        except Passing as fault:
+            if not asked.rest(fault, n_retries, ask.deadline):
+                tried = f" (asked {n_retries + 1} times)" if n_retries else ""
+                raise RowError("fetch", f"{fault.message}{tried}") from fault
+            n_retries += 1
+        else:
+            asked.answered()
+            return hop
+
+
+def _host(address: str) -> Host:
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # asking will tell that it is no address
+        return host("", "")
+    return host(parts.scheme, parts.netloc.rpartition("@")[2].lower())
+
+
 def _hop(ask: _Ask, *, private_allowed: bool) -> _Hop:
     label = ask.label
     try:
@@ -123,8 +155,10 @@ def _hop(ask: _Ask, *, private_allowed: bool) -> _Hop:
         raise RowError("fetch", f"{label}: the host name cannot be resolved") from error
     except urllib3.exceptions.NewConnectionError as error:  # a kind of time-out to urllib3, so it must come first
         raise RowError("fetch", f"{label}: the connection was refused") from error
-    except urllib3.exceptions.TimeoutError as error:
+    except (urllib3.exceptions.TimeoutError, urllib3.exceptions.EmptyPoolError) as error:
         raise too_slow(label, ask.limits) from error
+    except (*_BROKEN_OFF, ConnectionError) as error:
+        raise Passing("fetch", f"{label} cannot be read: {_reason(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise RowError("fetch", f"{label} cannot be read: {_reason(error)}") from error
 
@@ -136,11 +170,12 @@ def _send(ask: _Ask, *, private: bool) -> _Hop:
     response = pool(private).request(
         "GET",
         ask.address,
-        headers={**_HEADERS, **ask.condition},
+        headers={**_HEADERS, **_login(ask.address), **ask.condition},
         preload_content=False,
         redirect=False,
         retries=False,
         timeout=urllib3.Timeout(total=left),
+        pool_timeout=left,  # a host's connections are limited, and its turn may come too late
     )
     try:
         return _read(response, ask, private=private)
@@ -159,7 +194,7 @@ def _read(response: Any, ask: _Ask, *, private: bool) -> _Hop:
     if response.status == 304 and ask.condition:
         return _Hop(private, is_unchanged=True)
     if response.status != 200:
-        raise RowError("fetch", f"{ask.label} answered with status {response.status} {response.reason or ''}".rstrip())
+        raise passing(f"{ask.label} answered with status {response.status} {response.reason or ''}".rstrip(), response)
     if ask.condition:  # it has changed, and will be fetched in its turn
         response.close()
         return _Hop(private)
@@ -189,11 +224,17 @@ def _body(response: Any, label: str, limits: FetchLimits, deadline: float) -> by
     return bytes(body)
 
 
+def _login(address: str) -> dict[str, str]:
+    """The header that a user name and password in an address stand for; urllib3 would leave them out in silence."""
+    user = urllib3.util.parse_url(address).auth
+    return urllib3.make_headers(basic_auth=unquote(user)) if user else {}
+
+
 def _reason(error: Exception) -> str:
     """Say what happened without the library's message, which repeats the whole address."""
+    if isinstance(error, (*_BROKEN_OFF, ConnectionError)):
+        return "the connection broke off"
     known = {
-        "IncompleteRead": "the connection broke off",
-        "ProtocolError": "the connection broke off",
         "SSLError": "the certificate or TLS set-up is not accepted",
         "LocationParseError": "it is no valid address",
         "LocationValueError": "it is no valid address",

@@ -27,7 +27,7 @@ _MAX_BYTES = 256 * 2**20  # pixels that wait for the backend
 _MAX_REQUESTS = 512
 _MAX_SHARED = 64  # pictures kept because other groups show them too
 _POLL_S = 0.1  # how often a waiting backend looks whether the run was cancelled
-_N_FETCHERS = 16
+_N_FETCHERS = 32  # twice what one host gets, so that a slow one does not hold up the others
 
 
 class LoadingFeed:

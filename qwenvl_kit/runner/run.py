@@ -7,36 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
-import platform
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.backends.base import Backend, BackendSpec, Control
-from qwenvl_kit.effective import asked_record
-from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import Limits, Sizing, is_unchanged, load
-from qwenvl_kit.records import Result
 from qwenvl_kit.runner.feed import LoadingFeed
 from qwenvl_kit.runner.keys import Keys
 from qwenvl_kit.runner.ledger import Ledger
 from qwenvl_kit.runner.plan import make_plan
 from qwenvl_kit.runner.progress import progress_bar
 from qwenvl_kit.runner.recall import Recall
+from qwenvl_kit.runner.record import make_record, missing
 from qwenvl_kit.runner.threads import worker
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
-    from qwenvl_kit.records import ImageSource, Picture
+    from qwenvl_kit.records import ImageSource, Picture, Result
     from qwenvl_kit.runner.ledger import Store
 
 _REFRESH_S = 0.1
-_DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow", "pandas", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +105,8 @@ def run(
     ledger = Ledger(len(cells), store, control.on_result)
     job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger, store)
     interrupted = job.run_to_end()
-    results = ledger.close(functools.partial(_missing, failure=job.failure))
-    record = _record(config, spec, results, notes, started)
+    results = ledger.close(functools.partial(missing, failure=job.failure))
+    record = make_record(config, spec.effective, results, notes, started)
     return Run(results, record, interrupted, job.failure)
 
 
@@ -199,35 +193,3 @@ class _Job:
             while not self._ended.wait(_REFRESH_S):
                 tick(self._ledger.n_settled, self._ledger.counts["error"])
             tick(self._ledger.n_settled, self._ledger.counts["error"])
-
-
-def _missing(row: int, *, failure: BaseException | None) -> Result:
-    if failure is None:
-        return Result(row, "cancelled")
-    return Result.failed(row, RowError("generate", f"the backend broke before this row was answered: {failure}"))
-
-
-def _record(
-    config: Config, spec: BackendSpec, results: list[Result], notes: list[str], started: float
-) -> dict[str, Any]:
-    effective = spec.effective.record()
-    return {
-        "asked": asked_record(config),
-        "effective": {**effective, "notes": [*effective["notes"], *notes]},
-        "rows": dict(Counter(result.status for result in results)),
-        "cached": sum(result.cached for result in results),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
-        "versions": dict(_versions()),
-    }
-
-
-@functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    found = [("python", platform.python_version())]
-    for name in _DISTRIBUTIONS:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append((name, "not installed"))
-    return tuple(found)

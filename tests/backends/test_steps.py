@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qwenvl_kit.backends.steps import FiniteGuard, SeededChoice, TokenTap
+from qwenvl_kit.backends.steps import FiniteGuard, SeededChoice
 
 IDS = torch.zeros(3, 1, dtype=torch.long)
 
@@ -59,19 +59,3 @@ def test_a_rows_draws_depend_on_its_seed_alone() -> None:
 
     for _ in range(4):
         assert torch.equal(together(IDS, logits)[2], alone(IDS[:1], logits[2:])[0])
-
-
-def test_a_character_of_several_tokens_is_told_whole() -> None:
-    told: list[str] = []
-    pieces = "图".encode()
-
-    def decode(ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
-
-    tap = TokenTap(decode, lambda _, text: told.append(text), eos_ids=[0], n_rows=1, prompt_length=0)
-    for end in range(1, 4):
-        tap(torch.tensor([list(pieces[:end])]), None)
-    tap(torch.tensor([[*pieces, 0]]), None)
-    tap(torch.tensor([[*pieces, 0, 65]]), None)
-
-    assert told == ["图"]

@@ -15,6 +15,8 @@ from PIL import Image
 import qwenvl_kit
 from qwenvl_kit import Control
 from qwenvl_kit.backends.torch import TorchBackend
+from qwenvl_kit.backends.torch_beams import Beams
+from qwenvl_kit.backends.torch_stepper import TorchStepper
 
 EXACT = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
 
@@ -104,44 +106,71 @@ def test_overflow_in_float16_is_an_error_and_never_noise(tmp_path: Path, picture
     assert brain["status"].tolist() == ["ok"] * 2
 
 
-def test_memory_that_runs_out_halves_the_batch_and_is_on_record(
-    published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = TorchBackend._generate
+    step = TorchStepper.step
     sizes: list[int] = []
 
-    def scarce(self: TorchBackend, batch: list[Any], *rest: Any) -> Any:
-        sizes.append(len(batch))
-        if len(batch) > 2:
+    def scarce(self: TorchStepper, ids: Any, *rest: Any) -> Any:
+        sizes.append(len(ids))
+        if len(ids) > 2 and len(sizes) > 3:  # in the midst of answers
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, batch, *rest)
+        return step(self, ids, *rest)
 
-    whole = pd.Series(pictures).vl.caption(model_name=str(published), max_caption_length=4, batch_size=8, **EXACT)
-    monkeypatch.setattr(TorchBackend, "_generate", scarce)
-    halved = pd.Series(pictures).vl.caption(model_name=str(published), max_caption_length=4, batch_size=8, **EXACT)
+    options = {"model_name": "demo", "batch_size": 8, **EXACT}
+    whole = pd.Series(pictures).vl.caption(**options)
+    monkeypatch.setattr(TorchStepper, "step", scarce)
+    heard: dict[int, str] = {}
+    control = Control(on_token=lambda row, text: heard.update({row: heard.get(row, "") + text}))
+    fewer = pd.Series(pictures).vl.caption(control=control, **options)
 
-    assert halved.tolist() == whole.tolist()
-    assert sum(size > 2 for size in sizes) <= 3, "a size that failed is not tried again"
-    assert any("memory ran out" in note for note in halved.attrs["effective"]["notes"])
+    assert fewer.tolist() == whole.tolist()
+    assert [heard[row] for row in range(len(pictures))] == whole.tolist(), "nothing is told twice"
+    assert sum(size > 2 for size in sizes[3:]) <= 3, "a size that failed is not tried again"
+    assert any("memory ran out" in note for note in fewer.attrs["effective"]["notes"])
 
 
 def test_memory_too_small_for_one_row_is_that_rows_error(
     published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = TorchBackend._generate
-    largest = max(picture.width * picture.height for picture in pictures[:4])
+    look = TorchStepper.look
+    sizes = [84, 84, 168, 84, 84, 84, 84]
 
-    def scarce(self: TorchBackend, batch: list[Any], *rest: Any) -> Any:
-        sizes = [source for one in batch for source in (one.request.pictures[0].source_size,)]
-        if any(height * width == largest for height, width in sizes):
+    def scarce(self: TorchStepper, pixel_values: Any, grid: Any) -> Any:
+        if (grid.prod(dim=1) > 100).any():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return look(self, pixel_values, grid)
+
+    cells = pd.Series([picture.resize((side, side)) for picture, side in zip(pictures, sizes, strict=False)])
+    options = {"model_name": str(published), "max_caption_length": 4, **EXACT}
+    whole = cells.vl.caption(**options)
+    qwenvl_kit.unload()  # or the pictures would be known
+    monkeypatch.setattr(TorchStepper, "look", scarce)
+    with pytest.warns(qwenvl_kit.RowErrorWarning, match="max_pixels"):
+        run = cells.vl.run(**options)
+
+    assert run["status"].tolist() == ["ok", "ok", "error", "ok", "ok", "ok", "ok"]
+    assert run["text"].drop(2).tolist() == whole.drop(2).tolist()
+
+
+def test_beams_that_run_out_of_memory_halve_their_batch(
+    published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = Beams._generate
+
+    def scarce(self: Beams, batch: list[Any], *rest: Any) -> Any:
+        if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(self, batch, *rest)
 
-    monkeypatch.setattr(TorchBackend, "_generate", scarce)
-    with pytest.warns(qwenvl_kit.RowErrorWarning, match="max_pixels"):
-        run = pd.Series(pictures[:4]).vl.run(model_name=str(published), max_caption_length=4, **EXACT)
+    options = {"model_name": str(published), "max_caption_length": 4, "batch_size": 8, "num_beams": 2, **EXACT}
+    whole = pd.Series(pictures[:8]).vl.caption(**options)
+    monkeypatch.setattr(Beams, "_generate", scarce)
+    halved = pd.Series(pictures[:8]).vl.caption(**options)
 
-    assert sorted(run["status"]) == ["error", "ok", "ok", "ok"]
+    assert halved.tolist() == whole.tolist()
+    assert any("memory ran out" in note for note in halved.attrs["effective"]["notes"])
 
 
 def test_cancel_between_tokens_keeps_finished_rows(published: Path, pictures: list[Image.Image]) -> None:
@@ -150,14 +179,14 @@ def test_cancel_between_tokens_keeps_finished_rows(published: Path, pictures: li
 
     def on_token(row: int, text: str) -> None:
         heard.setdefault(row, []).append(text)
-        if row == 2:
+        if len(heard) == 3:
             cancel.set()
 
     run = pd.Series(pictures[:6]).vl.run(
         model_name=str(published), max_caption_length=60, batch_size=1, control=Control(cancel, on_token), **EXACT
     )
 
-    assert run["status"].iloc[0] == "ok"
+    assert run["status"].iloc[next(iter(heard))] == "ok"
     assert "cancelled" in run["status"].tolist()
     assert run["text"][run["status"] == "cancelled"].isna().all()
 

@@ -16,10 +16,11 @@ from qwenvl_kit.demo import caption, draw, sample_scenes
 
 @dataclass(frozen=True)
 class Gallery:
-    """Addresses of pictures, and the true caption of each."""
+    """Addresses of pictures, the true caption of each, and the files themselves."""
 
     urls: tuple[str, ...]
     captions: tuple[str, ...]
+    files: tuple[bytes, ...]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,9 @@ def gallery() -> Iterator[Gallery]:
         thread.start()
         base = f"http://127.0.0.1:{server.server_port}"
         yield Gallery(
-            tuple(f"{base}/{at}.png" for at in range(len(scenes))), tuple(caption(scene, "zh") for scene in scenes)
+            tuple(f"{base}/{at}.png" for at in range(len(scenes))),
+            tuple(caption(scene, "zh") for scene in scenes),
+            tuple(files),
         )
         server.shutdown()
         thread.join(5)

@@ -1,6 +1,7 @@
 """A job as the operator's users have it: the script of their docs, on the native runner or on Ray.
 
-Called with the addresses of pictures as arguments; prints the captions as JSON on its last line.
+Called with the addresses of pictures as arguments; prints address and caption of each as JSON on its last line. On Ray
+Daft gives rows back as they are finished, so that an address says which caption is whose.
 """
 
 import json
@@ -58,4 +59,7 @@ if __name__ == "__main__":
             concurrency=1,
         )(col("image_path"), col("prompt")),
     )
-    print("\n" + json.dumps(ds.to_pydict()["caption"], ensure_ascii=False), flush=True)
+    found = ds.to_pydict()
+    print(
+        "\n" + json.dumps(list(zip(found["image_path"], found["caption"], strict=True)), ensure_ascii=False), flush=True
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import gzip
 import http.server
 import io
@@ -34,6 +35,7 @@ class Server:
     paths: list[str] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
     bodies: int = 0
+    logins: list[str | None] = field(default_factory=list)
     certificate: Path | None = None
 
     def url(self, path: str) -> str:
@@ -52,6 +54,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer_good(self, _: str) -> None:
         self._send(200, png())
+
+    def answer_flaky(self, faults: str) -> None:
+        """Answer the first requests for this path with a fault, such as ``2/short/name``; then well."""
+        n_faults, kind = faults.split("/")[:2]
+        if self.server_state.paths.count(self.path) > int(n_faults):
+            self.answer_good("")
+        elif kind.isdecimal():
+            self._send(int(kind), b"busy")
+        else:
+            getattr(self, f"answer_{kind}")(faults.split("/")[-1])
+
+    def answer_login(self, target: str) -> None:
+        """Note the login, and redirect where a target is given."""
+        self.server_state.logins.append(self.headers.get("Authorization"))
+        if target:
+            self.answer_to(target)
+        else:
+            self.answer_good("")
+
+    def answer_busy(self, seconds: str) -> None:
+        """Say when to come again: in seconds, or as a date so many seconds ahead."""
+        date = seconds.startswith("date")
+        when = email.utils.formatdate(time.time() + int(seconds[4:]), usegmt=True) if date else seconds
+        self.send_response(503)
+        self.send_header("Retry-After", when)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def answer_reset(self, _: str) -> None:
+        self.close_connection = True
+
+    def answer_torn(self, _: str) -> None:
+        """Break off between two chunks."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n\x89PNG\n\r\n")
+        self.close_connection = True
 
     def answer_marked(self, kind: str) -> None:
         name, condition = {"etag": ("ETag", "If-None-Match"), "date": ("Last-Modified", "If-Modified-Since")}[kind]
@@ -72,7 +109,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._send(404, b"not here")
 
     def answer_status(self, status: str) -> None:
-        self._send(int(status), b"")
+        self._send(int(status.partition("?")[0]), b"")
 
     def answer_large(self, n_bytes: str) -> None:
         self._send(200, b"x" * int(n_bytes))
@@ -172,6 +209,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 class _Listening(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
     block_on_close = False
 
     def handle_error(self, *_: object) -> None:

@@ -230,7 +230,7 @@ def test_a_store_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) 
     import fsspec
 
     done = threading.Event()
-    monkeypatch.setattr(fsspec, "open", lambda *_, **__: done.wait(10))
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *_, **__: done.wait(10))
     started = time.monotonic()
 
     message = told("memory://bucket/a.png", limits=FetchLimits(0.1, 1000, True))
@@ -256,7 +256,7 @@ def test_schemes_that_name_a_host_are_refused_where_private_hosts_are(
 
 @pytest.mark.parametrize(
     ("address", "package", "extra"),
-    [("s3://bucket/a.png", "s3fs", "s3"), ("tos://bucket/a.png", "tosfs", "tos"), ("gs://bucket/a", "fsspec", "s3")],
+    [("s3://bucket/a.png", "s3fs", "s3"), ("tos://bucket/a.png", "tos", "tos"), ("gs://bucket/a", "gcsfs", "gs")],
 )
 def test_a_missing_package_names_the_extra_that_brings_it(
     address: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
@@ -268,7 +268,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(
 
 @pytest.mark.parametrize(
     ("address", "package", "variable"),
-    [("s3://bucket/a.png", "s3fs", "AWS_ACCESS_KEY_ID"), ("tos://bucket/a.png", "tosfs", "TOS_ACCESS_KEY")],
+    [("s3://bucket/a.png", "s3fs", "AWS_ACCESS_KEY_ID"), ("tos://bucket/a.png", "tos", "TOS_ACCESS_KEY")],
 )
 def test_missing_credentials_say_what_to_set(
     address: str, package: str, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -292,6 +292,6 @@ def test_a_clients_message_is_not_repeated_since_it_may_hold_keys(monkeypatch: p
     def fail(*_: object, **__: object) -> None:
         raise EndpointError("https://host/?X-Amz-Signature=deadbeef key=hunter2")
 
-    monkeypatch.setattr(fsspec, "open", fail)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
 
     assert told("memory://bucket/a.png?sig=s3cr3t") == "memory://bucket/a.png?… cannot be read: EndpointError"

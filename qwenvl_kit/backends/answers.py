@@ -1,0 +1,71 @@
+"""What a model said for a request goes in, its `Result` comes out; how it was generated is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from qwenvl_kit.backends.repetition import repeated_phrase
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.records import Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.backends.encode import Encoded
+
+Ending = Literal["stop", "length", "repetition"]
+
+
+def answered(
+    encoded: Encoded, said: Sequence[int], ending: Ending, decode: Callable[[Sequence[int]], str], *, seconds: float
+) -> Result:
+    """The result of a row that ended as it should; one that loops to its end is flagged.
+
+    Parameters
+    ----------
+    encoded : Encoded
+        What was asked.
+    said : sequence of int
+        New tokens, without the one that ended the answer.
+    ending : {"stop", "length", "repetition"}
+        Why there are no more.
+    decode : callable
+        Token ids to text.
+    seconds : float
+        The row's share of the time.
+    """
+    phrase = None if ending == "stop" else repeated_phrase(said)
+    height, width = encoded.request.pictures[0].size
+    return Result(
+        encoded.request.row,
+        "ok",
+        text=decode(said),
+        finish_reason=ending,
+        prompt_tokens=len(encoded.ids),
+        new_tokens=len(said),
+        height=height,
+        width=width,
+        seconds=seconds,
+        flag=None if phrase is None else f"repeats {decode(said[-phrase:])!r} to its end",
+    )
+
+
+def overflowed(encoded: Encoded, dtype: str) -> Result:
+    """The result of a row whose logits are NaN or infinite."""
+    advice = "dtype='float32'" if dtype == "bfloat16" else "dtype='bfloat16', which has the range of float32,"
+    message = f"the model's numbers overflowed in {dtype} (NaN or infinite logits); {advice} may help"
+    return _failed(encoded, message)
+
+
+def too_large(encoded: Encoded) -> Result:
+    """The result of a row that does not fit into memory even alone."""
+    height, width = encoded.request.pictures[0].size
+    return _failed(
+        encoded,
+        f"memory ran out for this row alone ({len(encoded.ids)} tokens, first picture {width}×{height}); lower "
+        "max_pixels or max_caption_length, or spread the model with device_map='auto'",
+    )
+
+
+def _failed(encoded: Encoded, message: str) -> Result:
+    request = encoded.request
+    return Result.failed(request.row, RowError("generate", message), size=request.pictures[0].size)

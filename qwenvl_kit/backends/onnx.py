@@ -1,0 +1,152 @@
+"""An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
+
+Frames and URLs are unknown here; how graphs are run is the stepper's affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.backends.checkpoint import find, locate, read
+from qwenvl_kit.backends.exports import Export, is_export, read_export
+from qwenvl_kit.backends.onnx_extra import require_onnx
+from qwenvl_kit.effective import CheckpointDefaults, Device, Effective, resolve
+from qwenvl_kit.errors import CheckpointError, ConfigError
+from qwenvl_kit.records import Geometry, Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.backends.base import Control, Feed
+    from qwenvl_kit.config import Config
+
+ATTENTION = "GroupQueryAttention"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxSpec:
+    """An export and what will run of it, before any weight is read."""
+
+    export: Export
+    device: Device
+    rank: int
+    effective: Effective
+    geometry: Geometry
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of graphs and weights."""
+        return self.effective.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Equal for configs that can share one loaded model."""
+        return f"onnx:{self.export.path}:{self.fingerprint}:{self.effective.device}:{self.effective.threads}"
+
+    def load(self) -> OnnxBackend:
+        """Read the weights."""
+        return OnnxBackend(self)
+
+
+class OnnxBackend:
+    """A loaded export.
+
+    Parameters
+    ----------
+    spec : OnnxSpec
+        What to load, and where.
+    """
+
+    def __init__(self, spec: OnnxSpec) -> None:
+        from transformers import AutoProcessor
+
+        from qwenvl_kit.backends.decoding import Language
+        from qwenvl_kit.backends.eyes import Eyes
+        from qwenvl_kit.backends.onnx_stepper import OnnxStepper
+        from qwenvl_kit.backends.quiet import quietly
+
+        with quietly():
+            processor = AutoProcessor.from_pretrained(spec.export.path, local_files_only=True)
+        assert spec.effective.provider is not None, "set by spec()"
+        self._stepper = OnnxStepper(
+            spec.export, provider=spec.effective.provider, rank=spec.rank, threads=spec.effective.threads
+        )
+        self._eyes = Eyes(self._stepper)
+        self._language = Language.of(processor, read(spec.export.path, weights="*.onnx"))
+
+    def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
+        """Answer what the feed gives."""
+        from qwenvl_kit.backends.decoding import decode_in_flight
+
+        yield from decode_in_flight(self._stepper, self._eyes, self._language, feed, effective, control)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._eyes.forget()
+        self._stepper.close()
+
+
+def spec(config: Config) -> OnnxSpec:
+    """Find the export that a config means.
+
+    Raises
+    ------
+    MissingExtra
+        ONNX Runtime is not installed.
+    ConfigError
+        An option that was given cannot be had from an export.
+    ModelNotFound, CheckpointError
+        There is no export; or a partial, an altered or a foreign one.
+    """
+    require_onnx("backend='onnx'")
+    from qwenvl_kit.backends.onnx_stepper import execution_provider
+
+    folder = locate(config)
+    if not is_export(folder):
+        find(config)  # what is no checkpoint either is said as such
+        raise CheckpointError(
+            f"model_name={config.model_name!r} is a checkpoint, not an ONNX export; make one with qwenvl-kit export "
+            f"{config.model_name} OUT, and pass model_name='OUT'"
+        )
+    export = read_export(folder)
+    checkpoint = read(folder, weights="*.onnx")
+    _check(config, export)
+    provider = execution_provider()
+    device = _device(config, provider)
+    defaults = CheckpointDefaults(str(folder), "", checkpoint.geometry, checkpoint.repetition_penalty)
+    planned = resolve(config, device, defaults, dtype=export.dtype, attention=ATTENTION)
+    fingerprint = hashlib.blake2b(f"onnx:{export.digest}:{provider}".encode(), digest_size=16).hexdigest()
+    effective = replace(planned, fingerprint=fingerprint, quantization=export.quantize, provider=provider)
+    return OnnxSpec(export, device, config.rank or 0, effective, checkpoint.geometry)
+
+
+def _check(config: Config, export: Export) -> None:
+    if config.num_beams > 1:
+        raise ConfigError(
+            f"num_beams={config.num_beams} is not to be had from backend='onnx', whose loop follows one answer a row; "
+            "pass num_beams=1, backend='torch', or use qwenvl_kit.export.OnnxQwenVL's own generate"
+        )
+    if config.device_map is not None:
+        raise ConfigError(
+            f"device_map={config.device_map!r} is not to be had from backend='onnx', which keeps a model on one "
+            "device; leave it out, or pass backend='torch'"
+        )
+    if "dtype" in config.asked and config.dtype != export.dtype:
+        raise ConfigError(
+            f"dtype={config.dtype!r} is not to be had from {export.path}, an export in {export.dtype}; leave dtype "
+            f"out, or export with dtype={config.dtype!r}"
+        )
+
+
+def _device(config: Config, provider: str) -> Device:
+    if provider.startswith("CUDA"):
+        from qwenvl_kit.backends.devices import find_device
+
+        return find_device(config)
+    if config.rank is not None:
+        raise ConfigError(
+            f"rank={config.rank} asks for a GPU, but ONNX Runtime runs on {provider} here; pass rank=None, or install "
+            "onnxruntime-gpu on a machine with a GPU"
+        )
+    return Device("cpu")

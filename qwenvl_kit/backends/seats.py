@@ -1,0 +1,120 @@
+"""Which row sits in which slot of a stepper's cache, how large that is, and what a row can take over from another.
+
+What rows say and when they are done is their own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.backends.stepper import Reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwenvl_kit.backends.rows import Row
+    from qwenvl_kit.backends.stepper import Stepper
+
+_STEP = 64  # tokens by which a cache grows, so that it seldom does
+_LEAST_SHARED = 32  # tokens; a shorter beginning is sooner read again than taken over in a pass of its own
+
+
+class Seats:
+    """The slots of a stepper and the rows in them.
+
+    Parameters
+    ----------
+    stepper : Stepper
+        Its cache is managed here and nowhere else.
+    """
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+        self._slots: list[Row | None] = []
+        self._size = (0, 0)  # slots and tokens that are reserved
+        self._shared: list[tuple[int, int, int]] = []  # from slot, to slot, how many tokens
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows that have a slot, in the order of slots."""
+        return [row for row in self._slots if row is not None]
+
+    def seat(self, rows: Sequence[Row], *, n_most: int) -> None:
+        """Give each row a free slot of `n_most` at most, and make the cache as large as all need."""
+        was_empty = not self.rows
+        for row in rows:
+            if None in self._slots:
+                self._slots[self._slots.index(None)] = row
+            else:
+                self._slots.append(row)
+        n_slots, capacity = len(self._slots), max(row.room for row in self.rows)
+        capacity = -(-capacity // _STEP) * _STEP
+        if was_empty and capacity * 2 < self._size[1]:  # a single long row must not make all others dear
+            self._size = (0, 0)
+        if n_slots > self._size[0] or capacity > self._size[1]:
+            if n_slots > self._size[0]:  # rows come one after the other: do not grow by one each time
+                n_slots = max(n_slots, min(2 * self._size[0], n_most))
+            self._size = max(n_slots, self._size[0]), max(capacity, self._size[1])
+            self._stepper.reserve(*self._size)
+
+    def slots_of(self, rows: Sequence[Row]) -> list[int]:
+        """Slots of rows."""
+        return [self._slots.index(row) for row in rows]
+
+    def readings(self, rows: Sequence[Row], visual: Sequence[Tensor]) -> tuple[list[Reading], list[Reading]]:
+        """What rows that were just seated have to read, given the visual tokens of each.
+
+        Returns
+        -------
+        whole : list of Reading
+            Prompts that no other row has begun with.
+        rest : list of Reading
+            What follows the beginning that another row has read; to be read after `whole`, and after `share`.
+        """
+        whole: list[Reading] = []
+        rest: list[Reading] = []
+        self._shared = []
+        readers = [row for row in self.rows if row not in rows]
+        device = self._stepper.device
+        for row, slot, seen in zip(rows, self.slots_of(rows), visual, strict=True):
+            ids, positions = row.ids.to(device), row.positions().to(device)
+            reader = max(readers, key=row.shares, default=row)
+            past = 0 if reader is row else row.shares(reader)
+            if past >= _LEAST_SHARED:
+                self._shared.append((self._slots.index(reader), slot, past))
+                rest.append(Reading(slot, ids[past:], positions[:, past:], past))
+            else:
+                whole.append(Reading(slot, ids, positions, visual=seen))
+                readers.append(row)
+        return whole, rest
+
+    def share(self) -> None:
+        """Copy the beginnings that rows take over from others."""
+        for source, target, length in self._shared:
+            self._stepper.copy(source, target, length)
+
+    def close_gaps(self) -> list[Row]:
+        """Move the last rows into free slots, so that rows stand in slots 0 to B-1; give them."""
+        while None in self._slots:
+            last = self._slots.pop()
+            if last is not None:
+                gap = self._slots.index(None)
+                self._stepper.copy(len(self._slots), gap, last.n_tokens - 1)
+                self._slots[gap] = last
+        return self.rows
+
+    def leave(self) -> list[Row]:
+        """Free the slots of rows that are done; give those rows."""
+        done = [row for row in self.rows if row.is_done]
+        self._slots = [None if row is None or row.is_done else row for row in self._slots]
+        while self._slots and self._slots[-1] is None:
+            self._slots.pop()
+        return done
+
+    def clear(self) -> list[Row]:
+        """Free all slots and the memory they took; give their rows in the order in which they were asked."""
+        rows = sorted(self.rows, key=lambda row: row.encoded.request.row)
+        self._slots, self._size = [], (0, 0)
+        self._stepper.reserve(0, 0)
+        return rows

@@ -1,0 +1,135 @@
+"""Beam search, which transformers' ``generate`` does: requests in, results out, a batch at a time.
+
+What a batch is, how it is padded and when it is halved is known nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from qwenvl_kit.backends.answers import answered, overflowed, too_large
+from qwenvl_kit.backends.batching import Waiting
+from qwenvl_kit.backends.encode import Encoded, collate
+from qwenvl_kit.backends.memory import free_memory, is_out_of_memory
+from qwenvl_kit.backends.quiet import quietly
+from qwenvl_kit.backends.steps import FiniteGuard, StopWhen
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.records import Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwenvl_kit.backends.base import Control, Feed
+    from qwenvl_kit.backends.decoding import Language
+    from qwenvl_kit.effective import Effective
+
+
+class Beams:
+    """A model that keeps several answers of each row in mind.
+
+    Parameters
+    ----------
+    model : transformers.Qwen2_5_VLForConditionalGeneration
+        In evaluation mode.
+    language : Language
+        The checkpoint's tokens.
+    pad_id : int
+        The token that fills shorter prompts.
+    device : torch.device
+        Where inputs go.
+    """
+
+    def __init__(self, model: Any, language: Language, *, pad_id: int, device: torch.device) -> None:
+        self._model, self._language = model, language
+        self._pad_id, self._device = pad_id, device
+        # generate() fills every value we leave open from the model's own generation config: it must hold none.
+        model.generation_config = GenerationConfig()
+
+    def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
+        """Answer what the feed gives, rows of like length together."""
+        waiting = Waiting(effective.batch_size)
+        while not control.cancel.is_set():
+            requests = waiting.top_up(feed)
+            if requests is None and not waiting.rows:
+                return
+            for request in requests or ():
+                try:
+                    waiting.rows.append(self._language.encoder.encode(request))
+                except RowError as error:
+                    yield Result.failed(request.row, error, size=request.pictures[0].size)
+            if waiting.rows:
+                yield from self._answer(waiting.next_batch(), effective, control, waiting)
+        yield from (Result(encoded.request.row, "cancelled") for encoded in waiting.rows)
+
+    def _answer(
+        self, batch: list[Encoded], effective: Effective, control: Control, waiting: Waiting
+    ) -> Iterator[Result]:
+        """Answer a batch; when memory runs out, its halves."""
+        try:
+            answers = self._generate(batch, effective, control)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            answers = None
+        if answers is not None:
+            yield from answers
+            return
+        free_memory()  # outside the except clause, which would keep the failed forward's tensors alive
+        if len(batch) == 1:
+            yield too_large(batch[0])
+            return
+        half = len(batch) // 2
+        waiting.shrink_to(half)
+        control.note(f"memory ran out at {len(batch)} pictures at once; went on with {half}")
+        yield from self._answer(batch[:half], effective, control, waiting)
+        yield from self._answer(batch[half:], effective, control, waiting)
+
+    def _generate(self, batch: list[Encoded], effective: Effective, control: Control) -> list[Result]:
+        started = time.perf_counter()
+        tensors = collate(batch, pad_id=self._pad_id, image_id=self._language.image_id)
+        prompt_length = tensors["input_ids"].shape[1]
+        guard = FiniteGuard(len(batch), effective.num_beams, self._language.eos_ids[0], self._device)
+        with torch.inference_mode(), quietly():
+            sequences: Tensor = self._model.generate(
+                **{name: tensor.to(self._device) for name, tensor in tensors.items()},
+                generation_config=self._generation_config(batch, effective),
+                logits_processor=[guard],
+                stopping_criteria=StoppingCriteriaList([StopWhen(control.cancel)]),
+            )
+        rows: list[list[int]] = sequences[:, prompt_length:].tolist()
+        broken: list[bool] = guard.broken.tolist()
+        seconds = (time.perf_counter() - started) / len(batch)
+        results = [
+            overflowed(encoded, effective.dtype) if is_broken else self._result(encoded, ids, seconds)
+            for encoded, ids, is_broken in zip(batch, rows, broken, strict=True)
+        ]
+        if control.on_token is not None:  # beams change their minds until the end
+            for result in results:
+                control.on_token(result.row, result.text or "")
+        return results
+
+    def _generation_config(self, batch: list[Encoded], effective: Effective) -> GenerationConfig:
+        """Every value is given, so that nothing of the checkpoint's own slips in unseen."""
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=effective.num_beams,
+            repetition_penalty=effective.repetition_penalty,
+            max_new_tokens=max(encoded.request.max_new_tokens for encoded in batch),
+            use_cache=True,
+            eos_token_id=list(self._language.eos_ids),
+            pad_token_id=self._pad_id,
+        )
+
+    def _result(self, encoded: Encoded, ids: list[int], seconds: float) -> Result:
+        n_most = encoded.request.max_new_tokens
+        ids = ids[:n_most]
+        end = next((at for at, token in enumerate(ids) if token in self._language.eos_ids), None)
+        if end is None and len(ids) < n_most:
+            return Result(encoded.request.row, "cancelled")
+        decode = self._language.decode
+        return answered(encoded, ids[:end], "length" if end is None else "stop", decode, seconds=seconds)

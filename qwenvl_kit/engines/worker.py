@@ -1,0 +1,75 @@
+"""What runs in a worker of Daft or Ray: a batch of parcels in, their results out, on a model that stays loaded.
+
+A row's fault is its result; what breaks the whole run goes back as a value, since exceptions lose their type on the
+way through a process of Daft's. Where it runs, and what becomes of its answers, it does not know.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_kit.backends.base import make_spec
+from qwenvl_kit.effective import announce
+from qwenvl_kit.engines import local
+from qwenvl_kit.engines.parcels import About, Parcel, pack_error, to_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qwenvl_kit.config import Config
+
+
+class Worker:
+    """Answers parcels.
+
+    Parameters
+    ----------
+    config : Config
+        For a run in one process.
+
+    Examples
+    --------
+    >>> from qwenvl_kit import Config
+    >>> (answer,) = Worker(Config(backend="echo", progress=False)).answer([Parcel("missing.png", ("What?",)).pack()])
+    >>> answer["results"][0]["stage"]
+    'fetch'
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def answer(self, packed: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Answer a batch.
+
+        Returns
+        -------
+        list of dict
+            One per parcel: ``results`` with the fields of a `Result` per prompt; with the first, ``about`` has what
+            ran, or ``failure`` what broke.
+        """
+        parcels = [Parcel.unpack(one) for one in packed]
+        try:
+            about, results = self._run(parcels)
+        except Exception as error:  # noqa: BLE001  # the driver raises it
+            return self._answers([[] for _ in parcels], failure=pack_error(error))
+        return self._answers(results, about=pickle.dumps(about))
+
+    def _run(self, parcels: Sequence[Parcel]) -> tuple[About, list[list[dict[str, Any]]]]:
+        effective = make_spec(self._config).effective
+        if self._config.strict:
+            announce(self._config, effective)
+        cells = [parcel.cell for parcel in parcels for _ in parcel.prompts]
+        prompts = [prompt for parcel in parcels for prompt in parcel.prompts]
+        run = local.execute(cells, prompts, self._config, stacklevel=None, keeps_record=False)
+        if run.failure is not None:
+            raise run.failure
+        notes = run.record["effective"]["notes"][len(effective.notes) :]
+        results = iter(run.results)
+        return About(effective, tuple(notes)), [[to_fields(next(results)) for _ in one.prompts] for one in parcels]
+
+    def _answers(self, results: list[list[dict[str, Any]]], **first: bytes) -> list[dict[str, Any]]:
+        return [
+            {"results": one, "about": None, "failure": None, **(first if position == 0 else {})}
+            for position, one in enumerate(results)
+        ]

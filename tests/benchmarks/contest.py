@@ -1,0 +1,244 @@
+"""Runs a workload by all contenders in turn, several times; prints ratios with spread, and keeps them as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model
+
+RESULTS = Path(__file__).parent / "results"
+PEER_BATCHES = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured, and the ratio to the best peer that is wanted of each backend."""
+
+    name: str
+    title: str
+    rows: Rows
+    wanted: dict[str, float]
+    share: float = 1.0
+
+
+def main(make: Callable[[float], Workload], share: float) -> int:
+    """Measure, print, keep; the exit status is 1 where the wanted ratio is missed or answers differ.
+
+    `share` of the workload's pictures are enough for a run of some minutes on two cores.
+    """
+    asked = _arguments(share)
+    torch.set_num_threads(asked.threads)
+    workload = make(asked.share)
+    with tempfile.TemporaryDirectory() as folder:
+        model = asked.model or make_model(Path(folder) / "model")
+        ours = Ours(asked.backend, asked.export or model)
+        found = _compete(workload, ours, Card(model), asked)
+    wanted = workload.wanted[asked.backend]
+    found |= {"wanted": wanted, "reached": found["ratio_to_best_peer"]["median"] >= wanted}
+    _print(workload, found)
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{workload.name}-{asked.backend}.json"
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0 if found["reached"] and not found["differing_answers"] else 1
+
+
+def _arguments(share: float) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch")
+    parser.add_argument("--export", type=Path, help="folder of the ONNX export of --model")
+    parser.add_argument("--model", type=Path, help="folder that `contenders.py DIR` wrote; made anew without it")
+    parser.add_argument("--batch-size", type=int, default=16, help="ours")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--share", type=float, default=share, help="of the workload's pictures [%(default)s]")
+    return parser.parse_args()
+
+
+def _compete(workload: Workload, ours: Ours, card: Card, asked: argparse.Namespace) -> dict[str, Any]:
+    rows = workload.rows
+    best, trials = _best_batch(card, rows)
+    contenders: dict[str, Callable[[], list[str]]] = {
+        f"qwenvl_kit, batch {asked.batch_size}": lambda: ours.answer(rows, asked.batch_size),
+        f"model card's loop, batch {best}": lambda: card.answer(rows, best),
+    }
+    if asked.batch_size != best:
+        contenders[f"model card's loop, batch {asked.batch_size}"] = lambda: card.answer(rows, asked.batch_size)
+    if len(set(rows.n_most)) == 1:
+        piped = Pipeline(card)
+        contenders[f"transformers pipeline, batch {best}"] = lambda: piped.answer(rows, best)
+    ours.answer(rows[:2], 2)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}  # tells work from waiting for other programs
+    probes: list[dict[str, float]] = []
+    answers: dict[str, list[str]] = {}
+    for turn in range(asked.turns):
+        order = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
+        for name in order:
+            probes.append(limits(quick=True))
+            _forget(ours)
+            started, worked = time.perf_counter(), time.process_time()
+            answers[name] = contenders[name]()
+            seconds[name].append(time.perf_counter() - started)
+            cpu[name].append(time.process_time() - worked)
+    mine, *peers = contenders
+    differing = {peer: sum(a != b for a, b in zip(answers[mine], answers[peer], strict=True)) for peer in peers}
+    ratios = {peer: spread([p / m for p, m in zip(seconds[peer], seconds[mine], strict=True)]) for peer in peers}
+    return {
+        "workload": workload.title,
+        "share_of_the_pictures": workload.share,
+        "model": MODEL,
+        "machine": machine(),
+        "seconds": {name: spread(some) for name, some in seconds.items()},
+        "cpu_seconds": {name: spread(some) for name, some in cpu.items()},
+        "peer_trials_s": trials,
+        "ratios": ratios,
+        "ratio_to_best_peer": _to_best(seconds),
+        "ratio_of_cpu_seconds_to_best_peer": _to_best(cpu),
+        "differing_answers": max(differing.values()),
+        "differing": differing,
+        "new_tokens_of_rows": workload.rows.n_most if len(set(rows.n_most)) > 1 else rows.n_most[0],
+        "limits": phases(ours, rows),
+        "probe_gflops_before_each_run": [round(probe["gflops"]) for probe in probes],
+    }
+
+
+def _to_best(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """In each turn, that of the fastest peer to ours, which comes first."""
+    mine, *peers = seconds.values()
+    return spread([min(others) / own for own, *others in zip(mine, *peers, strict=True)])
+
+
+def _best_batch(card: Card, rows: Rows) -> tuple[int, dict[str, float]]:
+    card.answer(rows[:2], 2)
+    trials = {}
+    for batch_size in dict.fromkeys(min(size, len(rows)) for size in PEER_BATCHES):
+        started = time.perf_counter()
+        card.answer(rows, batch_size)
+        trials[batch_size] = time.perf_counter() - started
+    return min(trials, key=lambda size: trials[size]), {str(size): round(took, 2) for size, took in trials.items()}
+
+
+def _forget(ours: Ours) -> None:
+    """Pictures that an earlier turn saw are no saving."""
+    ours.backend._eyes.forget()
+
+
+def limits(*, quick: bool = False) -> dict[str, float]:
+    """The machine's own limits as measured now: float32 products, and reading memory."""
+    side, n_times = (1024, 3) if quick else (2048, 8)
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    products = [_seconds(lambda: a @ b) for _ in range(n_times)]
+    weights = torch.randn(2**22 if quick else 2**26)
+    reads = [_seconds(weights.sum) for _ in range(n_times)]
+    return {"gflops": 2 * side**3 / min(products) / 1e9, "gbytes_per_s": weights.nbytes / min(reads) / 1e9}
+
+
+def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
+    """How far looking, reading and stepping at batch 4 are from the machine's limits."""
+    _forget(ours)
+    spent: dict[str, list[float]] = {"look": [], "read": [], "step": []}
+    amounts: dict[str, int] = {"look": 0, "read": 0, "step": 0}
+    stepper = ours.backend._stepper
+    plain = {name: getattr(stepper, name) for name in spent}
+
+    def timed(name: str, count: Callable[..., int]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = plain[name](*arguments)
+            if name != "step" or len(arguments[0]) == 4:
+                spent[name].append(time.perf_counter() - started)
+                amounts[name] += count(*arguments)
+            return result
+
+        return call
+
+    stepper.look = timed("look", lambda patches, _: len(patches))
+    stepper.read = timed("read", lambda readings: sum(len(reading.ids) for reading in readings))
+    stepper.step = timed("step", lambda ids, *_: len(ids))
+    distinct = list({id(picture): picture for picture in rows.pictures}.values())
+    few = Rows(distinct[:4], rows.prompts[:4], [24] * 4)
+    ours.answer(few, 4)
+    for name in spent:
+        delattr(stepper, name)
+    machine_limits = limits()
+    n_text, n_vision, n_merge = 75.5e6, 14.2e6, 3.54e6  # weights of products, without head and patches
+    flops = 2 * (n_text * amounts["read"] + n_vision * amounts["look"] + n_merge * amounts["look"] / 4)
+    prompt_s = sum(spent["look"]) + sum(spent["read"])
+    weights_once = (n_text + 0.75e6) * 4 / machine_limits["gbytes_per_s"] / 1e9
+    step = statistics.median(spent["step"]) if spent["step"] else float("nan")
+    return {
+        "gemm_peak_gflops": round(machine_limits["gflops"], 1),
+        "memory_gbytes_per_s": round(machine_limits["gbytes_per_s"], 1),
+        "prompt_phase_share_of_gemm_peak": round(flops / prompt_s / 1e9 / machine_limits["gflops"], 3),
+        "step_at_batch_4_ms": round(step * 1e3, 2),
+        "reading_the_weights_once_ms": round(weights_once * 1e3, 2),
+        "step_over_reading_the_weights_once": round(step / weights_once, 2),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    packages = ("torch", "transformers", "numpy", "onnxruntime")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {name: round(of(values), 3) for name, of in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def _print(workload: Workload, found: dict[str, Any]) -> None:
+    print(f"{workload.name}: {workload.title}; {workload.share:.0%} of it")
+    for name, some in found["seconds"].items():
+        print(f"  {name}: {_shown(some)} s")
+    for name, some in found["ratios"].items():
+        print(f"  × {_shown(some)} of {name}; {found['differing'][name]} answers differ")
+    verdict = "reached" if found["reached"] else "missed"
+    print(f"  best peer: × {_shown(found['ratio_to_best_peer'])}, wanted × {found['wanted']}: {verdict}")
+    print(f"  in CPU seconds × {_shown(found['ratio_of_cpu_seconds_to_best_peer'])}")
+    print("  " + ", ".join(f"{name} {value}" for name, value in found["limits"].items()))
+    print(f"  GFLOP/s before each run: {found['probe_gflops_before_each_run']} (other work on the machine shows here)")
+
+
+def _shown(some: dict[str, float]) -> str:
+    return f"{some['median']:.2f} ({some['min']:.2f} to {some['max']:.2f})"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except Exception:  # noqa: BLE001  # not installed
+        return "not installed"

@@ -1,0 +1,22 @@
+"""What is installed is what is in the repository."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_package_is_listed_for_installation() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "qwenvl_kit").rglob("__init__.py")}
+
+    assert there <= listed
+    assert "optimum.commands.register" in listed
+
+
+def test_the_folder_of_optimums_commands_is_a_namespace() -> None:
+    hook = ROOT / "qwenvl_kit" / "export" / "optimum_hook"
+
+    assert [file.name for file in hook.glob("*.py")] == ["qwenvl.py"], "an __init__.py would hide other packages'"
