@@ -17,7 +17,7 @@ from qwenvl_kit.backends.base import Control, make_spec
 from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.effective import announce
 from qwenvl_kit.engines import local
-from qwenvl_kit.errors import RowError
+from qwenvl_kit.errors import ConfigError, RowError
 from qwenvl_kit.images import Limits, identify, is_null
 from qwenvl_kit.images.decode import read_size
 from qwenvl_kit.images.fetch import fetch
@@ -117,8 +117,14 @@ def run_grid(
     Raises
     ------
     ConfigError, ModelNotFound
-        Of any setting, before the first one runs.
+        Of any setting, or of an engine other than ``local``, before the first one runs.
     """
+    for engine in (setting.config.engine for setting in settings):
+        if engine != "local":
+            raise ConfigError(
+                f"engine must be 'local' where settings are compared, since each model is loaded here once; got "
+                f"{engine!r}; leave engine out"
+            )
     specs = [make_spec(setting.config) for setting in settings]
     if stacklevel is not None:
         _announce(settings, specs, stacklevel + 1)

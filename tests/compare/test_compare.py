@@ -127,6 +127,11 @@ def test_prompts_can_vary_and_a_column_of_prompts_serves_all_settings(frame: pd.
         frame.vl.compare("image", vary={"prompt": ["One?"]}, prompts="ask", **ECHO)
 
 
+def test_an_engine_elsewhere_is_refused_instead_of_left_out(frame: pd.DataFrame) -> None:
+    with pytest.raises(ConfigError, match=r"engine must be 'local' where settings are compared.*got 'ray'"):
+        frame.vl.compare("image", vary={"batch_size": [1, 2]}, engine="ray", **ECHO)
+
+
 @pytest.mark.parametrize("repeats", [0, True, 1.5])
 def test_repeats_that_are_no_count_are_refused(frame: pd.DataFrame, repeats: Any) -> None:
     with pytest.raises(ConfigError, match="repeats must be a whole number"):
