@@ -64,6 +64,8 @@ class GridRun:
         What the peak means.
     records : dict
         What ran, by the setting's label.
+    unheeded : tuple of str
+        Options that were named and do not take effect, each with the reason.
     interrupted : bool
         Ctrl-C ended it.
     failure : BaseException or None
@@ -75,6 +77,7 @@ class GridRun:
     seconds: float = 0.0
     memory: str | None = None
     records: dict[str, Any] = field(default_factory=dict)
+    unheeded: tuple[str, ...] = ()
     interrupted: bool = False
     failure: BaseException | None = None
 
@@ -129,6 +132,9 @@ def run_grid(
     if stacklevel is not None:
         _announce(settings, specs, stacklevel + 1)
     work = _Work(prompts, settings, specs, repeats, control or Control(), on_start, on_result)
+    work.gave.unheeded = tuple(
+        dict.fromkeys(note for pair in zip(settings, specs, strict=True) for note in _named(*pair))
+    )
     started = time.perf_counter()
     try:
         with progress_bar(len(cells) * len(settings) * repeats, shown=shown) as tick:
@@ -269,7 +275,11 @@ def _announce(settings: Sequence[Setting], specs: Sequence[BackendSpec], stackle
     """Say once what cannot take effect, however many settings share it."""
     said: set[tuple[str, ...]] = set()
     for setting, spec in zip(settings, specs, strict=True):
-        notes = tuple(str(note) for note in spec.effective.notes if note.option in setting.config.asked)
+        notes = _named(setting, spec)
         if notes and notes not in said:
             said.add(notes)
             announce(setting.config, spec.effective, stacklevel=stacklevel + 1)
+
+
+def _named(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
+    return tuple(str(note) for note in spec.effective.notes if note.option in setting.config.asked)
