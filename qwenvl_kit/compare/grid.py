@@ -17,7 +17,7 @@ from qwenvl_kit.backends.base import Control, make_spec
 from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.effective import announce
 from qwenvl_kit.engines import local
-from qwenvl_kit.errors import RowError
+from qwenvl_kit.errors import ConfigError, RowError
 from qwenvl_kit.images import Limits, identify, is_null
 from qwenvl_kit.images.decode import read_size
 from qwenvl_kit.images.fetch import fetch
@@ -64,6 +64,8 @@ class GridRun:
         What the peak means.
     records : dict
         What ran, by the setting's label.
+    unheeded : tuple of str
+        Options that were named and do not take effect, each with the reason.
     interrupted : bool
         Ctrl-C ended it.
     failure : BaseException or None
@@ -75,6 +77,7 @@ class GridRun:
     seconds: float = 0.0
     memory: str | None = None
     records: dict[str, Any] = field(default_factory=dict)
+    unheeded: tuple[str, ...] = ()
     interrupted: bool = False
     failure: BaseException | None = None
 
@@ -117,12 +120,21 @@ def run_grid(
     Raises
     ------
     ConfigError, ModelNotFound
-        Of any setting, before the first one runs.
+        Of any setting, or of an engine other than ``local``, before the first one runs.
     """
+    for engine in (setting.config.engine for setting in settings):
+        if engine != "local":
+            raise ConfigError(
+                f"engine must be 'local' where settings are compared, since each model is loaded here once; got "
+                f"{engine!r}; leave engine out"
+            )
     specs = [make_spec(setting.config) for setting in settings]
     if stacklevel is not None:
         _announce(settings, specs, stacklevel + 1)
     work = _Work(prompts, settings, specs, repeats, control or Control(), on_start, on_result)
+    work.gave.unheeded = tuple(
+        dict.fromkeys(note for pair in zip(settings, specs, strict=True) for note in _named(*pair))
+    )
     started = time.perf_counter()
     try:
         with progress_bar(len(cells) * len(settings) * repeats, shown=shown) as tick:
@@ -263,7 +275,11 @@ def _announce(settings: Sequence[Setting], specs: Sequence[BackendSpec], stackle
     """Say once what cannot take effect, however many settings share it."""
     said: set[tuple[str, ...]] = set()
     for setting, spec in zip(settings, specs, strict=True):
-        notes = tuple(str(note) for note in spec.effective.notes if note.option in setting.config.asked)
+        notes = _named(setting, spec)
         if notes and notes not in said:
             said.add(notes)
             announce(setting.config, spec.effective, stacklevel=stacklevel + 1)
+
+
+def _named(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
+    return tuple(str(note) for note in spec.effective.notes if note.option in setting.config.asked)

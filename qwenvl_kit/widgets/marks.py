@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from difflib import SequenceMatcher
 
 from qwenvl_kit.compare.metrics import tokens
@@ -57,8 +56,3 @@ def _wrapped(tag: str, sign: str, text: str) -> str:
     inner = text.rstrip()
     space = text[len(inner) :]
     return f"<{tag}>[{sign}{html.escape(inner)}]</{tag}>{space}" if inner else space
-
-
-def plain(marked: str) -> str:
-    """The marked text without tags, for tests and for readers of source."""
-    return html.unescape(re.sub(r"</?(?:ins|del)>", "", marked))

@@ -172,8 +172,7 @@ class Panel(View):
         if failure is not None:
             self._state = self._state.fail(f"The run broke: {failure}")
         else:
-            notes = [note for record in gave.records.values() for note in record["notes"]] if gave else []
-            self._state = self._state.finish(time.monotonic(), notes)
+            self._state = self._state.finish(time.monotonic(), gave.unheeded if gave else ())
         self._control = None
         self._draw(whole=True)
         self._draw_closer()

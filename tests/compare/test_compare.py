@@ -111,6 +111,8 @@ def test_agreement_is_with_the_reference_and_with_the_truth(scenes: pd.DataFrame
     assert kept["right"].sum() > lost["right"].sum()
     summary = found.summary()
     assert summary.index.tolist() == [28, 112]
+    assert "<table" in found._repr_html_()  # shown by itself at the end of a cell
+    assert found.record["settings"]["resized_height=28"]["resized_height"] == 28
     assert summary["right"].tolist() == [lost["right"].mean(), kept["right"].mean()]
 
 
@@ -123,6 +125,11 @@ def test_prompts_can_vary_and_a_column_of_prompts_serves_all_settings(frame: pd.
     assert column["text"].str[:2].dropna().tolist() == ["a?", "b?"] * 2
     with pytest.raises(ConfigError, match="both say what is asked"):
         frame.vl.compare("image", vary={"prompt": ["One?"]}, prompts="ask", **ECHO)
+
+
+def test_an_engine_elsewhere_is_refused_instead_of_left_out(frame: pd.DataFrame) -> None:
+    with pytest.raises(ConfigError, match=r"engine must be 'local' where settings are compared.*got 'ray'"):
+        frame.vl.compare("image", vary={"batch_size": [1, 2]}, engine="ray", **ECHO)
 
 
 @pytest.mark.parametrize("repeats", [0, True, 1.5])
