@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model
+from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model, make_pictures
 
 RESULTS = Path(__file__).parent / "results"
 PEER_BATCHES = (4, 8, 16)
@@ -167,8 +167,7 @@ def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
     stepper.look = timed("look", lambda patches, _: len(patches))
     stepper.read = timed("read", lambda readings: sum(len(reading.ids) for reading in readings))
     stepper.step = timed("step", lambda ids, *_: len(ids))
-    distinct = list({id(picture): picture for picture in rows.pictures}.values())
-    few = Rows(distinct[:4], rows.prompts[:4], [24] * 4)
+    few = Rows(make_pictures(4), rows.prompts[:1] * 4, [24] * 4)
     ours.answer(few, 4)
     for name in spent:
         delattr(stepper, name)
