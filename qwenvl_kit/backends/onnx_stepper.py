@@ -225,6 +225,8 @@ class OnnxStepper:
             for name, tensor in inputs.items()
         ]
         kept += [_bind(binding.bind_output, name, tensor, self.device) for name, tensor in outputs.items()]
+        if self.device.type == "cuda":  # the runtime has a stream of its own, which does not wait for torch's
+            torch.cuda.current_stream(self.device).synchronize()
         session.run_with_iobinding(binding)
         del kept
 

@@ -165,7 +165,8 @@ def test_a_cancelled_grid_returns_what_is_done(frame: pd.DataFrame) -> None:
 
 
 INTERRUPTED = """
-import dataclasses, pandas as pd, numpy as np, qwenvl_kit
+import dataclasses, signal, pandas as pd, numpy as np, qwenvl_kit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
 from qwenvl_kit.backends import echo
 slow = echo.spec
 echo.spec = lambda config: dataclasses.replace(slow(config), seconds_per_batch=0.05)

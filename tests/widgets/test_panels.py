@@ -9,7 +9,8 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def scenes() -> list[np.ndarray]:
     return [draw(scene) for scene in sample_scenes(2, seed=3, world=WORLD)]
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    """Run it on an event loop of its own thread: browser tests before it may have left one in this thread."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, scenario).result()
 
 
 async def until(holds: Callable[[], bool], seconds: float = 30) -> None:
@@ -87,7 +94,7 @@ def test_the_event_loop_is_free_during_a_run_and_cancel_stops_it_at_once() -> No
         assert "what is done is kept" in panel.state.message
         assert not panel._run.disabled
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 @pytest.mark.usefixtures("slow")
@@ -100,7 +107,7 @@ def test_a_second_run_at_once_is_refused_and_the_first_goes_on() -> None:
         await until(lambda: panel.state.phase == "idle")
         assert len(panel.to_frame()) == 2
 
-    asyncio.run(scenario())
+    play(scenario())
 
 
 def test_dtypes_stand_side_by_side_and_differences_from_the_first_are_marked(scenes: list[np.ndarray]) -> None:
