@@ -242,6 +242,9 @@ def _session(file: Path, provider: str, device: torch.device, threads: int | Non
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    # Threads that wait by spinning take the cores from those that load pictures and choose tokens
+    # (https://onnxruntime.ai/docs/performance/tune-performance/threading.html).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings = {"device_id": device.index} if device.type == "cuda" else {}
     return onnxruntime.InferenceSession(file, options, providers=[(provider, settings)])
 
