@@ -29,6 +29,17 @@ DeviceMap = str | Mapping[str, int | str]
 MaxMemory = Mapping[int | str, int | str]
 
 DEFAULT_PROMPT = "请给出这张图片的详细描述。"
+# What transformers and vLLM call our options.
+_ELSEWHERE = {
+    "max_new_tokens": ("max_caption_length",),
+    "max_tokens": ("max_caption_length",),
+    "model": ("model_name",),
+    "torch_dtype": ("dtype",),
+    "attn_implementation": ("use_flash_attention_2",),
+    "device": ("device_map",),
+    "question": ("prompt",),
+    "num_threads": ("threads",),
+}
 _T = TypeVar("_T")
 _PLACE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 
@@ -263,7 +274,7 @@ def _rebuild(options: dict[str, Any]) -> Config:
 
 
 def _unknown(name: str, names: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = _ELSEWHERE.get(name) or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     fix = f"did you mean {near[0]!r}?" if near else f"options are: {', '.join(names)}"
     return f"there is no option {name!r}; {fix}"
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, ConfigError, UnknownOption
-from qwenvl_kit.config import Options, option_docs, option_names
+from qwenvl_kit.config import _ELSEWHERE, Options, option_docs, option_names
 
 OPERATOR = {
     "model_path": "/opt/las/models",
@@ -99,6 +99,8 @@ def test_values_at_the_edge_of_their_rule_are_taken(options: dict[str, Any]) -> 
     [
         ("temprature", "did you mean 'temperature'"),
         ("max_caption_lenght", "did you mean 'max_caption_length'"),
+        ("max_new_tokens", "did you mean 'max_caption_length'"),
+        ("torch_dtype", "did you mean 'dtype'"),
         ("qqq", "options are: image_src_type"),
         ("asked", "no option"),
     ],
@@ -170,3 +172,8 @@ def test_places_of_accelerate_are_known(place: str) -> None:
 def test_a_place_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cuda:1.*got 'gpu'"):
         Config(device_map="gpu")
+
+
+def test_names_from_elsewhere_lead_to_options_that_exist() -> None:
+    assert {name for (name,) in _ELSEWHERE.values()} <= set(option_names())
+    assert not set(_ELSEWHERE) & set(option_names())
