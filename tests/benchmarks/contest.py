@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ def main(make: Callable[[float], Workload], share: float) -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = asked.model or make_model(Path(folder) / "model")
         ours = Ours(asked.backend, asked.export or model)
+        quantization = make_spec(ours.config).effective.quantization
+        if quantization is not None:  # W6: W1 with rounded weights, whose answers may differ
+            title = f"{workload.title}, {quantization} weights"
+            workload = replace(workload, name=f"w6_captions-{quantization}", title=title, wanted={"onnx": 2.0})
         found = _compete(workload, ours, Card(model), asked)
     wanted = workload.wanted[asked.backend]
     found |= {"wanted": wanted, "reached": found["ratio_to_best_peer"]["median"] >= wanted}
@@ -51,7 +55,7 @@ def main(make: Callable[[float], Workload], share: float) -> int:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{workload.name}-{asked.backend}.json"
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0 if found["reached"] and not found["differing_answers"] else 1
+    return 0 if found["reached"] and (quantization is not None or not found["differing_answers"]) else 1
 
 
 def _arguments(share: float) -> argparse.Namespace:
