@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model, make_pictures
 
+from qwenvl_kit.backends import make_spec
+
 RESULTS = Path(__file__).parent / "results"
 PEER_BATCHES = (4, 8, 16)
 
