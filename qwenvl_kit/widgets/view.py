@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ _REDRAW_S = 0.15
 _GONE = "The kernel behind this panel is gone (restarted or shut down): run its cell again. What is shown is kept."
 
 
-class View:
+class View(ABC):
     """The widgets of a panel and what they show.
 
     Parameters
@@ -52,25 +53,25 @@ class View:
         """What the panel shows now."""
         return self._state
 
+    @abstractmethod
     def start(self) -> None:
         """Run was pressed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cancel(self) -> None:
         """Cancel was pressed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_code(self) -> str:
         """Python that does what Run does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _uploaded(self, photos: Sequence[Photo]) -> None:
         """Pictures were uploaded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _refused(self, why: str) -> None:
         """Files were uploaded that are no pictures."""
-        raise NotImplementedError
 
     def to_html(self) -> str:
         """The last run as HTML that needs no kernel, as it is saved in the notebook."""
@@ -91,7 +92,7 @@ class View:
         """Widgets below the answers."""
         return []
 
-    def _draw_closer(self) -> None:
+    def _draw_closer(self) -> None:  # noqa: B027  # most panels have nothing there
         """Bring them up to date after a run."""
 
     # Building and drawing.

@@ -291,8 +291,9 @@ def test_a_killed_worker_costs_no_row(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys, warnings
+import signal, sys, warnings
 import numpy as np, pandas as pd, qwenvl_kit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
 warnings.simplefilter("ignore")
 if __name__ == "__main__":
     told = qwenvl_kit.Control(on_result=lambda result: print(result.row, flush=True))

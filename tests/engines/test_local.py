@@ -57,7 +57,8 @@ def test_a_model_that_does_not_load_raises_what_went_wrong(monkeypatch: pytest.M
 
 
 INTERRUPTED = """
-import dataclasses, sys
+import dataclasses, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
 import numpy as np, pandas as pd, qwenvl_kit
 from qwenvl_kit.backends import echo
 slow = echo.spec
