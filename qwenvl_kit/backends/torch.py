@@ -25,9 +25,10 @@ from qwenvl_kit.backends.eyes import Eyes
 from qwenvl_kit.backends.memory import free_memory
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.torch_beams import Beams
-from qwenvl_kit.backends.torch_packed import can_pack, pack
+from qwenvl_kit.backends.torch_packed import can_pack
 from qwenvl_kit.backends.torch_stepper import TorchStepper
-from qwenvl_kit.backends.torch_vision import quicken
+from qwenvl_kit.backends.torch_text import pack_text
+from qwenvl_kit.backends.torch_vision import pack_vision, quicken
 from qwenvl_kit.effective import CheckpointDefaults, Effective, resolve
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.records import Geometry, Result
@@ -159,11 +160,12 @@ def _rearrange(model: Any) -> bool:
     """Make the model compute the same in less time where accelerate does not move its parts about; True if packed."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False
+    if can_pack(model):
+        pack_vision(model.model.visual)
+        pack_text(model.model.language_model)
+        return True
     if model.model.visual.config._attn_implementation == "sdpa":
         quicken(model.model.visual)
-    if can_pack(model):
-        pack(model)
-        return True
     return False
 
 

@@ -1,8 +1,8 @@
-"""A language model in float32 on the CPU in, the same with weights laid out for few rows out.
+"""Layers of a model in float32 on the CPU in, the same by fewer passes over memory out.
 
-Decoding multiplies a handful of rows by every weight, which costs what reading the weights costs. oneDNN reads them
-about a quarter faster in an order of its own, and whole prompts no slower. The plain weights are let go, so memory
-does not grow. Rows, prompts and pictures are unknown here.
+oneDNN multiplies by weights laid out in an order of its own: a handful of rows about a quarter faster than plain ones,
+and it adds biases, gates and residuals while the product is at hand. The plain weights are let go, so memory does not
+grow. What the layers are put together to is not known here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,24 +26,8 @@ def can_pack(model: Any) -> bool:
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
         and not any(hasattr(module, "_hf_hook") for module in model.modules())
-        and all(type(module.act_fn).__name__ in ("SiLU", "SiLUActivation") for module in _mlps(model))
+        and all(type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation") for mlp in _mlps(model))
     )
-
-
-def pack(model: Any) -> None:
-    """Replace attention, MLPs and norms of the language model and the head; changed in place.
-
-    Parameters
-    ----------
-    model : transformers.Qwen2_5_VLForConditionalGeneration
-        For which `can_pack` holds.
-    """
-    for layer in model.model.language_model.layers:
-        layer.self_attn = PackedAttention(layer.self_attn)
-        layer.mlp = PackedMLP(layer.mlp)
-        layer.input_layernorm = FusedNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = FusedNorm(layer.post_attention_layernorm)
-    model.model.language_model.norm = FusedNorm(model.model.language_model.norm)
 
 
 class PackedLinear(nn.Module):
@@ -61,96 +44,116 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
-        weight = torch.cat([linear.weight.detach() for linear in linears])  # (out, in)
-        biases = [linear.bias for linear in linears]
+        weight = torch.cat([linear.weight.detach().flatten(1) for linear in linears])  # (out, in)
         self.register_buffer("packed", torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), persistent=False)
+        biases = [linear.bias for linear in linears]
         bias = None if biases[0] is None else torch.cat([each.detach() for each in biases])
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """States (…, in) to (…, out)."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+        return self._apply_with("none", states)
+
+    def silu(self, states: Tensor) -> Tensor:
+        """The product through the activation."""
+        return self._apply_with("swish", states)
+
+    def times(self, states: Tensor, factors: Tensor) -> Tensor:
+        """The product, times `factors` (…, out) element by element."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, factors, self.packed, self.bias, "mul")
+        return out
+
+    def plus(self, states: Tensor, others: Tensor) -> Tensor:
+        """The product, plus `others` (…, out)."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, others, self.packed, self.bias, "add")
+        return out
+
+    def _apply_with(self, activation: str, states: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, activation, [], "")
         return out
 
 
-class PackedAttention(nn.Module):
-    """Attention of a layer with one product for queries, keys and values."""
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.qkv = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = PackedLinear([attention.o_proj])
-        self._layer, self._head, self._scaling = attention.layer_idx, attention.head_dim, attention.scaling
-        self._n_heads = attention.q_proj.out_features // self._head
-        self._n_groups = attention.num_key_value_groups
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        position_embeddings: tuple[Tensor, Tensor],
-        cache: Any = None,
-        past_key_values: Any = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """States (B, T, D) to states (B, T, D), as transformers' layers call it."""
-        n_rows, length = hidden_states.shape[:2]
-        heads = self.qkv(hidden_states).view(n_rows, length, -1, self._head).transpose(1, 2)  # (B, H + 2·G, T, d)
-        n_turned = self._n_heads + self._n_heads // self._n_groups
-        turned = _turn(heads[:, :n_turned], *position_embeddings)
-        query, key, value = turned[:, : self._n_heads], turned[:, self._n_heads :], heads[:, n_turned:]
-        held = cache if cache is not None else past_key_values
-        if held is not None:
-            key, value = held.update(key, value, self._layer)
-        attended = self._attend(query, key, value, attention_mask)  # (B, H, T, d)
-        return self.out(attended.transpose(1, 2).flatten(2)), None
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        length = query.shape[2]
-        if length == 1:  # heads that share keys become rows of one product
-            query = query.reshape(len(query), -1, self._n_groups, self._head)  # (B, G, H/G, d)
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, mask, scale=self._scaling, is_causal=mask is None and length > 1, enable_gqa=length > 1
-        )
-        return attended.flatten(1, 2).unsqueeze(2) if length == 1 else attended
-
-
 class PackedMLP(nn.Module):
-    """The gated network of a layer with one product for both gates."""
+    """The gated network of a layer.
+
+    Parameters
+    ----------
+    mlp : torch.nn.Module
+        Has ``gate_proj``, ``up_proj`` and ``down_proj``, and SiLU between them.
+    """
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_up = PackedLinear([mlp.gate_proj, mlp.up_proj])
+        self.gate, self.up = PackedLinear([mlp.gate_proj]), PackedLinear([mlp.up_proj])
         self.down = PackedLinear([mlp.down_proj])
 
-    def forward(self, states: Tensor) -> Tensor:
-        """States (…, D) to states (…, D)."""
-        gate, up = self.gate_up(states).chunk(2, dim=-1)
-        return self.down(functional.silu(gate).mul_(up))  # type: ignore[no-any-return]
+    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
+        """States (…, D) through the network, plus `residual` (…, D)."""
+        return self.down.plus(self.up.times(states, self.gate.silu(states)), residual)
 
 
 class FusedNorm(nn.Module):
-    """Root mean square norm in one operation."""
+    """Root mean square norm in two passes over the states.
+
+    Parameters
+    ----------
+    norm : torch.nn.Module
+        Has ``weight`` and ``variance_epsilon``.
+    """
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight, self._epsilon = norm.weight, norm.variance_epsilon
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (…, D), each of mean square one."""
-        return functional.rms_norm(states, self.weight.shape, self.weight, self._epsilon)
+        """States (…, D), each of mean square one, times the weights."""
+        scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        scale = scale.square_().div_(states.shape[-1]).add_(self._epsilon).rsqrt_()
+        normed: Tensor = (states * scale).mul_(self.weight)
+        return normed
 
 
-def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of states (B, H, T, d); both halves of the angles (B, T, d) are equal."""
+def pair_halves(linear: nn.Linear, head: int) -> nn.Linear:
+    """Order the outputs of each head so that the two coordinates which rotary positions turn stand side by side.
+
+    Queries and keys in one order have the same products as in another.
+
+    Parameters
+    ----------
+    linear : torch.nn.Linear
+        Gives queries or keys of any number of heads.
+    head : int
+        Coordinates of one.
+
+    Returns
+    -------
+    torch.nn.Linear
+        Another one; the given one stays as it is.
+    """
+    order = torch.arange(linear.out_features).view(-1, 2, head // 2).transpose(1, 2).flatten()
+    return part(linear, order)
+
+
+def part(linear: nn.Linear, outputs: Tensor) -> nn.Linear:
+    """The linear layer that gives some outputs of another."""
+    taken = nn.Linear(linear.in_features, len(outputs), bias=linear.bias is not None, device="meta")
+    taken.weight = nn.Parameter(linear.weight.detach()[outputs], requires_grad=False)
+    if linear.bias is not None:
+        taken.bias = nn.Parameter(linear.bias.detach()[outputs], requires_grad=False)
+    return taken
+
+
+def rotation(cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, cosines and sines (…, d) of angles that repeat after half, as complex numbers (…, d/2)."""
     half = cos.shape[-1] // 2
-    cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
-    first, second = states[..., :half], states[..., half:]
-    turned = torch.empty_like(states)
-    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned[..., half:]).addcmul_(first, sin)
-    return turned
+    return torch.complex(cos[..., :half], sin[..., :half])
+
+
+def turn(states: Tensor, rotated: Tensor) -> Tensor:
+    """Turn paired coordinates (…, d) by complex numbers (…, d/2): eq. 12 of Su et al. 2021 (arXiv:2104.09864)."""
+    pairs = torch.view_as_complex(states.view(*states.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotated).flatten(-2)
 
 
 def _mlps(model: Any) -> list[Any]:
-    return [layer.mlp for layer in model.model.language_model.layers]
+    return [layer.mlp for layer in [*model.model.language_model.layers, *model.model.visual.blocks]]

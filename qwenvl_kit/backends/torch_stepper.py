@@ -7,18 +7,19 @@ keys and values are kept is ours. Requests, sampling and answers are unknown her
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwenvl_kit.backends.stepper import Reading
 from qwenvl_kit.backends.torch_cache import Prompts, Rests, SlotCache, Steps, Writing
+from qwenvl_kit.backends.torch_text import PackedLayer, PackedText
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_TOKENS = {"cpu": 1536, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
+_MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
 _MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
 _LEAST_FILLED = 0.75  # a row shorter than this part of the longest is read in a pass of its own
 
@@ -38,9 +39,8 @@ class TorchStepper:
         self._cache = SlotCache()
         self._image_id = int(model.config.image_token_id)
         self._is_flash = self._text.config._attn_implementation.startswith("flash")
-        # transformers 5.24 renamed the argument
-        named = "cache" if "cache" in inspect.signature(self._text.forward).parameters else "past_key_values"
-        self._cache_argument = {named: self._cache}
+        is_packed = isinstance(self._text.layers[0], PackedLayer)
+        self._run: _Run = PackedText(self._text) if is_packed else _PlainText(self._text)
         window = self._text.config.sliding_window if self._text.has_sliding_layers else None
         self._window: int | None = window
 
@@ -96,12 +96,12 @@ class TorchStepper:
             mask,
             lengths[:, None],
         )
-        return self._logits(hidden[:, 0])
+        return self._logits(hidden)
 
     def close(self) -> None:
         """Free the model and the cache."""
         self._cache.reserve(0, 0)
-        del self._model, self._text
+        del self._model, self._text, self._run
 
     def _n_together(self, limits: dict[str, int]) -> int:
         return limits["cpu" if self.device.type == "cpu" else "cuda"]
@@ -121,32 +121,34 @@ class TorchStepper:
         visual = [reading.visual for reading in readings if reading.visual is not None]
         if visual:
             embedded[is_visual.to(embedded.device)] = torch.cat(visual).to(embedded)
+        last = torch.tensor(lengths, device=device) - 1
         slots, pasts = [reading.slot for reading in readings], [reading.past for reading in readings]
         if any(pasts):
             rests = Rests(slots, pasts, lengths)
             at = torch.tensor(pasts, device=device)[:, None] + torch.arange(longest, device=device)  # (B, T)
             columns = torch.arange(max(p + n for p, n in zip(pasts, lengths, strict=True)), device=device)
-            hidden = self._forward(embedded, positions, rests, (columns <= at[:, :, None])[:, None], at)
+            hidden = self._forward(embedded, positions, rests, (columns <= at[:, :, None])[:, None], at, last)
         else:
             at = torch.arange(longest, device=device).expand(len(readings), -1)
-            hidden = self._forward(embedded, positions, Prompts(slots), None, at)
-        last = torch.tensor(lengths, device=hidden.device) - 1
-        return self._logits(hidden[torch.arange(len(readings), device=hidden.device), last])
+            hidden = self._forward(embedded, positions, Prompts(slots), None, at, last)
+        return self._logits(hidden)
 
     def _forward(
-        self, embedded: Tensor, positions: Tensor, writing: Writing, mask: Tensor | None, at: Tensor
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        writing: Writing,
+        mask: Tensor | None,
+        at: Tensor,
+        last: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D); a mask of None is causal, `at` (B, T) are the tokens' places in their slots."""
+        """Hidden states (B, D) of each row's token `last`, or of its only one.
+
+        A mask of None is causal; `at` (B, T) are the tokens' places in their slots.
+        """
         self._cache.writing = writing
-        outputs = self._text(
-            inputs_embeds=embedded,
-            position_ids=positions,
-            attention_mask={"full_attention": self._fit(mask), "sliding_attention": self._fit(self._near(mask, at))},
-            use_cache=True,
-            **self._cache_argument,
-        )
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
+        masks = {"full_attention": self._fit(mask), "sliding_attention": self._fit(self._near(mask, at))}
+        return self._run(embedded, positions, masks, self._cache, last)
 
     def _fit(self, mask: Tensor | None) -> Tensor | None:
         """Flash attention takes masks of keys, (B, L), and is causal by itself."""
@@ -163,6 +165,39 @@ class TorchStepper:
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.lm_head(hidden)
         return logits.to(self.device, torch.float32)
+
+
+_Run = Callable[["Tensor", "Tensor", Mapping[str, "Tensor | None"], SlotCache, "Tensor | None"], "Tensor"]
+
+
+class _PlainText:
+    """From embedded tokens to hidden states by transformers' own forward, whose hooks accelerate relies on."""
+
+    def __init__(self, text: Any) -> None:
+        self._text = text
+        # transformers 5.24 renamed the argument
+        self._named = "cache" if "cache" in inspect.signature(text.forward).parameters else "past_key_values"
+
+    def __call__(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        masks: Mapping[str, Tensor | None],
+        cache: SlotCache,
+        last: Tensor | None,
+    ) -> Tensor:
+        """Hidden states (B, D) of token `last` (B,) of each row, or of its only one."""
+        states: Tensor = self._text(
+            inputs_embeds=embedded,
+            position_ids=positions,
+            attention_mask=masks,
+            use_cache=True,
+            **{self._named: cache},
+        ).last_hidden_state
+        if last is None:
+            return states[:, 0]
+        last = last.to(states.device)
+        return states[torch.arange(len(last), device=last.device), last]
 
 
 def _passes(readings: Sequence[Reading], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:

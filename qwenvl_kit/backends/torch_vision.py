@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qwenvl_kit.backends.torch_packed import FusedNorm, PackedLinear, PackedMLP, pair_halves, part, rotation, turn
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,6 +32,22 @@ def quicken(visual: Any) -> None:
     for block in visual.blocks:
         block.attn = WindowedAttention(block.attn)
         block.mlp = InPlaceMLP(block.mlp)
+
+
+def pack_vision(visual: Any) -> None:
+    """Replace all products of a vision tower by packed ones, whose plain weights are let go; changed in place.
+
+    Parameters
+    ----------
+    visual : transformers.Qwen2_5_VisionTransformerPretrainedModel
+        Of a model for which `can_pack` holds.
+    """
+    visual.patch_embed = PackedLinear([visual.patch_embed.proj])
+    for at, block in enumerate(visual.blocks):
+        visual.blocks[at] = PackedBlock(block)
+    merger = visual.merger
+    merger.ln_q = FusedNorm(merger.ln_q)
+    merger.mlp = nn.Sequential(PackedLinear([merger.mlp[0]]), merger.mlp[1], PackedLinear([merger.mlp[2]]))
 
 
 class LinearPatches(nn.Module):
@@ -60,22 +78,33 @@ class WindowedAttention(nn.Module):
         n_patches = len(hidden_states)
         qkv = self.qkv(hidden_states).view(n_patches, 3, self._n_heads, -1)  # (P, 3, H, d)
         turned = _turn(qkv[:, :2], *position_embeddings)
-        query, key, value = turned[:, 0], turned[:, 1], qkv[:, 2]  # (P, H, d)
-        lengths = cu_seqlens.diff().tolist()
-        if len(set(lengths)) == 1:
-            attended = self._attend(query, key, value, lengths[0])
-        else:
-            attended = torch.empty_like(value)
-            for length, places in _by_length(lengths, value.device).items():
-                attended[places] = self._attend(query[places], key[places], value[places], length)
-        return self.proj(attended.reshape(n_patches, -1))  # type: ignore[no-any-return]
+        attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
+        return self.proj(attended)  # type: ignore[no-any-return]
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-        """Within windows of one length that follow each other."""
-        shape = (-1, length, *query.shape[1:])
-        query, key, value = (each.reshape(shape).transpose(1, 2) for each in (query, key, value))  # (W, H, l, d)
-        attended = functional.scaled_dot_product_attention(query, key, value, scale=self._scaling)
-        return attended.transpose(1, 2).flatten(0, 1)  # (P, H, d)
+
+class PackedBlock(nn.Module):
+    """Windowed attention and the gated network of a block, each with its norm before and its sum after it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        attention = block.attn
+        self._n_heads, self._scaling = attention.num_heads, attention.scaling
+        width = attention.qkv.in_features
+        query, key, value = (part(attention.qkv, outputs) for outputs in torch.arange(3 * width).view(3, width))
+        query, key = (pair_halves(each, width // self._n_heads) for each in (query, key))
+        self.first_norm, self.second_norm = FusedNorm(block.norm1), FusedNorm(block.norm2)
+        self.qkv, self.out = PackedLinear([query, key, value]), PackedLinear([attention.proj])
+        self.mlp = PackedMLP(block.mlp)
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        """States (P, D) to states (P, D), as transformers' loop calls a block."""
+        qkv = self.qkv(self.first_norm(hidden_states)).view(len(hidden_states), 3, self._n_heads, -1)  # (P, 3, H, d)
+        turned = turn(qkv[:, :2], rotation(*position_embeddings)[:, None, None])
+        attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
+        states = self.out.plus(attended, hidden_states)
+        return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]
 
 
 class InPlaceMLP(nn.Module):
@@ -90,6 +119,25 @@ class InPlaceMLP(nn.Module):
         """States (…, D) to states (…, D)."""
         gate = self.act_fn(self.gate_proj(states))
         return self.down_proj(gate.mul_(self.up_proj(states)))  # type: ignore[no-any-return]
+
+
+def _attend_within(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float) -> Tensor:
+    """Attention of heads (P, H, d) within windows that end at `borders`; states (P, H · d)."""
+    lengths = borders.diff().tolist()
+    if len(set(lengths)) == 1:
+        return _attend(query, key, value, lengths[0], scaling)
+    attended = torch.empty(len(value), value.shape[1] * value.shape[2], dtype=value.dtype, device=value.device)
+    for length, places in _by_length(lengths, value.device).items():
+        attended[places] = _attend(query[places], key[places], value[places], length, scaling)
+    return attended
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float) -> Tensor:
+    """Within windows of one length that follow each other."""
+    shape = (-1, length, *query.shape[1:])
+    query, key, value = (each.reshape(shape).transpose(1, 2) for each in (query, key, value))  # (W, H, l, d)
+    attended = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    return attended.transpose(1, 2).flatten(0, 1).flatten(1)  # (P, H · d)
 
 
 def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from qwenvl_kit.runner.plan import make_plan
 from qwenvl_kit.runner.progress import progress_bar
 from qwenvl_kit.runner.recall import Recall
 from qwenvl_kit.runner.record import make_record, missing
-from qwenvl_kit.runner.threads import worker
+from qwenvl_kit.runner.threads import leave_cores, worker
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
@@ -157,6 +157,7 @@ class _Job:
     def run_to_end(self) -> bool:
         """Run until all rows are settled, the run is cancelled or broken; True when Ctrl-C ended it."""
         backend_thread = worker(self._serve, "backend")
+        leave_cores()
         try:
             backend_thread.start()
             self._wait(shown=self._shown)

@@ -14,9 +14,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.backends.positions import mrope_positions
 from qwenvl_kit.backends.stepper import Reading
-from qwenvl_kit.backends.torch_packed import can_pack, pack
+from qwenvl_kit.backends.torch_packed import can_pack
 from qwenvl_kit.backends.torch_stepper import TorchStepper
-from qwenvl_kit.backends.torch_vision import quicken
+from qwenvl_kit.backends.torch_text import pack_text
+from qwenvl_kit.backends.torch_vision import pack_vision, quicken
 
 NEAR = {"atol": 2e-4, "rtol": 1e-4}  # of logits up to 50; float32 summed in another order
 GRIDS = torch.tensor([[1, 4, 6], [1, 10, 22], [1, 18, 8], [1, 16, 16]])  # windows are 8 × 8 patches: full and cut ones
@@ -40,13 +41,15 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "packed"])
+@pytest.fixture(scope="module", params=["plain", "quickened", "packed"])
 def stepper(folder: Path, request: pytest.FixtureRequest) -> TorchStepper:
     model = load(folder)
-    if request.param == "packed":
+    if request.param == "quickened":
         quicken(model.model.visual)
+    if request.param == "packed":
         assert can_pack(model)
-        pack(model)
+        pack_vision(model.model.visual)
+        pack_text(model.model.language_model)
     return TorchStepper(model)
 
 
@@ -168,10 +171,15 @@ def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(stepper: Torch
 
 def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> None:
     model = load(folder)
-    quicken(model.model.visual)
-    pack(model)
+    n_before = sum(weights.numel() for weights in model.parameters())
+    pack_vision(model.model.visual)
+    pack_text(model.model.language_model)
 
-    assert not [name for name, _ in model.named_parameters() if "_proj" in name and "language_model" in name]
+    plain = {name: weights.numel() for name, weights in model.named_parameters()}
+    ends = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # the table and the head, often one
+    assert set(plain) == {name for name in plain if "norm" in name or "ln_q" in name or name in ends}
+    packed = sum(layer.numel() for name, layer in model.named_buffers() if name.endswith(("packed", "bias")))
+    assert sum(plain.values()) + packed == n_before
 
 
 @pytest.mark.parametrize("change", [lambda model: model.to(torch.bfloat16), lambda model: model.to("meta")])
