@@ -45,7 +45,7 @@ class Export:
 
     @property
     def quantize(self) -> str | None:
-        """``int8``, ``int4`` or None."""
+        """``int8``, ``int4``, ``w8a8`` or None."""
         found: str | None = self.manifest["quantize"]
         return found
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.backends.stepper import Stepper
 
 _MAX_BYTES = 128 * 2**20  # visual tokens that are kept: about 60 pictures of 300 tokens of the 7B model in 16 bits
-_MAX_PATCHES = 16384  # cut at once, about 80 MB: more than a stepper needs to fill its device
+_MAX_PATCHES = {"cpu": 2048, "cuda": 16384}  # cut at once, up to 80 MB: what a stepper needs to fill its device
 
 _Sight = tuple[str, tuple[int, int]]  # digest and size, which name what a picture shows
 
@@ -52,7 +52,7 @@ class Eyes:
         wanted = {sight: (encoded, at) for encoded in rows for at, sight in enumerate(encoded.sights)}
         seen = {sight: self._known[sight] for sight in wanted if sight in self._known}
         unseen = [(sight, encoded, at) for sight, (encoded, at) in wanted.items() if sight not in seen]
-        for some in _passes(unseen):
+        for some in _passes(unseen, _MAX_PATCHES["cpu" if self._stepper.device.type == "cpu" else "cuda"]):
             patches = torch.cat([encoded.cut(encoded.request.pictures[at]) for _, encoded, at in some])
             grid = torch.stack([encoded.grid[at] for _, encoded, at in some])
             looked = self._stepper.look(patches, grid)
@@ -77,14 +77,14 @@ class Eyes:
             self._n_bytes -= oldest.nbytes
 
 
-def _passes(unseen: Sequence[tuple[_Sight, Encoded, int]]) -> list[list[tuple[_Sight, Encoded, int]]]:
-    """Cut into passes of bounded size; a picture beyond it goes alone."""
+def _passes(unseen: Sequence[tuple[_Sight, Encoded, int]], most: int) -> list[list[tuple[_Sight, Encoded, int]]]:
+    """Cut into passes of up to `most` patches; a picture beyond it goes alone."""
     passes: list[list[tuple[_Sight, Encoded, int]]] = []
     n_patches = 0
     for one in unseen:
         _, encoded, at = one
         size = int(encoded.grid[at].prod())
-        if not passes or n_patches + size > _MAX_PATCHES:
+        if not passes or n_patches + size > most:
             passes.append([])
             n_patches = 0
         passes[-1].append(one)

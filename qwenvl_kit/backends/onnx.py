@@ -100,6 +100,7 @@ def spec(config: Config) -> OnnxSpec:
         There is no export; or a partial, an altered or a foreign one.
     """
     require_onnx("backend='onnx'")
+    from qwenvl_kit.backends.onnx_integers import require_exact_products
     from qwenvl_kit.backends.onnx_stepper import execution_provider
 
     folder = locate(config)
@@ -112,6 +113,7 @@ def spec(config: Config) -> OnnxSpec:
     export = read_export(folder)
     checkpoint = read(folder, weights="*.onnx")
     _check(config, export)
+    require_exact_products(export)
     provider = execution_provider()
     device = _device(config, provider)
     defaults = CheckpointDefaults(str(folder), "", checkpoint.geometry, checkpoint.repetition_penalty)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VL
 from transformers.modeling_outputs import MultimodalCausalLMOutputWithPast
 
 from qwenvl_kit.backends.exports import MANIFEST, Export, read_export
+from qwenvl_kit.backends.onnx_integers import require_exact_products
 from qwenvl_kit.backends.onnx_stepper import OnnxStepper, execution_provider
 from qwenvl_kit.backends.stepper import Reading
 
@@ -45,6 +46,7 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
     main_input_name = "input_ids"
 
     def __init__(self, export: Export, config: Any, *, provider: str | None = None, threads: int | None = None) -> None:
+        require_exact_products(export)
         self.stepper = OnnxStepper(export, provider=provider or execution_provider(), threads=threads)
         self.export = export
         self.processor: Any = AutoProcessor.from_pretrained(export.path, local_files_only=True)

@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float16"), help="of what is not quantised [%(default)s]"
     )
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of the text model's matrices")
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4", "w8a8"),
+        help="the text model's matrices: weights in blocks, or weights and activations in int8",
+    )
     parser.add_argument(
         "--verify",
         type=int,

@@ -89,18 +89,16 @@ def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
             num_heads=heads,
             kv_num_heads=kv_heads,
         )
-        projected = graph.linear(graph.add("Reshape", attended, flat), f"{name}.self_attn.o_proj")
+        attended = graph.add("Reshape", attended, flat)
+        if layer == config.num_hidden_layers - 1:  # all that the last layer owes other tokens are keys and values
+            attended, x = (graph.add("Gather", states, wanted, axis=0) for states in (attended, x))  # (K, H)
+        projected = graph.linear(attended, f"{name}.self_attn.o_proj")
         normed, x = graph.add_then_rms_norm(projected, x, f"{name}.post_attention_layernorm", config.rms_norm_eps)
         fed = graph.gated_mlp(normed, f"{name}.mlp")
         following = layer + 1
-        if following < config.num_hidden_layers:
-            next_norm = f"text.layers.{following}.input_layernorm"
-            normed, x = graph.add_then_rms_norm(fed, x, next_norm, config.rms_norm_eps)
-        else:
-            x = graph.add("Add", fed, x)
-    chosen = graph.add("Gather", x, wanted, axis=0)  # (K, H)
-    last = graph.rms_norm(chosen, "text.norm", config.rms_norm_eps)
-    logits = graph.linear(last, "text.embed_tokens" if tied else "lm_head")
+        next_norm = f"text.layers.{following}.input_layernorm" if following < config.num_hidden_layers else "text.norm"
+        normed, x = graph.add_then_rms_norm(fed, x, next_norm, config.rms_norm_eps)
+    logits = graph.linear(normed, "text.embed_tokens" if tied else "lm_head")
     graph.output("logits", "float32", ["wanted", config.vocab_size])
     if graph.dtype == "float32":
         graph.add("Identity", logits, outputs=["logits"])

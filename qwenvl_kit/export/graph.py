@@ -15,7 +15,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qwenvl_kit.export.weights import BLOCK_SIZE, WEIGHTS_FILE, Stored, StoredLinear, Tensors, WeightsWriter
+from qwenvl_kit.export.weights import (
+    BLOCK_SIZE,
+    WEIGHTS_FILE,
+    Stored,
+    StoredIntegers,
+    StoredLinear,
+    Tensors,
+    WeightsWriter,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,10 +34,13 @@ _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
 }
+_BITS = {"int8": 8, "int4": 4}  # of blocks; "w8a8" is integers throughout
 _INT8_ACCUMULATION = 4  # MatMulNBits: activations are quantised to int8 as well, several times faster on CPUs
+_LARGEST, _ZERO_POINT = 127, 128  # int8 written as uint8, for which MLAS' fastest kernels are made
 
 
 class GraphWriter:
@@ -42,7 +53,7 @@ class GraphWriter:
     writer : WeightsWriter
         Where they go.
     quantize : callable
-        Tells by a matrix's name how many bits it gets, or None for none.
+        Tells by a matrix's name how it is quantised: ``int8``, ``int4``, ``w8a8`` or None.
     """
 
     def __init__(self, tensors: Tensors, writer: WeightsWriter, quantize: Any) -> None:
@@ -51,6 +62,7 @@ class GraphWriter:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._rounded: dict[str, tuple[str, str]] = {}  # states: their integers, and the largest of each row
 
     @property
     def dtype(self) -> str:
@@ -100,12 +112,17 @@ class GraphWriter:
         """``x @ W.T + b`` of x (T, K) for the layer `name` of the checkpoint, W (N, K) as torch keeps it."""
         matrix = f"{name}.weight"
         biases = (self.weight(f"{name}.bias"),) if bias else ()
-        bits: int | None = self._quantize(matrix)
-        if bits is None:
+        scheme: str | None = self._quantize(matrix)
+        if scheme is None:
             added: str = self.add("Gemm", x, self.weight(matrix, shape=shape), *biases, transB=1)
             return added
-        stored = self._writer.store_linear(matrix, self._tensors.get(matrix), bits)
-        multiplied: str = self._multiply_quantized(x, matrix, stored)
+        if scheme == "w8a8":
+            multiplied = self._multiply_integers(
+                x, matrix, self._writer.store_integers(matrix, self._tensors.get(matrix))
+            )
+        else:
+            stored = self._writer.store_linear(matrix, self._tensors.get(matrix), _BITS[scheme])
+            multiplied = self._multiply_quantized(x, matrix, stored)
         if not bias:
             return multiplied
         summed: str = self.add("Add", multiplied, *biases)
@@ -164,6 +181,35 @@ class GraphWriter:
             accuracy_level=_INT8_ACCUMULATION,
         )
         return multiplied
+
+    def _multiply_integers(self, x: str, name: str, stored: StoredIntegers) -> str:
+        """The product of x's rows, each rounded to int8 by its own largest number, so that no row changes another."""
+        rounded, largest = self._round_rows(x)
+        product = self.add(
+            "MatMulIntegerToFloat",
+            rounded,
+            self._external(f"{name}.codes", stored.codes),
+            self.constant(1 / _LARGEST, "float32"),
+            self._external(f"{name}.scales", stored.scales),
+            self.constant(_ZERO_POINT, "uint8"),
+            domain=MICROSOFT,
+        )
+        multiplied: str = self.add("Mul", product, largest)
+        return multiplied
+
+    def _round_rows(self, x: str) -> tuple[str, str]:
+        """Integers (T, K) of x (T, K) and the largest magnitude (T, 1) of each row, made once for all that use them."""
+        if x not in self._rounded:
+            largest = self.add("ReduceMax", self.add("Abs", x), self.constant([-1], "int64"), keepdims=1)
+            largest = self.add("Max", largest, self.constant(np.finfo(np.float32).tiny, "float32"))  # rows of nothing
+            codes = self.add(
+                "QuantizeLinear",
+                self.add("Div", x, largest),
+                self.constant(1 / _LARGEST, "float32"),
+                self.constant(_ZERO_POINT, "uint8"),
+            )
+            self._rounded[x] = codes, largest
+        return self._rounded[x]
 
     def _external(self, name: str, stored: Stored) -> str:
         if name not in self._initializers:

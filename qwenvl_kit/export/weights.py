@@ -43,7 +43,7 @@ class Stored:
     Attributes
     ----------
     dtype : str
-        ``float32``, ``float16`` or ``uint8``.
+        ``float32``, ``float16``, ``uint8`` or ``int8``.
     shape : tuple of int
     offset, length : int
         In bytes.
@@ -75,6 +75,20 @@ class StoredLinear:
     zero_points: Stored
     n: int
     k: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIntegers:
+    """A matrix (N, K) as ONNX Runtime's integer products take it.
+
+    Attributes
+    ----------
+    codes, scales : Stored
+        Integers (K, N), and what one of them is worth in each column (N,).
+    """
+
+    codes: Stored
+    scales: Stored
 
 
 class Tensors:
@@ -157,6 +171,11 @@ class WeightsWriter:
         places = (self._append(packed), self._append(scales.astype(self.dtype)), self._append(zero_points))
         return StoredLinear(bits, *places, int(n), int(k))
 
+    def store_integers(self, name: str, tensor: Tensor) -> StoredIntegers:
+        """Round a matrix (N, K) to int8 with one scale per output and write it."""
+        codes, scales = round_to_int8(as_numpy(tensor, "float32"))
+        return StoredIntegers(self._append(np.ascontiguousarray(codes.T)), self._append(scales))
+
     def _append(self, array: NDArray[np.generic]) -> Stored:
         self._file.write(bytes(-self._file.tell() % _PAGE))
         offset = self._file.tell()
@@ -194,6 +213,13 @@ def quantize(
     packed, scales, zero_points = quantizer.qbits_block_quant(np.ascontiguousarray(matrix.T))
     n = matrix.shape[0]
     return packed, scales.reshape(n, -1).astype(np.float32), zero_points.reshape(n, -1)
+
+
+def round_to_int8(matrix: NDArray[np.generic]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric integers of a matrix (N, K) and what one of them is worth in each row (N,)."""
+    scales = np.maximum(np.abs(matrix).max(axis=1), np.finfo(np.float32).tiny).astype(np.float32) / np.float32(127)
+    codes: NDArray[np.int8] = np.clip(np.rint(matrix / scales[:, None]), -127, 127).astype(np.int8)
+    return codes, scales
 
 
 def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.export.parity import Picture
 
 DType = Literal["float32", "float16"]
-Quantize = Literal["int8", "int4"]
-_BITS = {"int8": 8, "int4": 4}
+Quantize = Literal["int8", "int4", "w8a8"]
+_BITS = {"int8": 8, "int4": 4, "w8a8": 8}
 _BYTES = {"float32": 4.0, "float16": 2.0}
 _COPIED = (".json", ".jinja", ".txt", ".model")  # config, processor, tokenizer, chat template, generation config
 _NOT_COPIED = (MANIFEST, "model.safetensors.index.json")
@@ -78,8 +78,11 @@ def to_onnx(
         The folder to make; an older export there is replaced once the new one is finished, anything else never.
     dtype : {"float32", "float16"}
         Of activations and of weights that are not quantised. On CPUs float16 is for storage: it is computed in float32.
-    quantize : {"int8", "int4"}, optional
-        Weights of the text model's matrices, in blocks of 32 with a scale and a zero point each.
+    quantize : {"int8", "int4", "w8a8"}, optional
+        The text model's matrices. ``int8`` and ``int4`` round weights in blocks of 32 with a scale and a zero point
+        each, which is nearest to the source. ``w8a8`` rounds weights to int8 with a scale per output, and each token's
+        activations with a scale of its own: the fastest where the CPU multiplies int8 exactly (VNNI, AMX, NEON), and
+        refused where not.
     verify_rows : int
         Rows to compare with the source afterwards; 0 for none.
     pictures : sequence, optional
@@ -136,7 +139,9 @@ def _check_arguments(out: Path, dtype: str, quantize: str | None, verify_rows: i
             f"dtype must be float32 or float16; got {dtype!r}; pass 'float32' (bfloat16 has no ONNX kernels)"
         )
     if quantize is not None and quantize not in _BITS:
-        raise ConfigError(f"quantize must be int8, int4 or None; got {quantize!r}; pass 'int8'")
+        raise ConfigError(f"quantize must be int8, int4, w8a8 or None; got {quantize!r}; pass 'int8'")
+    if quantize == "w8a8" and dtype != "float32":
+        raise ConfigError(f"quantize='w8a8' is computed in float32; got dtype={dtype!r}; leave dtype out")
     if verify_rows < 0:
         raise ConfigError(f"verify_rows must be 0 or more; got {verify_rows}; pass 8")
     if out.exists() and not (out.is_dir() and (is_export(out) or not any(out.iterdir()))):
@@ -175,18 +180,18 @@ def _write(
     """Write graphs, weights and what else belongs to a model; gives the manifest, which is written last."""
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
     tensors = Tensors(checkpoint.path)
-    plan = _Plan(None if quantize is None else _BITS[quantize])
+    plan = _Plan(quantize)
     tied = bool(config.tie_word_embeddings) and "lm_head.weight" not in tensors
     try:
         with (made / WEIGHTS_FILE).open("wb") as file:
             writer = WeightsWriter(file, dtype)
             table = writer.store(_TABLE, tensors.get(_TABLE))
             tell("writing the text model")
-            decoder = GraphWriter(tensors, writer, plan.bits)
+            decoder = GraphWriter(tensors, writer, plan.scheme)
             write_decoder(decoder, config.text_config, tied=tied)
             decoder.save(made / "decoder.onnx", "decoder")
             tell("writing the vision tower")
-            tower = GraphWriter(tensors, writer, plan.bits)
+            tower = GraphWriter(tensors, writer, plan.scheme)
             write_vision(tower, config.vision_config)
             tower.save(made / "vision.onnx", "vision")
     finally:
@@ -205,16 +210,16 @@ class _Plan:
     The vision tower stays as it is: it is a small part of the weights, and its work is bound by arithmetic.
     """
 
-    def __init__(self, bits: int | None) -> None:
-        self._bits = bits
+    def __init__(self, scheme: str | None) -> None:
+        self._scheme = scheme
         self.quantized: list[str] = []
 
-    def bits(self, name: str) -> int | None:
-        """Bits of the matrix `name`; None leaves it alone."""
-        if self._bits is None or name.startswith("vision."):
+    def scheme(self, name: str) -> str | None:
+        """How the matrix `name` is quantised; None leaves it alone."""
+        if self._scheme is None or name.startswith("vision."):
             return None
         self.quantized.append(name)
-        return self._bits
+        return self._scheme
 
 
 def _manifest(
@@ -235,7 +240,7 @@ def _manifest(
         "opset": OPSET,
         "dtype": dtype,
         "quantize": quantize,
-        "block_size": BLOCK_SIZE if quantize else None,
+        "block_size": BLOCK_SIZE if quantize in ("int8", "int4") else None,
         "quantized": plan.quantized,
         "left_alone": sorted(writer.names() - set(plan.quantized)) if quantize else [],
         "embeddings": {

@@ -6,14 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import make_published
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 import qwenvl_kit.export.writing as writing
 from qwenvl_kit.backends.exports import MANIFEST, read_export
 from qwenvl_kit.errors import CheckpointError, ConfigError, ExportFailed
 from qwenvl_kit.export import to_onnx
 from qwenvl_kit.export.parity import Parity
+from qwenvl_kit.export.weights import round_to_int8
 
 
 def test_an_export_says_what_it_is(demo_onnx: Path) -> None:
@@ -33,7 +38,7 @@ def test_parity_stands_in_the_manifest(tmp_path: Path) -> None:
     assert json.loads((done.path / MANIFEST).read_text())["parity"]["passed"] is True
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("quantize", ["int8", "int4", "w8a8"])
 def test_most_of_a_quantised_decoder_is_quantised_and_the_rest_is_named(tmp_path: Path, quantize: str) -> None:
     source = make_published(tmp_path / "source")
     done = to_onnx(source, tmp_path / "onnx", quantize=quantize, verify_rows=0)
@@ -45,6 +50,22 @@ def test_most_of_a_quantised_decoder_is_quantised_and_the_rest_is_named(tmp_path
     quantized = set(done.manifest["quantized"])
     assert sum(size[name] for name in quantized) >= 0.8 * sum(size.values())
     assert set(decoder) <= quantized | set(done.manifest["left_alone"])
+
+
+@given(
+    arrays(
+        np.float32,
+        array_shapes(min_dims=2, max_dims=2, max_side=12),
+        elements=st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False),
+    )
+)
+def test_integers_are_worth_the_nearest_to_what_they_stand_for(matrix: np.ndarray) -> None:
+    codes, scales = round_to_int8(matrix)
+
+    assert codes.dtype == np.int8
+    assert codes.min() >= -127
+    error = np.abs(codes.astype(np.float64) * scales[:, None] - matrix)
+    assert (error <= 0.501 * scales[:, None]).all()
 
 
 def test_an_export_replaces_an_older_one(own_onnx: Path) -> None:
@@ -107,7 +128,12 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"dtype": "bfloat16"}, "dtype"), ({"quantize": "int2"}, "quantize"), ({"verify_rows": -1}, "verify_rows")],
+    [
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"quantize": "int2"}, "quantize"),
+        ({"quantize": "w8a8", "dtype": "float16"}, "float32"),
+        ({"verify_rows": -1}, "verify_rows"),
+    ],
 )
 def test_wrong_arguments_are_said_at_once(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
