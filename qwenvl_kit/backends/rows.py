@@ -5,6 +5,8 @@ Slots, batches and models are unknown here.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -63,7 +65,9 @@ class Row:
         self._told = ""
         grids = [(int(frames), int(rows), int(columns)) for frames, rows, columns in encoded.grid.tolist()]
         self._prompt_positions, self._following = mrope_positions(encoded.ids, grids, image_id=image_id, merge=merge)
-        self._last_visual = max((at for at, token in enumerate(encoded.ids) if token == image_id), default=-1)
+        self._visual = [at for at, token in enumerate(encoded.ids) if token == image_id]  # places of visual tokens
+        ends = itertools.accumulate(frames * rows * columns // merge**2 for frames, rows, columns in grids)
+        self._shown_before = [0, *ends]  # visual tokens of the pictures before each, and of all
         n_most = len(encoded.ids) + encoded.request.max_new_tokens
         self._ids = torch.zeros(n_most, dtype=torch.long)  # prompt and answer, filled from the front
         self._ids[: len(encoded.ids)] = torch.tensor(encoded.ids)
@@ -99,13 +103,23 @@ class Row:
         return torch.cat([torch.from_numpy(self._prompt_positions), ahead.expand(3, -1)], dim=1)
 
     def shares(self, other: Row) -> int:
-        """Tokens that its prompt and another row's begin with alike, all pictures among them; 0 if these differ."""
-        if self.said or self.encoded.sights != other.encoded.sights:
+        """Tokens that its prompt and another row's begin with alike; a picture is shared whole or not at all."""
+        if self.said:
             return 0
         n_most = min(len(self.encoded.ids) - 1, len(other.encoded.ids))  # at least one token is left to read
         differ = (self._ids[:n_most] != other._ids[:n_most]).nonzero()
         n_alike = int(differ[0]) if len(differ) else n_most
-        return n_alike if n_alike > self._last_visual else 0
+        for at, sight in enumerate(self.encoded.sights):
+            first, last = self._visual[self._shown_before[at]], self._visual[self._shown_before[at + 1] - 1]
+            if first >= n_alike:
+                break
+            if last >= n_alike or sight != other.encoded.sights[at]:
+                return first
+        return n_alike
+
+    def n_visual_in(self, length: int) -> int:
+        """How many of its first tokens are visual ones."""
+        return bisect.bisect_left(self._visual, length)
 
     def hear(self, token: int | None, eos_ids: Sequence[int], *, stops_loops: bool) -> None:
         """Take the next token and see whether it is the last; None stands for logits that are not finite."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.backends.stepper import Stepper
 
 _STEP = 64  # tokens by which a cache grows, so that it seldom does
-_LEAST_SHARED = 32  # tokens; a shorter beginning is sooner read again than taken over in a pass of its own
+_LEAST_SHARED = 32  # tokens; a beginning that is shorter, or than the rest, is sooner read again than taken over
 
 
 class Seats:
@@ -81,9 +81,10 @@ class Seats:
             ids, positions = row.ids.to(device), row.positions().to(device)
             reader = max(readers, key=row.shares, default=row)
             past = 0 if reader is row else row.shares(reader)
-            if past >= _LEAST_SHARED:
+            if past >= _LEAST_SHARED and 2 * past >= len(ids):
                 self._shared.append((self._slots.index(reader), slot, past))
-                rest.append(Reading(slot, ids[past:], positions[:, past:], past))
+                unseen = seen[row.n_visual_in(past) :]
+                rest.append(Reading(slot, ids[past:], positions[:, past:], past, unseen if len(unseen) else None))
             else:
                 whole.append(Reading(slot, ids, positions, visual=seen))
                 readers.append(row)

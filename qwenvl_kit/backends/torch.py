@@ -93,7 +93,7 @@ class TorchBackend:
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"the device map placed modules on {_places(places)}")
         if self._is_packed:
-            control.note("the language model's weights are laid out by oneDNN for few rows")
+            control.note("the model's matrix products are oneDNN's, with weights laid out in its own order")
         with _threads(effective.threads):
             if effective.num_beams > 1:
                 beams = Beams(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)

@@ -1,11 +1,11 @@
-"""``qwenvl-kit bench``: captions drawn pictures with your model, here, at a few batch sizes; says what to set."""
+"""``qwenvl-kit bench``: captions drawn pictures with your model, here, at a few settings; says what to set."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +25,44 @@ _NEAR_BEST = 0.95  # a smaller batch that is this near to the fastest is the bet
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """Rows and tokens per second at one batch size; medians of the rounds."""
+class Setting:
+    """What is tried: a backend with its model, threads of the model (None for its own choice) and a batch size."""
 
+    backend: str
+    model_name: str
+    threads: int | None
     batch_size: int
+
+    def options(self) -> dict[str, Any]:
+        """As options of a call."""
+        return {
+            "backend": self.backend,
+            "model_name": self.model_name,
+            "threads": self.threads,
+            "batch_size": self.batch_size,
+        }
+
+    def __str__(self) -> str:
+        """As a call is written."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Rows and tokens per second with one setting; medians of the rounds."""
+
+    setting: Setting
     rows_per_s: float
     tokens_per_s: float
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("bench", help="see which batch size is fastest here", description=__doc__)
-    parser.add_argument("--sizes", type=_sizes, default=(1, 4, 8, 16), help="batch sizes to try [1,4,8,16]")
+    parser = commands.add_parser("bench", help="see which settings are fastest here", description=__doc__)
+    parser.add_argument("--sizes", type=_counts, default=(1, 4, 8, 16), help="batch sizes to try [1,4,8,16]")
+    parser.add_argument("--thread-counts", type=_counts, help="numbers of CPU threads to try, such as 1,2,4")
+    parser.add_argument("--export", metavar="DIR", help="an ONNX export of the model, to be tried beside it")
     parser.add_argument("--pictures", type=_count, default=16, help="pictures for each try [%(default)s]")
     parser.add_argument("--side", type=_count, default=448, help="their side in pixels [%(default)s]")
     parser.add_argument("--rounds", type=_count, default=2, help="how often each is tried, in turn [%(default)s]")
@@ -50,55 +75,79 @@ def work(parsed: argparse.Namespace) -> int:
     config = config_of(parsed)
     if "batch_size" in config.asked:
         raise ConfigError("bench tries several batch sizes; pass them as --sizes, such as --sizes 1,4,8")
-    options: dict[str, Any] = {name: getattr(config, name) for name in config.asked} | {"progress": False}
-    print(f"{config.model_name} on {config.backend}: {parsed.pictures} pictures of {parsed.side} pixels for each try")
-    paces = measure(parsed.sizes, parsed.pictures, parsed.side, parsed.rounds, options)
-    print("batch_size  pictures/s  tokens/s")
+    if "threads" in config.asked and parsed.thread_counts:
+        raise ConfigError("bench takes --threads, which all tries get, or --thread-counts to try; not both")
+    models = [(config.backend, config.model_name), *([("onnx", parsed.export)] if parsed.export else [])]
+    settings = [
+        Setting(backend, model_name, threads, size)
+        for backend, model_name in models
+        for threads in parsed.thread_counts or (config.threads,)
+        for size in parsed.sizes
+    ]
+    options = {name: getattr(config, name) for name in config.asked} | {"progress": False}
+    print(f"{config.model_name}: {parsed.pictures} pictures of {parsed.side} pixels for each try")
+    paces = measure(settings, parsed.pictures, parsed.side, parsed.rounds, options)
+    print("backend  threads  batch_size  pictures/s  tokens/s")
     for pace in paces:
-        print(f"{pace.batch_size:10}  {pace.rows_per_s:10.3g}  {pace.tokens_per_s:8.3g}")
+        tried = pace.setting
+        print(
+            f"{tried.backend:7}  {tried.threads or 'own':>7}  {tried.batch_size:10}  {pace.rows_per_s:10.3g}  "
+            f"{pace.tokens_per_s:8.3g}"
+        )
     for note in dict.fromkeys(note for pace in paces for note in pace.notes):
         print(f"  {note}")
-    print(f"Set batch_size={advise(paces)}.")
+    print(f"Set {advise(paces)}.")
     return 0
 
 
-def measure(sizes: tuple[int, ...], n_pictures: int, side: int, n_rounds: int, options: dict[str, Any]) -> list[Pace]:
-    """Try each batch size in turn, so that whatever else the machine does meets all of them."""
+def measure(
+    settings: Sequence[Setting], n_pictures: int, side: int, n_rounds: int, options: dict[str, Any]
+) -> list[Pace]:
+    """Try each setting in turn, so that whatever else the machine does meets all of them."""
     pictures = _pictures(side)
-    pd.Series([next(pictures)]).vl.run(**options, batch_size=1)  # the model is loaded before time counts
-    tries: dict[int, list[tuple[float, float, tuple[str, ...]]]] = {size: [] for size in sizes}
+    for setting in settings:  # models are loaded before time counts
+        pd.Series([next(pictures)]).vl.run(**_joined(options, setting))
+    tries: dict[Setting, list[tuple[float, float, tuple[str, ...]]]] = {setting: [] for setting in settings}
     for _ in range(n_rounds):
-        for size in sizes:
+        for setting in settings:
             cells = pd.Series([next(pictures) for _ in range(n_pictures)])  # new ones: what was seen costs less
             started = time.perf_counter()
-            done = cells.vl.run(**options, batch_size=size)
+            done = cells.vl.run(**_joined(options, setting))
             seconds = time.perf_counter() - started
             if not (done["status"] == "ok").all():
-                raise BackendFailed(f"rows failed at batch_size={size}: {done['error'].dropna().iloc[0]}")
+                raise BackendFailed(f"rows failed at {setting}: {done['error'].dropna().iloc[0]}")
             notes = tuple(note for note in done.attrs["effective"]["notes"] if "memory ran out" in note)
-            tries[size].append((n_pictures / seconds, float(done["new_tokens"].sum()) / seconds, notes))
+            tries[setting].append((n_pictures / seconds, float(done["new_tokens"].sum()) / seconds, notes))
     qwenvl_kit.unload()
     return [
         Pace(
-            size,
+            setting,
             statistics.median(rows for rows, _, _ in some),
             statistics.median(tokens for _, tokens, _ in some),
             some[-1][2],
         )
-        for size, some in tries.items()
+        for setting, some in tries.items()
     ]
 
 
-def advise(paces: list[Pace]) -> int:
-    """The smallest batch size that is nearly as fast as the fastest.
+def advise(paces: Sequence[Pace]) -> Setting:
+    """Of the settings that are nearly as fast as the fastest, the one of the smallest batch.
 
     Examples
     --------
-    >>> advise([Pace(1, 1.0, 9.0, ()), Pace(4, 1.97, 18.0, ()), Pace(8, 2.0, 18.0, ())])
+    >>> paces = [(1, 1.0), (4, 1.97), (8, 2.0)]
+    >>> advise([Pace(Setting("torch", "demo", None, size), pace, 9 * pace) for size, pace in paces]).batch_size
     4
     """
     fastest = max(pace.rows_per_s for pace in paces)
-    return min(pace.batch_size for pace in paces if pace.rows_per_s >= _NEAR_BEST * fastest)
+    near = [pace for pace in paces if pace.rows_per_s >= _NEAR_BEST * fastest]
+    return min(near, key=lambda pace: (pace.setting.batch_size, pace.setting.threads or 0, -pace.rows_per_s)).setting
+
+
+def _joined(options: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """What all tries get, without what an export has decided for itself."""
+    decided = ("dtype",) if setting.backend == "onnx" else ()
+    return {name: value for name, value in options.items() if name not in decided} | setting.options()
 
 
 def _pictures(side: int) -> Iterator[NDArray[np.uint8]]:
@@ -110,7 +159,7 @@ def _pictures(side: int) -> Iterator[NDArray[np.uint8]]:
         yield np.kron(coarse, np.ones((cell, cell, 1), dtype=np.uint8))[:side, :side]
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_count(part) for part in text.split(",")))
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     Picture = Image.Image | NDArray[np.uint8]
 
 BATCH_SIZES = (1, 3, 8)
-TOLERANCE = 1e-4  # on logits of up to _PLAIN_LOGIT, in float32; in proportion beyond, as float32's own steps are
+TOLERANCE = 1e-4  # in the mean, on logits of up to _PLAIN_LOGIT, in float32; in proportion beyond
+_FAR = 10  # times the tolerance: what single logits may differ by
 _PLAIN_LOGIT = 10.0
 _LEAST_AGREEMENT = 0.5  # of a float16 or quantised export: less is no rounding but a fault
 _PROMPTS = (
@@ -123,8 +124,10 @@ def verify(
     batch_sizes : sequence of int
         Each row goes through the export once for each of them.
     tolerance : float
-        Largest difference that passes where logits are at most 10, for a float32 export without quantisation; where
-        they are larger, it grows with them, as the spacing of float32 does.
+        Largest mean difference of a row's logits that passes where they are at most 10, for a float32 export without
+        quantisation; where they are larger, it grows with them, as the spacing of float32 does. Single logits may
+        differ by ten times as much: with 12 layers, torch's own in float32 were up to 2.2e-4 from those in float64, and
+        ONNX Runtime's 1.5e-4.
     threads : int, optional
         Of ONNX Runtime.
 
@@ -267,8 +270,10 @@ def _verdict(frame: pd.DataFrame, tolerance: float) -> tuple[bool, str]:
         return False, f"{said}; some logits are not finite"
     if others:
         return False, said
+    mean = float(frame["mean_diff"].max())
     allowed = tolerance * max(1.0, float(frame["largest_logit"].max()) / _PLAIN_LOGIT)
-    return largest <= allowed, f"{said}, of at most {allowed:.1e}"
+    said += f" of at most {_FAR * allowed:.1e}, mean {mean:.1e} of at most {allowed:.1e}"
+    return mean <= allowed and largest <= _FAR * allowed, said
 
 
 def _rough_verdict(frame: pd.DataFrame) -> tuple[bool, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -203,6 +203,32 @@ def test_each_distinct_picture_is_looked_at_once_and_its_beginning_read_once() -
     n_prompts = sum(44 + 1 + question for _ in range(4) for question in range(4))
     assert stepper.n_looked == 4
     assert stepper.n_read < 0.6 * n_prompts
+
+
+def test_the_beginning_before_different_pictures_is_read_once() -> None:
+    requests = requests_of([(level, 0, 8) for level in range(8)])
+    stepper = HashStepper()
+
+    run(stepper, requests, batch_size=8)
+
+    assert stepper.n_read < 0.6 * 8 * 45
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shown=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=2, max_size=8), seed=st.integers(0, 9)
+)
+def test_of_several_pictures_those_that_rows_begin_with_are_shared_whole(shown: list[list[int]], seed: int) -> None:
+    one_each = requests_of([(level, 0, 6) for level in range(3)])
+    requests = [
+        replace(one_each[0], row=row, pictures=tuple(one_each[level].pictures[0] for level in levels))
+        for row, levels in enumerate(shown)
+    ]
+    alone = [run(HashStepper(), [request], batch_size=1)[0].text for request in requests]
+
+    together = sorted(run(HashStepper(), requests, batch_size=4, seed=seed), key=lambda result: result.row)
+
+    assert [result.text for result in together] == alone
 
 
 def test_pictures_beyond_the_memory_of_the_eyes_are_looked_at_again() -> None:

@@ -105,16 +105,32 @@ def test_a_wrong_export_is_told_from_a_right_one(own_onnx: Path, unseen: list[Im
 
 def test_a_difference_is_a_tie_only_between_like_logits() -> None:
     frame = pd.DataFrame(
-        {"agreement": [0.5], "new_tokens": [2], "ties": [1], "max_diff": [1e-5], "largest_logit": [5.0]}
+        {
+            "agreement": [0.5],
+            "new_tokens": [2],
+            "ties": [1],
+            "max_diff": [1e-5],
+            "mean_diff": [1e-6],
+            "largest_logit": [5.0],
+        }
     )
     assert _verdict(frame, 1e-4)[0]
     assert not _verdict(frame.assign(ties=0), 1e-4)[0]
+    assert not _verdict(frame.assign(mean_diff=2e-4), 1e-4)[0]
+    assert not _verdict(frame.assign(max_diff=2e-3), 1e-4)[0]
 
 
 @pytest.mark.parametrize("judge", [lambda frame: _verdict(frame, 1e-4), _rough_verdict])
 def test_logits_that_are_not_finite_never_pass(judge: object) -> None:
     frame = pd.DataFrame(
-        {"agreement": [1.0], "new_tokens": [2], "ties": [0], "max_diff": [np.nan], "largest_logit": [5.0]}
+        {
+            "agreement": [1.0],
+            "new_tokens": [2],
+            "ties": [0],
+            "max_diff": [np.nan],
+            "mean_diff": [np.nan],
+            "largest_logit": [5.0],
+        }
     )
     assert not judge(frame)[0]  # type: ignore[operator]
 

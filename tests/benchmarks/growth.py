@@ -1,0 +1,88 @@
+"""Ten times the rows: are they answered at the same pace, and in the same memory?
+
+Captions of drawn scenes, each another file, by the embedded model: ``python tests/benchmarks/growth.py``. It prints the
+figures beside what is wanted, keeps them, and gives exit status 1 when one is missed. Six minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from contest import RESULTS, machine
+from PIL import Image
+
+import qwenvl_kit  # noqa: F401  # registers Series.vl
+from qwenvl_kit.demo import draw, sample_scenes
+
+WANTED_PACE, WANTED_MEMORY = 0.95, 1.05
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1000, help="and ten times as many")
+    parser.add_argument("--batch-size", type=int, default=16)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _draw(Path(folder), 10 * asked.rows)
+        sizes = (asked.rows, 10 * asked.rows, asked.rows)  # few before and after: the machine's own pace drifts
+        few, many, few_again = (_in_a_process(paths[:n], asked.batch_size) for n in sizes)
+    pace = 2 * many["rows_per_s"] / (few["rows_per_s"] + few_again["rows_per_s"])
+    memory = many["peak_mb"] / few["peak_mb"]
+    found = {
+        "workload": f"captions of {asked.rows} and of {10 * asked.rows} drawn scenes by the embedded model, torch",
+        "machine": machine(),
+        "few": few,
+        "many": many,
+        "few_again": few_again,
+        "pace_of_many_to_few": round(pace, 3),
+        "memory_of_many_to_few": round(memory, 3),
+        "wanted": {"pace": WANTED_PACE, "memory": WANTED_MEMORY},
+    }
+    print(json.dumps(found, indent=1))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0 if pace >= WANTED_PACE and memory <= WANTED_MEMORY else 1
+
+
+def _draw(folder: Path, n: int) -> list[str]:
+    paths = [str(folder / f"{row}.png") for row in range(n)]
+    for path, scene in zip(paths, sample_scenes(n, seed=5), strict=True):
+        Image.fromarray(draw(scene)).save(path, compress_level=1)
+    return paths
+
+
+def _in_a_process(paths: list[str], batch_size: int) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_answer, paths, batch_size).result()
+
+
+def _answer(paths: list[str], batch_size: int) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "model_name": "demo",
+        "dtype": "float32",
+        "use_flash_attention_2": False,
+        "batch_size": batch_size,
+        "progress": False,
+    }
+    cells = pd.Series(paths)
+    cells[:32].vl.caption(**options)  # the model is loaded, and warm
+    started = time.perf_counter()
+    frame = cells.vl.run(**options)
+    seconds = time.perf_counter() - started
+    assert (frame["status"] == "ok").all()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rows": len(paths), "rows_per_s": round(len(paths) / seconds, 2), "peak_mb": round(peak, 1)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
