@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from qwenvl_kit.backends.positions import mrope_positions
 from qwenvl_kit.backends.stepper import Reading
 from qwenvl_kit.backends.torch_packed import can_pack
-from qwenvl_kit.backends.torch_stepper import TorchStepper
+from qwenvl_kit.backends.torch_stepper import TorchStepper, _upload
 from qwenvl_kit.backends.torch_text import pack_text
 from qwenvl_kit.backends.torch_vision import pack_vision, quicken
 
@@ -101,6 +101,22 @@ def test_pictures_look_the_same_alone_and_together(
         seen = stepper.look(torch.cat([text.patches for text in texts]), GRIDS)
         for one, other in zip(seen, wanted, strict=True):
             torch.testing.assert_close(one, other, **NEAR)
+
+
+def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
+    class Patches:
+        is_pinned = False
+
+        def pin_memory(self) -> Patches:
+            self.is_pinned = True
+            return self
+
+        def to(self, device: torch.device, *, non_blocking: bool = False) -> tuple[str, bool, bool]:
+            return device.type, self.is_pinned, non_blocking
+
+    assert _upload(Patches(), torch.device("cuda")) == ("cuda", True, True)  # type: ignore[arg-type, comparison-overlap]
+    here = torch.ones(2)
+    assert _upload(here, torch.device("cpu")) is here
 
 
 @pytest.mark.parametrize("most", [1, 150, 10_000])
