@@ -100,8 +100,8 @@ def spec(config: Config) -> OnnxSpec:
         There is no export; or a partial, an altered or a foreign one.
     """
     require_onnx("backend='onnx'")
+    from qwenvl_kit.backends.onnx_graph import execution_provider
     from qwenvl_kit.backends.onnx_integers import require_exact_products
-    from qwenvl_kit.backends.onnx_stepper import execution_provider
 
     folder = locate(config)
     if not is_export(folder):

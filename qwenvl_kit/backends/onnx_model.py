@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VL
 from transformers.modeling_outputs import MultimodalCausalLMOutputWithPast
 
 from qwenvl_kit.backends.exports import MANIFEST, Export, read_export
+from qwenvl_kit.backends.onnx_graph import execution_provider
 from qwenvl_kit.backends.onnx_integers import require_exact_products
-from qwenvl_kit.backends.onnx_stepper import OnnxStepper, execution_provider
+from qwenvl_kit.backends.onnx_stepper import OnnxStepper
 from qwenvl_kit.backends.stepper import Reading
 
 if TYPE_CHECKING:

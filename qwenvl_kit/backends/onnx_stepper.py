@@ -6,21 +6,17 @@ is not known here.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnxruntime
 import torch
 from transformers import AutoConfig
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from qwenvl_kit.backends.onnx_graph import Graph
 
+if TYPE_CHECKING:
     from torch import Tensor
 
     from qwenvl_kit.backends.exports import Export
@@ -28,10 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
 _MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
-_SPIN_US = "200"
-_NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _ATTENTION_BYTES = 256 * 2**20  # scores of one layer's attention in a prompt pass; longer prompts go in parts
-_NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.int32: np.int32}
 
 
 class OnnxStepper:
@@ -57,8 +50,8 @@ class OnnxStepper:
         self._image_id: int = config.image_token_id
         self.dtype = torch.float16 if export.dtype == "float16" else torch.float32
         self.device = torch.device("cuda", rank) if provider.startswith("CUDA") else torch.device("cpu")
-        self._decoder = _session(export.path / "decoder.onnx", provider, self.device, threads)
-        self._tower = _session(export.path / "vision.onnx", provider, self.device, threads)
+        self._decoder = Graph(export.path / "decoder.onnx", provider, self.device, threads)
+        self._tower = Graph(export.path / "vision.onnx", provider, self.device, threads)
         self._embeddings = torch.from_numpy(export.embeddings())  # (V, H), mapped from the file of weights
         self._head = self._text.hidden_size // self._text.num_attention_heads
         self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer, (slots, heads, capacity, D)
@@ -138,8 +131,7 @@ class OnnxStepper:
         places, mask, back = _windows(bounds)
         positions = get_vision_position_ids(size, config.spatial_merge_size)[patches].T  # (2, P)
         features = torch.empty(n_pictures, len(order), config.out_hidden_size, dtype=self.dtype, device=self.device)
-        self._run(
-            self._tower,
+        self._tower.run(
             {
                 "pixel_values": pixels[:, patches].to(self.dtype),
                 "position_ids": positions[:, None].expand(2, n_pictures, -1),
@@ -214,7 +206,7 @@ class OnnxStepper:
         for layer, (keys, values) in enumerate(self._caches):
             for name, cache in (("key", keys), ("value", values)):
                 inputs[f"past_{name}_{layer}"] = outputs[f"present_{name}_{layer}"] = cache[rows]
-        self._run(self._decoder, inputs, outputs)
+        self._decoder.run(inputs, outputs)
         return logits
 
     def _embed(self, ids: Tensor) -> Tensor:
@@ -227,60 +219,6 @@ class OnnxStepper:
             places = (reading.ids == self._image_id).nonzero().squeeze(-1)[: len(reading.visual)]
             vectors[places.to(self.device)] = reading.visual.to(self.dtype)
         return vectors
-
-    def _run(self, session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """Run a graph on tensors where they stand; a past and its present are the same memory."""
-        binding = session.io_binding()
-        kept = [  # until the graph has run
-            _bind(binding.bind_input, name, tensor.to(self.device).contiguous(), self.device)
-            for name, tensor in inputs.items()
-        ]
-        kept += [_bind(binding.bind_output, name, tensor, self.device) for name, tensor in outputs.items()]
-        if self.device.type == "cuda":  # the runtime has a stream of its own, which does not wait for torch's
-            torch.cuda.current_stream(self.device).synchronize()
-        session.run_with_iobinding(binding)
-        del kept
-
-
-def execution_provider() -> str:
-    """The fastest execution provider that is installed and works here: CUDA where there is a GPU, else the CPU."""
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available():
-        return "CUDAExecutionProvider"
-    return "CPUExecutionProvider"
-
-
-def _session(file: Path, provider: str, device: torch.device, threads: int | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    # Threads that sleep between operators wake late, and threads that spin between runs take the cores from those that
-    # load pictures and choose tokens (https://onnxruntime.ai/docs/performance/tune-performance/threading.html).
-    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
-    settings = {"device_id": device.index} if device.type == "cuda" else {}
-    with _plain_attention():
-        return onnxruntime.InferenceSession(file, options, providers=[(provider, settings)])
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Make sessions whose attention on the CPU is not tiled.
-
-    Tiles of queries skip nothing of what is causally masked, and rows of unlike length are attended to one after the
-    other: prompts took 2.2 times as long, steps of unlike rows as long or longer. The runtime knows no other switch
-    (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cpu/bert/gqa_attention_base.h).
-    """
-    before = os.environ.get(_NO_TILES)
-    os.environ[_NO_TILES] = before or "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_NO_TILES]
-
-
-def _bind(bind: Any, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-    bind(name, device.type, device.index or 0, _NUMPY[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
-    return tensor
 
 
 def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
