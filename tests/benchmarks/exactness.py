@@ -1,0 +1,72 @@
+"""How far float32 logits are from those in float64: transformers', this kit's on torch, and an export's.
+
+``python tests/benchmarks/exactness.py --model DIR --export DIR`` with the model that ``contenders.py DIR`` wrote and an
+export of it. A difference between two backends that is no larger than these says nothing about either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import MODEL, Ours, Rows, _requests, make_pictures
+from contest import RESULTS, machine
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from qwenvl_kit.backends.rows import Row
+from qwenvl_kit.backends.stepper import Reading, Stepper
+from qwenvl_kit.backends.torch_stepper import TorchStepper
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--export", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=4)
+    asked = parser.parse_args()
+    n = asked.pictures
+    ours, rows = Ours("torch", asked.model), Rows(make_pictures(n), ["What is it?"] * n, [1] * n)
+    wanted = _logits(TorchStepper(_load(asked.model, torch.float64)), ours, rows, torch.float64)
+    steppers: dict[str, Stepper] = {
+        "transformers": TorchStepper(_load(asked.model, torch.float32)),
+        "qwenvl_kit, torch": ours.backend._stepper,
+        "qwenvl_kit, ONNX Runtime": Ours("onnx", asked.export).backend._stepper,
+    }
+    far = {name: (_logits(stepper, ours, rows, torch.float32) - wanted).abs() for name, stepper in steppers.items()}
+    found = {
+        "model": MODEL,
+        "machine": machine(),
+        "largest_logit": float(wanted.abs().max()),
+        "from_float64": {name: {"max": float(one.max()), "mean": float(one.mean())} for name, one in far.items()},
+    }
+    print(json.dumps(found, indent=1))
+    (RESULTS / "exactness.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    return model.eval()
+
+
+def _logits(stepper: Stepper, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+    """Logits (n, V) of each prompt's last token."""
+    language = ours.backend._language
+    encoded = [language.encoder.encode(request) for request in _requests(rows)]
+    patches = torch.cat([one.pixel_values for one in encoded]).to(dtype)
+    seen = stepper.look(patches, torch.cat([one.grid for one in encoded]))
+    readings = []
+    for slot, (one, visual) in enumerate(zip(encoded, seen, strict=True)):
+        row = Row(one, image_id=language.image_id, merge=language.merge, device=torch.device("cpu"))
+        readings.append(Reading(slot, row.ids, row.positions(), visual=visual))
+    stepper.reserve(len(readings), max(len(reading.ids) for reading in readings) + 1)
+    return stepper.read(readings).double()
+
+
+if __name__ == "__main__":
+    main()
