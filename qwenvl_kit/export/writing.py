@@ -81,7 +81,7 @@ def to_onnx(
     quantize : {"int8", "int4", "w8a8"}, optional
         The text model's matrices. ``int8`` and ``int4`` round weights in blocks of 32 with a scale and a zero point
         each, which is nearest to the source. ``w8a8`` rounds weights to int8 with a scale per output, and each token's
-        activations with a scale of its own: the fastest where the CPU multiplies int8 exactly (VNNI, AMX, NEON), and
+        activations with a scale of its own: the fastest where the CPU multiplies int8 exactly, as with VNNI, and
         refused where not.
     verify_rows : int
         Rows to compare with the source afterwards; 0 for none.

@@ -36,7 +36,8 @@ def leave_cores() -> None:
     (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html); a decode step has a hundred regions, and was
     measured 1.35 times slower. They come back with this thread's next parallel region.
     """
-    with contextlib.suppress(OSError):  # no such file: not Linux, where torch brings another OpenMP
-        mapped = {line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}
-        for library in mapped:
+    if not _MAPS.exists():  # not Linux, where torch brings another OpenMP
+        return
+    for library in {line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}:
+        with contextlib.suppress(OSError, AttributeError):  # deleted since, or older than OpenMP 5: all stays as it was
             ctypes.CDLL(library).omp_pause_resource_all(_SOFT)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import qwenvl_kit.runner.threads as threads
+
 SCRIPT = """
 import os, pathlib, torch
 from qwenvl_kit.runner.threads import leave_cores
@@ -34,3 +36,23 @@ def test_idle_openmp_threads_end_and_come_back_when_needed() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["1", "0", "1"]
+
+
+def test_libraries_that_are_gone_or_too_old_break_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = "7f00-7f01 r-xp 00000000 08:01 42   /nowhere/libgomp.so.1 (deleted)"
+    old = "7f02-7f03 r-xp 00000000 08:01 43   /usr/lib/libgomp.so.1"
+    maps = tmp_path / "maps"
+    maps.write_text(f"{gone}\n{old}\n")
+    asked: list[str] = []
+
+    def load(library: str) -> object:
+        asked.append(library)
+        if "(deleted)" in library:
+            raise OSError(library)
+        return object()  # has no omp_pause_resource_all
+
+    monkeypatch.setattr(threads, "_MAPS", maps)
+    monkeypatch.setattr(threads.ctypes, "CDLL", load)
+    threads.leave_cores()
+
+    assert len(asked) == 2
