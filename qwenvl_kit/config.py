@@ -39,6 +39,7 @@ _ELSEWHERE = {
     "device": ("device_map",),
     "question": ("prompt",),
     "num_threads": ("threads",),
+    "enforce_eager": ("torch_compile",),
 }
 _T = TypeVar("_T")
 _PLACE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
@@ -64,6 +65,7 @@ class Options(TypedDict, total=False):
     rank: int | None
     backend: str
     threads: int | None
+    torch_compile: bool
     device_map: DeviceMap | None
     max_memory: MaxMemory | None
     local_files_only: bool
@@ -151,6 +153,9 @@ class Config:
     )
     threads: int | None = _option(
         None, "load", "CPU threads that the model computes with; None leaves it to the library"
+    )
+    torch_compile: bool = _option(
+        False, "load", "compile decode steps, into CUDA graphs where there is a GPU; the warm-up is on record"
     )
     device_map: DeviceMap | None = _option(
         None, "load", "accelerate's device map: `auto`, a device, or a dict from module to device, `cpu` or `disk`"

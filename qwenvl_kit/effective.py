@@ -94,6 +94,7 @@ class Effective:
     quantization: str | None = None
     provider: str | None = None
     threads: int | None = None
+    torch_compile: bool = False
     notes: tuple[Note, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
@@ -162,7 +163,12 @@ def resolve(
     ('sdpa', ['use_flash_attention_2'])
     """
     dtype = dtype or config.dtype
-    attention, notes = _attention(config, device, dtype) if attention is None else _only(attention, config)
+    why_not = _why_not_compiled(config)
+    compiles = config.torch_compile and why_not is None
+    if attention is None:
+        attention, notes = _attention(config, device, dtype, compiles=compiles)
+    else:
+        attention, notes = _only(attention, config)
     geometry = Sizing.of(config, defaults.geometry).geometry
     sampling = config.do_sample
     return Effective(
@@ -188,7 +194,8 @@ def resolve(
         repetition_penalty=_penalty(config, defaults),
         stop_repetition=config.stop_repetition,
         threads=config.threads,
-        notes=(*notes, *_dropped_sampling(config), *_other_dtype(config, dtype)),
+        torch_compile=compiles,
+        notes=(*notes, *_not_compiled(config, why_not), *_dropped_sampling(config), *_other_dtype(config, dtype)),
     )
 
 
@@ -213,7 +220,7 @@ def asked_record(config: Config) -> dict[str, Any]:
     return {name: _plain(getattr(config, name)) for name in sorted(config.asked)}
 
 
-def _attention(config: Config, device: Device, dtype: str) -> tuple[str, tuple[Note, ...]]:
+def _attention(config: Config, device: Device, dtype: str, *, compiles: bool) -> tuple[str, tuple[Note, ...]]:
     if not config.use_flash_attention_2:
         return "sdpa", ()
     if not device.is_cuda:
@@ -222,6 +229,8 @@ def _attention(config: Config, device: Device, dtype: str) -> tuple[str, tuple[N
         reason = f"dtype={dtype!r} has no flash-attention kernel"
     elif device.flash_attention is None:
         reason = "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
+    elif compiles:
+        reason = "torch_compile=True needs attention of one shape, which flash-attention's is not"
     else:
         return "flash_attention_2", ()
     return "sdpa", (Note("use_flash_attention_2", True, "sdpa", reason),)
@@ -231,6 +240,22 @@ def _only(attention: str, config: Config) -> tuple[str, tuple[Note, ...]]:
     if not config.use_flash_attention_2:
         return attention, ()
     return attention, (Note("use_flash_attention_2", True, attention, f"backend={config.backend!r} has its own"),)
+
+
+def _why_not_compiled(config: Config) -> str | None:
+    if config.backend != "torch":
+        return f"backend={config.backend!r} has nothing for torch to compile"
+    if config.device_map is not None:
+        return "a device_map moves the model's parts about"
+    if config.num_beams > 1:
+        return f"num_beams={config.num_beams} searches through transformers' generate"
+    return None
+
+
+def _not_compiled(config: Config, why_not: str | None) -> tuple[Note, ...]:
+    if not config.torch_compile or why_not is None:
+        return ()
+    return (Note("torch_compile", True, "every operator by itself", why_not),)
 
 
 def _dropped_sampling(config: Config) -> tuple[Note, ...]:

@@ -45,6 +45,30 @@ def test_flash_attention_runs_where_it_can_and_sdpa_with_a_reason_elsewhere(
             announce(Config(use_flash_attention_2=True), planned)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"backend": "onnx"}, "onnx"), ({"device_map": "auto"}, "device_map"), ({"num_beams": 3}, "num_beams=3")],
+)
+def test_steps_are_compiled_where_they_can_be_and_the_reason_is_given_elsewhere(
+    options: dict[str, Any], reason: str
+) -> None:
+    assert effective(torch_compile=True).torch_compile
+    config = Config(torch_compile=True, **options)
+
+    planned = resolve(config, CPU, CHECKPOINT)
+
+    assert not planned.torch_compile
+    with pytest.warns(OptionWarning, match=reason):
+        announce(config, planned)
+
+
+def test_compiled_steps_attend_through_sdpa() -> None:
+    planned = effective(GPU, torch_compile=True)
+
+    assert (planned.attention, planned.torch_compile) == ("sdpa", True)
+    assert "torch_compile=True" in planned.record()["notes"][0]
+
+
 def test_a_default_that_cannot_be_honoured_goes_on_record_without_noise() -> None:
     planned = effective()
 

@@ -50,7 +50,7 @@ class TorchSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of weights, dtype and attention."""
+        """Digest of weights, dtype, attention and whether steps are compiled."""
         return self.effective.fingerprint
 
     @property
@@ -79,8 +79,9 @@ class TorchBackend:
             processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
             self._model = _load_model(spec, held)
             self._held = held.pop_all()
-        self._is_packed = _rearrange(self._model)
-        self._stepper = TorchStepper(self._model)
+        compiles = spec.effective.torch_compile
+        self._is_packed = _rearrange(self._model, compiles=compiles)
+        self._stepper = TorchStepper(self._model, compiles=compiles)
         self._eyes = Eyes(self._stepper)
         if read(spec.folder).digest != spec.digest:
             self.close()
@@ -99,7 +100,15 @@ class TorchBackend:
                 beams = Beams(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)
                 yield from beams.stream(feed, effective, control)
             else:
-                yield from decode_in_flight(self._stepper, self._eyes, self._language, feed, effective, control)
+                yield from self._decode(feed, effective, control)
+
+    def _decode(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
+        before = self._stepper.warm_up_s
+        try:
+            yield from decode_in_flight(self._stepper, self._eyes, self._language, feed, effective, control)
+        finally:
+            if seconds := self._stepper.warm_up_s - before:
+                control.note(f"decode steps were compiled in {seconds:.1f} s of this run")
 
     def close(self) -> None:
         """Free the model and its offload folder."""
@@ -123,8 +132,9 @@ def spec(config: Config) -> TorchSpec:
     device = find_device(config)
     checkpoint = find(config)
     planned = resolve(config, device, _defaults(checkpoint))
+    steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
     fingerprint = hashlib.blake2b(
-        f"{checkpoint.digest}:{planned.dtype}:{planned.attention}".encode(), digest_size=16
+        f"{checkpoint.digest}:{planned.dtype}:{planned.attention}{steps}".encode(), digest_size=16
     ).hexdigest()
     return TorchSpec(
         checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
@@ -156,13 +166,17 @@ def _load_model(spec: TorchSpec, held: contextlib.ExitStack) -> Any:
     return model.eval()
 
 
-def _rearrange(model: Any) -> bool:
-    """Make the model compute the same in less time where accelerate does not move its parts about; True if packed."""
+def _rearrange(model: Any, *, compiles: bool) -> bool:
+    """Make the model compute the same in less time where accelerate does not move its parts about; True if packed.
+
+    What torch is to compile must be plain layers: packed weights are opaque to it.
+    """
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False
     if can_pack(model):
         pack_vision(model.model.visual)
-        pack_text(model.model.language_model)
+        if not compiles:
+            pack_text(model.model.language_model)
         return True
     if model.model.visual.config._attn_implementation == "sdpa":
         quicken(model.model.visual)

@@ -119,13 +119,13 @@ class Steps:
     lengths : int64 Tensor (B,)
         Tokens that each slot holds.
     n_most : int
-        The largest of them, and one.
+        The largest of them, and one, or more.
     """
 
     def __init__(self, lengths: Tensor, n_most: int) -> None:
-        self._rows, self._lengths, self._n_most = torch.arange(len(lengths)), lengths, n_most
+        self._rows, self._lengths, self._n_most = torch.arange(len(lengths), device=lengths.device), lengths, n_most
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write each row's token behind its others; give the first slots' tokens up to the longest."""
+        """Write each row's token behind its others; give the first slots' tokens up to `n_most`."""
         held[self._rows.to(held.device), :, self._lengths.to(held.device)] = new[:, :, 0]
         return held[: len(new), :, : self._n_most]

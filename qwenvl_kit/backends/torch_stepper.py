@@ -14,6 +14,7 @@ import torch
 
 from qwenvl_kit.backends.stepper import Reading
 from qwenvl_kit.backends.torch_cache import Prompts, Rests, SlotCache, Steps, Writing
+from qwenvl_kit.backends.torch_compiled import CompiledSteps
 from qwenvl_kit.backends.torch_text import PackedLayer, PackedText
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class TorchStepper:
     ----------
     model : transformers.Qwen2_5_VLForConditionalGeneration
         In evaluation mode, with ``sdpa`` or ``flash_attention_2``.
+    compiles : bool
+        Compile decode steps; the attention must be ``sdpa``, and the layers transformers' own.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, compiles: bool = False) -> None:
         self._model = model
         self._text = model.model.language_model
         self._cache = SlotCache()
@@ -43,6 +46,12 @@ class TorchStepper:
         self._run: _Run = PackedText(self._text) if is_packed else _PlainText(self._text)
         window = self._text.config.sliding_window if self._text.has_sliding_layers else None
         self._window: int | None = window
+        self._compiled = CompiledSteps(self._advance) if compiles else None
+
+    @property
+    def warm_up_s(self) -> float:
+        """Seconds spent on compiling and recording steps so far."""
+        return self._compiled.warm_up_s if self._compiled else 0.0
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +75,8 @@ class TorchStepper:
 
     def reserve(self, n_slots: int, capacity: int) -> None:
         """Change the size of the cache."""
+        if self._compiled:
+            n_slots = self._compiled.reserve(n_slots, capacity)
         with torch.inference_mode():
             self._cache.reserve(n_slots, capacity)
 
@@ -86,7 +97,17 @@ class TorchStepper:
     @torch.inference_mode()
     def step(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, V) after one more token in each of the first slots."""
-        n_most = int(lengths.max()) + 1
+        if self._compiled:
+            return self._compiled(ids, positions, lengths)
+        return self._advance(ids, positions, lengths, int(lengths.max()) + 1)
+
+    def close(self) -> None:
+        """Free the model and the cache."""
+        self._cache.reserve(0, 0)
+        del self._model, self._text, self._run, self._compiled
+
+    def _advance(self, ids: Tensor, positions: Tensor, lengths: Tensor, n_most: int) -> Tensor:
+        """A step whose rows attend to `n_most` places of their slots at most; logits (B, V)."""
         columns = torch.arange(n_most, device=lengths.device)
         mask = (columns <= lengths[:, None])[:, None, None]  # (B, 1, 1, L)
         hidden = self._forward(
@@ -97,11 +118,6 @@ class TorchStepper:
             lengths[:, None],
         )
         return self._logits(hidden)
-
-    def close(self) -> None:
-        """Free the model and the cache."""
-        self._cache.reserve(0, 0)
-        del self._model, self._text, self._run
 
     def _n_together(self, limits: dict[str, int]) -> int:
         return limits["cpu" if self.device.type == "cpu" else "cuda"]

@@ -74,6 +74,18 @@ def test_offloading_to_disk_changes_no_token(
     assert said.attrs["effective"]["device"] == "cpu+disk"
 
 
+def test_compiled_steps_change_no_token_and_their_warm_up_is_on_record(
+    checkpoint: Path, pictures: list[Image.Image], card_answers: list[str]
+) -> None:
+    said = pd.Series(pictures).vl.caption(
+        model_name=str(checkpoint), torch_compile=True, batch_size=5, max_caption_length=48, **EXACT
+    )
+
+    assert said.tolist() == card_answers
+    assert said.attrs["effective"]["torch_compile"] is True
+    assert any("steps were compiled in" in note for note in said.attrs["effective"]["notes"])
+
+
 def test_seeded_samples_do_not_depend_on_batch_size_or_neighbours(
     checkpoint: Path, pictures: list[Image.Image]
 ) -> None:

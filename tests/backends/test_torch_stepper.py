@@ -41,7 +41,7 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "quickened", "packed"])
+@pytest.fixture(scope="module", params=["plain", "quickened", "packed", "compiled"])
 def stepper(folder: Path, request: pytest.FixtureRequest) -> TorchStepper:
     model = load(folder)
     if request.param == "quickened":
@@ -50,7 +50,7 @@ def stepper(folder: Path, request: pytest.FixtureRequest) -> TorchStepper:
         assert can_pack(model)
         pack_vision(model.model.visual)
         pack_text(model.model.language_model)
-    return TorchStepper(model)
+    return TorchStepper(model, compiles=request.param == "compiled")
 
 
 class Text:
