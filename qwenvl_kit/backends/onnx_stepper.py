@@ -110,6 +110,12 @@ class OnnxStepper:
             keys[target, :, :length] = keys[source, :, :length]
             values[target, :, :length] = values[source, :, :length]
 
+    def wipe(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        for keys, values in self._caches:
+            keys[slot].zero_()
+            values[slot].zero_()
+
     def reorder(self, order: Tensor) -> None:
         """Let the first slots hold what those of `order` (B,) hold now, as beam search wants it."""
         for keys, values in self._caches:

@@ -106,8 +106,10 @@ class Seats:
         return self.rows
 
     def leave(self) -> list[Row]:
-        """Free the slots of rows that are done; give those rows."""
+        """Free the slots of rows that are done, and wipe those of broken ones; give those rows."""
         done = [row for row in self.rows if row.is_done]
+        for slot in self.slots_of([row for row in done if row.is_broken]):
+            self._stepper.wipe(slot)
         self._slots = [None if row is None or row.is_done else row for row in self._slots]
         while self._slots and self._slots[-1] is None:
             self._slots.pop()

@@ -103,6 +103,10 @@ class Stepper(Protocol):
         """Copy the first `length` tokens of a slot to another, to share a prefix or to close a gap."""
         ...
 
+    def wipe(self, slot: int) -> None:
+        """Forget what a slot holds: numbers in it that are not finite must not meet those of the next row."""
+        ...
+
     def close(self) -> None:
         """Free weights and cache."""
         ...

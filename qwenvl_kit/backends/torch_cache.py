@@ -60,6 +60,12 @@ class SlotCache:
             for part in held:
                 part[target, :, :length] = part[source, :, :length]
 
+    def wipe(self, slot: int) -> None:
+        """Make a slot what it was at first."""
+        for held in self._layers.values():
+            for part in held:
+                part[slot].zero_()
+
     def _make(self, like: Tensor) -> Tensor:
         n_slots, capacity = self._size
         # zeros, not empty: masked tokens still take part in sums, where NaN times nothing is NaN
@@ -77,16 +83,17 @@ class Prompts:
 
     Parameters
     ----------
-    slots : sequence of int
-        One per row.
+    slots, lengths : sequence of int
+        Of each row: its slot, and how many of its tokens are no padding.
     """
 
-    def __init__(self, slots: Sequence[int]) -> None:
-        self._slots = torch.tensor(slots)
+    def __init__(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        self._rows = list(zip(slots, lengths, strict=True))
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Padding behind a prompt is written too; steps overwrite it before it is attended to."""
-        held[self._slots.to(held.device), :, : new.shape[2]] = new
+        """Write each row at the front of its slot, without what pads it: that may be anything but finite."""
+        for row, (slot, length) in zip(new, self._rows, strict=True):
+            held[slot, :, :length] = row[:, :length]
         return new
 
 

@@ -86,6 +86,11 @@ class TorchStepper:
         self._cache.copy(source, target, length)
 
     @torch.inference_mode()
+    def wipe(self, slot: int) -> None:
+        """Forget what a slot holds: a masked token still takes part in sums, where NaN times nothing is NaN."""
+        self._cache.wipe(slot)
+
+    @torch.inference_mode()
     def read(self, readings: Sequence[Reading]) -> Tensor:
         """Logits (n_readings, V) of each reading's last token, read in passes of like length."""
         logits: list[Tensor] = [torch.empty(0)] * len(readings)
@@ -146,7 +151,7 @@ class TorchStepper:
             hidden = self._forward(embedded, positions, rests, (columns <= at[:, :, None])[:, None], at, last)
         else:
             at = torch.arange(longest, device=device).expand(len(readings), -1)
-            hidden = self._forward(embedded, positions, Prompts(slots), None, at, last)
+            hidden = self._forward(embedded, positions, Prompts(slots, lengths), None, at, last)
         return self._logits(hidden)
 
     def _forward(

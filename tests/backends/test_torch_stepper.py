@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.backends.positions import mrope_positions
 from qwenvl_kit.backends.stepper import Reading
+from qwenvl_kit.backends.torch_cache import Prompts
 from qwenvl_kit.backends.torch_packed import can_pack
 from qwenvl_kit.backends.torch_stepper import TorchStepper, _upload
 from qwenvl_kit.backends.torch_text import pack_text
@@ -173,6 +174,36 @@ def test_the_rest_of_a_prompt_behind_a_beginning_that_another_row_read(
     logits = stepper.read([short.reading(stepper, 3, [], past), long.reading(stepper, 2, said, len(long.prompt))])
 
     torch.testing.assert_close(logits, torch.stack([short.logits([]), long.logits(said)]), **NEAR)
+
+
+@torch.inference_mode()
+def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(stepper: TorchStepper, texts: list[Text]) -> None:
+    stepper.reserve(0, 0)
+    stepper.reserve(2, 128)
+    short, long = texts[0], texts[3]
+    stepper.read([long.reading(stepper, 0, []), long.reading(stepper, 1, [])])
+    for held in stepper._cache._layers.values():
+        for part in held:
+            part[0] = torch.nan
+
+    for is_wiped in (False, True):
+        if is_wiped:
+            stepper.wipe(0)
+        stepper.read([short.reading(stepper, 0, [])])
+        saids: list[list[int]] = [[], []]
+        logits = steps(stepper, [short, long], saids, [30, 31])
+        assert bool(logits[0].isfinite().all()) == is_wiped, "without wiping this test would show nothing"
+
+    torch.testing.assert_close(logits, torch.stack([short.logits(saids[0]), long.logits(saids[1])]), **NEAR)
+
+
+def test_what_pads_a_prompt_is_not_kept() -> None:
+    held, new = torch.zeros(3, 1, 6, 2), torch.full((2, 1, 4, 2), torch.nan)
+    new[0, :, :2], new[1] = 1, 2
+
+    assert Prompts([2, 0], [2, 4])(held, new) is new
+
+    assert held[:, 0, :, 0].tolist() == [[2, 2, 2, 2, 0, 0], [0] * 6, [1, 1, 0, 0, 0, 0]]
 
 
 def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(stepper: TorchStepper, texts: list[Text]) -> None:
