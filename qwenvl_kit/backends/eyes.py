@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.backends.stepper import Stepper
 
 _MAX_BYTES = 128 * 2**20  # visual tokens that are kept: about 60 pictures of 300 tokens of the 7B model in 16 bits
+_MAX_PICTURES = 512  # of which that is so; small ones are soon looked at again, and memory is the same in a longer run
 _MAX_PATCHES = {"cpu": 2048, "cuda": 16384}  # cut at once, up to 80 MB: what a stepper needs to fill its device
 
 _Sight = tuple[str, tuple[int, int]]  # digest and size, which name what a picture shows
@@ -72,7 +73,7 @@ class Eyes:
             self._known[sight] = tokens.clone()
             self._n_bytes += tokens.nbytes
         self._known.move_to_end(sight)
-        while self._n_bytes > self._max_bytes:
+        while self._n_bytes > self._max_bytes or len(self._known) > _MAX_PICTURES:
             _, oldest = self._known.popitem(last=False)
             self._n_bytes -= oldest.nbytes
 

@@ -234,9 +234,13 @@ def test_of_several_pictures_those_that_rows_begin_with_are_shared_whole(shown: 
     assert [result.text for result in together] == alone
 
 
-def test_pictures_beyond_the_memory_of_the_eyes_are_looked_at_again() -> None:
+@pytest.mark.parametrize(("max_bytes", "max_pictures"), [(2 * 16, 99), (9 * 16, 2)])  # 16 bytes: four tokens
+def test_pictures_beyond_the_memory_of_the_eyes_are_looked_at_again(
+    max_bytes: int, max_pictures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwenvl_kit.backends.eyes._MAX_PICTURES", max_pictures)
     stepper = HashStepper()
-    eyes = Eyes(stepper, max_bytes=2 * 16)  # two pictures of four tokens of four bytes
+    eyes = Eyes(stepper, max_bytes=max_bytes)
     rows = [LANGUAGE.encoder.encode(request) for request in requests_of([(level, 0, 1) for level in (1, 2, 3, 1, 3)])]
 
     seen = [eyes.see([row])[0] for row in rows]
