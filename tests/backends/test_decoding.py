@@ -19,6 +19,8 @@ from qwenvl_kit import Config, Control
 from qwenvl_kit.backends.decoding import Language, decode_in_flight
 from qwenvl_kit.backends.encode import Encoded
 from qwenvl_kit.backends.eyes import Eyes
+from qwenvl_kit.backends.rows import Row
+from qwenvl_kit.backends.seats import Seats
 from qwenvl_kit.backends.stepper import Reading
 from qwenvl_kit.effective import CheckpointDefaults, Device, Effective, resolve
 from qwenvl_kit.records import Geometry, Picture, Request, Result
@@ -215,6 +217,33 @@ def test_the_beginning_before_different_pictures_is_read_once() -> None:
     run(stepper, requests, batch_size=8)
 
     assert stepper.n_read < 0.6 * 8 * 45
+
+
+@pytest.mark.parametrize(
+    ("device", "n_alike", "n_other", "is_shared"),
+    [("cpu", 8, 100, True), ("cpu", 7, 100, False), ("cpu", 8, 160, False), ("cuda", 40, 100, False)],
+)
+def test_a_beginning_is_shared_where_that_costs_less_than_reading_it_again(
+    device: str, n_alike: int, n_other: int, is_shared: bool
+) -> None:
+    stepper = HashStepper()
+    rows = [Row(encoded, image_id=IMAGE, merge=2, device=stepper.device) for encoded in texts_of(n_alike, n_other)]
+    seats = Seats(stepper)
+    seats.seat(rows, n_most=2)
+    stepper.device = torch.device("meta") if device != "cpu" else stepper.device  # stands in for a GPU
+
+    whole, rest = seats.readings(rows, [torch.zeros(0, 1)] * 2)
+
+    assert (len(whole), [reading.past for reading in rest]) == ((1, [n_alike]) if is_shared else (2, []))
+
+
+def texts_of(n_alike: int, n_other: int) -> list[Encoded]:
+    """Two prompts without pictures that begin alike."""
+    request = replace(requests_of([(0, 0, 8)])[0], pictures=())
+    return [
+        Encoded(request, [*range(100, 100 + n_alike), *[word] * n_other], torch.zeros(0, 3, dtype=torch.long), _cut)
+        for word in (5, 6)
+    ]
 
 
 @settings(max_examples=30, deadline=None)
