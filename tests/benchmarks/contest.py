@@ -13,12 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import arithmetic
 import torch
 from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model, make_pictures
+from transformers import AutoConfig
 
 from qwenvl_kit.backends import make_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwenvl_kit.backends.stepper import Reading
 
 RESULTS = Path(__file__).parent / "results"
 PEER_BATCHES = (4, 8, 16)
@@ -154,43 +161,55 @@ def limits(*, quick: bool = False) -> dict[str, float]:
 def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
     """How far looking, reading and stepping at batch 4 are from the machine's limits."""
     _forget(ours)
-    spent: dict[str, list[float]] = {"look": [], "read": [], "step": []}
-    amounts: dict[str, int] = {"look": 0, "read": 0, "step": 0}
+    config = AutoConfig.from_pretrained(ours.config.model_name, local_files_only=True)
+    text, vision = config.text_config, config.vision_config
+    flops, spent = 0.0, 0.0  # of looking and reading
+    steps: list[float] = []
     stepper = ours.backend._stepper
-    plain = {name: getattr(stepper, name) for name in spent}
+    plain = {name: getattr(stepper, name) for name in ("look", "read", "step")}
 
-    def timed(name: str, count: Callable[..., int]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            result = plain[name](*arguments)
-            if name != "step" or len(arguments[0]) == 4:
-                spent[name].append(time.perf_counter() - started)
-                amounts[name] += count(*arguments)
-            return result
+    def look(patches: Tensor, grid: Tensor) -> Any:
+        nonlocal flops, spent
+        took, seen = _timed(lambda: plain["look"](patches, grid))
+        spent += took
+        flops += sum(arithmetic.looking(vision, tuple(one)) for one in grid.tolist())
+        return seen
 
-        return call
+    def read(readings: Sequence[Reading]) -> Any:
+        nonlocal flops, spent
+        took, logits = _timed(lambda: plain["read"](readings))
+        spent += took
+        flops += arithmetic.reading(text, [(len(one.ids), one.past) for one in readings])
+        return logits
 
-    stepper.look = timed("look", lambda patches, _: len(patches))
-    stepper.read = timed("read", lambda readings: sum(len(reading.ids) for reading in readings))
-    stepper.step = timed("step", lambda ids, *_: len(ids))
-    few = Rows(make_pictures(4), rows.prompts[:1] * 4, [24] * 4)
-    ours.answer(few, 4)
-    for name in spent:
+    def step(ids: Tensor, *others: Tensor) -> Any:
+        took, logits = _timed(lambda: plain["step"](ids, *others))
+        if len(ids) == 4:
+            steps.append(took)
+        return logits
+
+    stepper.look, stepper.read, stepper.step = look, read, step
+    ours.answer(Rows(make_pictures(4), rows.prompts[:1] * 4, [24] * 4), 4)
+    for name in plain:
         delattr(stepper, name)
     machine_limits = limits()
-    n_text, n_vision, n_merge = 75.5e6, 14.2e6, 3.54e6  # weights of products, without head and patches
-    flops = 2 * (n_text * amounts["read"] + n_vision * amounts["look"] + n_merge * amounts["look"] / 4)
-    prompt_s = sum(spent["look"]) + sum(spent["read"])
-    weights_once = (n_text + 0.75e6) * 4 / machine_limits["gbytes_per_s"] / 1e9
-    step = statistics.median(spent["step"]) if spent["step"] else float("nan")
+    weights = text.num_hidden_layers * (arithmetic.stored(text) + arithmetic.others(text))
+    weights_once = (weights + text.hidden_size * text.vocab_size) * 4 / machine_limits["gbytes_per_s"] / 1e9
+    step_s = statistics.median(steps) if steps else float("nan")
     return {
         "gemm_peak_gflops": round(machine_limits["gflops"], 1),
         "memory_gbytes_per_s": round(machine_limits["gbytes_per_s"], 1),
-        "prompt_phase_share_of_gemm_peak": round(flops / prompt_s / 1e9 / machine_limits["gflops"], 3),
-        "step_at_batch_4_ms": round(step * 1e3, 2),
+        "prompt_phase_share_of_gemm_peak": round(flops / spent / 1e9 / machine_limits["gflops"], 3),
+        "step_at_batch_4_ms": round(step_s * 1e3, 2),
         "reading_the_weights_once_ms": round(weights_once * 1e3, 2),
-        "step_over_reading_the_weights_once": round(step / weights_once, 2),
+        "step_over_reading_the_weights_once": round(step_s / weights_once, 2),
     }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
 
 
 def machine() -> dict[str, Any]:
