@@ -1,7 +1,8 @@
 """How near to the machine's peak for matrix products pictures and prompts are taken in, by the width of the layers.
 
-``python tests/benchmarks/prompt_phase.py [--backend onnx]`` measures the model of the other benchmarks, and one whose
-layers are fewer and as wide as those of the published 3B; exit status 1 where 80 % are missed. Two minutes on two cores.
+``python tests/benchmarks/prompt_phase.py [--backend onnx]`` measures the model of the other benchmarks, and one
+whose layers are fewer and as wide as those of the published 3B; exit status 1 where 80 % are missed. Two minutes on two
+cores.
 """
 
 from __future__ import annotations
