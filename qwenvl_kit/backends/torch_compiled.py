@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenvl_kit.backends.memory import is_out_of_memory
 from qwenvl_kit.errors import ConfigError
@@ -23,8 +25,50 @@ if TYPE_CHECKING:
 
     Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
+_ATTENTION = "qwenvl_kit_packed_sdpa"  # in transformers' register
 _LEAST_SLOTS = 2  # torch compiles a size of one apart from all others
 _WARM_UPS = 3  # before a recording, as torch's notes on graphs have it
+
+
+def attend_packed(text: Any) -> None:
+    """Let the layers of a language model attend by `attend`; changed in place.
+
+    Parameters
+    ----------
+    text : transformers.Qwen2_5_VLTextModel
+        With ``sdpa``.
+    """
+    AttentionInterface.register(_ATTENTION, attend)
+    text.config._attn_implementation = _ATTENTION
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Transformers' own sdpa, but heads that share keys are rows of one product for a single token.
+
+    So does transformers, though not under torch.compile, where it repeats keys and values for each head:
+    https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/sdpa_attention.py.
+
+    Parameters
+    ----------
+    module : transformers.Qwen2_5_VLAttention
+    query : Tensor (B, H, T, d)
+    key, value : Tensor (B, G, L, d)
+    attention_mask : bool Tensor (B, 1, T, L) or None
+
+    Returns
+    -------
+    tuple
+        Attended values (B, T, H, d), and None for the weights.
+    """
+    n_rows, _, n_tokens, head = query.shape
+    if n_tokens > 1 or attention_mask is None:
+        whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return whole
+    groups = query.reshape(n_rows, -1, module.num_key_value_groups, head)  # (B, G, H/G, d)
+    attended = functional.scaled_dot_product_attention(groups, key, value, attention_mask, scale=options.get("scaling"))
+    return attended.reshape(n_rows, 1, -1, head), None
 
 
 class CompiledSteps:

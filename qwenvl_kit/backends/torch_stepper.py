@@ -14,7 +14,7 @@ import torch
 
 from qwenvl_kit.backends.stepper import Reading
 from qwenvl_kit.backends.torch_cache import Prompts, Rests, SlotCache, Steps, Writing
-from qwenvl_kit.backends.torch_compiled import CompiledSteps
+from qwenvl_kit.backends.torch_compiled import CompiledSteps, attend_packed
 from qwenvl_kit.backends.torch_text import PackedLayer, PackedText
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class TorchStepper:
         self._run: _Run = PackedText(self._text) if is_packed else _PlainText(self._text)
         window = self._text.config.sliding_window if self._text.has_sliding_layers else None
         self._window: int | None = window
-        self._compiled = CompiledSteps(self._advance) if compiles else None
+        self._compiled: CompiledSteps | None = None
+        if compiles:
+            attend_packed(self._text)
+            self._compiled = CompiledSteps(self._advance)
 
     @property
     def warm_up_s(self) -> float:
