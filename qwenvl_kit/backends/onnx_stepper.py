@@ -6,6 +6,7 @@ is not known here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -60,14 +61,15 @@ class OnnxStepper:
     def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
         """Visual tokens of pictures, those of one size together."""
         sizes = [tuple(one) for one in grid.tolist()]
-        pictures = torch.split(pixel_values, [t * h * w for t, h, w in sizes])
+        counts = [math.prod(size) for size in sizes]
+        starts = [end - count for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
         found: dict[int, Tensor] = {}
         for size in dict.fromkeys(sizes):
             alike = [at for at, other in enumerate(sizes) if other == size]
             together = max(1, _MAX_PATCHES[self.device.type] // math.prod(size))
-            for start in range(0, len(alike), together):
-                some = alike[start : start + together]
-                features = self._look_alike(torch.stack([pictures[at] for at in some]), torch.tensor([size]))
+            for first in range(0, len(alike), together):
+                some = alike[first : first + together]
+                features = self._look_alike(pixel_values, [starts[at] for at in some], torch.tensor([size]))
                 found |= dict(zip(some, features, strict=True))
         return [found[at] for at in range(len(sizes))]
 
@@ -126,9 +128,9 @@ class OnnxStepper:
         self._caches = []
         del self._decoder, self._tower, self._embeddings
 
-    def _look_alike(self, pixels: Tensor, size: Tensor) -> Tensor:
-        """Visual tokens (n, n_visual, H) of pictures (n, P, C·T·p·p) of one grid (1, 3)."""
-        config, n_pictures = self._vision, len(pixels)
+    def _look_alike(self, pixels: Tensor, starts: Sequence[int], size: Tensor) -> Tensor:
+        """Visual tokens (n, n_visual, H) of the n pictures of one grid (1, 3) whose patches begin at `starts`."""
+        config, n_pictures = self._vision, len(starts)
         unit = config.spatial_merge_size**2
         order, bounds = get_vision_window_index(
             size, config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
@@ -139,7 +141,7 @@ class OnnxStepper:
         features = torch.empty(n_pictures, len(order), config.out_hidden_size, dtype=self.dtype, device=self.device)
         self._tower.run(
             {
-                "pixel_values": pixels[:, patches].to(self.dtype),
+                "pixel_values": pixels[torch.tensor(starts)[:, None] + patches].to(self.dtype),  # (n, P, C·T·p·p)
                 "position_ids": positions[:, None].expand(2, n_pictures, -1),
                 "window_index": places,
                 "window_mask": mask.repeat(n_pictures, 1),

@@ -135,16 +135,23 @@ class GraphWriter:
         )
         return normed
 
-    def add_then_rms_norm(self, x: str, residual: str, name: str, epsilon: float) -> tuple[str, str]:
-        """RMSNorm of ``x + residual``, and the sum."""
+    def add_then_rms_norm(
+        self, x: str, residual: str, name: str, epsilon: float, *, bias_of: str | None = None
+    ) -> tuple[str, str]:
+        """RMSNorm of ``x + residual``, and the sum; the bias of the layer `bias_of`, which made x, is added too.
+
+        Here it costs nothing, while a product writes it over its whole output first.
+        """
         at = len(self._nodes)
         outputs = [f"normed_{at}", "", "", f"sum_{at}"]
         weight = self.weight(f"{name}.weight")
+        biases = () if bias_of is None else (self.weight(f"{bias_of}.bias"),)
         self.add(
             "SkipSimplifiedLayerNormalization",
             x,
             residual,
             weight,
+            *biases,
             outputs=outputs,
             domain=MICROSOFT,
             epsilon=epsilon,
@@ -152,11 +159,11 @@ class GraphWriter:
         return outputs[0], outputs[3]
 
     def gated_mlp(self, x: str, name: str, *, bias: bool = False) -> str:
-        """``down(silu(gate(x)) * up(x))``."""
+        """``down(silu(gate(x)) * up(x))``; the bias of down, where there is one, is left to what follows."""
         gate = self.linear(x, f"{name}.gate_proj", bias=bias)
         activated = self.add("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x · sigmoid(1 · x) is SiLU
         product = self.add("Mul", activated, self.linear(x, f"{name}.up_proj", bias=bias))
-        return self.linear(product, f"{name}.down_proj", bias=bias)
+        return self.linear(product, f"{name}.down_proj")
 
     def save(self, file: Path, name: str) -> None:
         """Write the graph to `file`; its weights are where the writer put them."""

@@ -83,11 +83,11 @@ def write_vision(graph: GraphWriter, config: Any) -> None:
             parts = [in_windows(part) for part in (query, key, value)]
             in_each = graph.add("MultiHeadAttention", *parts, "", mask, domain=MICROSOFT, num_heads=n_heads)
             attended = graph.add("Gather", graph.add("Reshape", in_each, by_picture), back, axis=1)
-        projected = graph.linear(graph.add("Reshape", attended, flat), f"{name}.attn.proj", bias=True)
-        normed, x = graph.add_then_rms_norm(projected, x, f"{name}.norm2", _EPSILON)
+        projected = graph.linear(graph.add("Reshape", attended, flat), f"{name}.attn.proj")
+        normed, x = graph.add_then_rms_norm(projected, x, f"{name}.norm2", _EPSILON, bias_of=f"{name}.attn.proj")
         fed = graph.gated_mlp(normed, f"{name}.mlp", bias=True)
         after = f"vision.blocks.{block + 1}.norm1" if block + 1 < config.depth else "vision.merger.ln_q"
-        normed, x = graph.add_then_rms_norm(fed, x, after, _EPSILON)
+        normed, x = graph.add_then_rms_norm(fed, x, after, _EPSILON, bias_of=f"{name}.mlp.down_proj")
     joined = graph.add("Reshape", normed, graph.constant([-1, width * merge], "int64"))  # (n·P/merge², D·merge²)
     wide = graph.add("Gelu", graph.linear(joined, "vision.merger.mlp.0", bias=True))
     features = graph.linear(wide, "vision.merger.mlp.2", bias=True)
