@@ -163,12 +163,11 @@ class _Loop:
         rows = [self._begin(encoded) for encoded in self._waiting.next_batch(self._free)]
         self._seats.seat(rows, n_most=self._n_most)
         visual = self._eyes.see([row.encoded for row in rows])
-        whole, rest = self._seats.readings(rows, visual)
-        read = [*self._stepper.read(whole)] if whole else []
-        if rest:
-            self._seats.share()
-            read += self._stepper.read(rest)
-        logits = {reading.slot: one for reading, one in zip([*whole, *rest], read, strict=True)}
+        logits: dict[int, Tensor] = {}
+        for stage, readings in enumerate(self._seats.readings(rows, visual)):
+            self._seats.share(stage)
+            slots = [reading.slot for reading in readings]
+            logits |= dict(zip(slots, self._stepper.read(readings), strict=True))
         self._say(rows, torch.stack([logits[slot] for slot in self._seats.slots_of(rows)]), started)
 
     def _begin(self, encoded: Encoded) -> Row:

@@ -90,7 +90,7 @@ class OnnxStepper:
         logits = torch.empty(len(readings), self._text.vocab_size, device=self.device)
         order = sorted(range(len(readings)), key=lambda at: readings[at].slot)
         for run in _neighbours(order, [reading.slot for reading in readings]):
-            for some in _fill(run, [len(readings[at].ids) for at in run], _MAX_TOKENS[self.device.type]):
+            for some in self._fill(run, readings):
                 logits[torch.tensor(some)] = self._read_neighbours([readings[at] for at in some])
         return logits
 
@@ -150,6 +150,25 @@ class OnnxStepper:
             {"features": features},
         )
         return features[:, torch.argsort(order).to(self.device)]
+
+    def _fill(self, run: Sequence[int], readings: Sequence[Reading]) -> list[list[int]]:
+        """Split a run of readings into passes that fill a device and whose padding fits the cache.
+
+        The runtime takes a pass whose rows would all be as long as its longest, and refuses one where a row's past
+        leaves no room for so much.
+        """
+        most, capacity = _MAX_TOKENS[self.device.type], self._caches[0][0].shape[2]
+        passes: list[list[int]] = []
+        longest = past = 0
+        for at in run:
+            length = len(readings[at].ids)
+            longest, past = max(longest, length), max(past, readings[at].past)
+            if passes and (len(passes[-1]) + 1) * longest <= most and past + longest <= capacity:
+                passes[-1].append(at)
+            else:
+                passes.append([at])
+                longest, past = length, readings[at].past
+        return passes
 
     def _read_neighbours(self, readings: Sequence[Reading]) -> Tensor:
         """Read into slots that follow each other, in parts where attention's scores would not fit."""
@@ -258,20 +277,6 @@ def _neighbours(order: Sequence[int], slots: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([at])
     return runs
-
-
-def _fill(places: Sequence[int], lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Split a run of readings into passes of up to `most` tokens, padding included."""
-    passes: list[list[int]] = []
-    longest = 0
-    for at, length in zip(places, lengths, strict=True):
-        longest = max(longest, length)
-        if passes and (len(passes[-1]) + 1) * longest <= most:
-            passes[-1].append(at)
-        else:
-            passes.append([at])
-            longest = length
-    return passes
 
 
 def _windows(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:

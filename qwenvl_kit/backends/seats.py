@@ -35,7 +35,7 @@ class Seats:
         self._stepper = stepper
         self._slots: list[Row | None] = []
         self._size = (0, 0)  # slots and tokens that are reserved
-        self._shared: list[tuple[int, int, int]] = []  # from slot, to slot, how many tokens
+        self._shared: list[list[tuple[int, int, int]]] = []  # of each stage: from slot, to slot, how many tokens
 
     @property
     def rows(self) -> list[Row]:
@@ -64,38 +64,43 @@ class Seats:
         """Slots of rows."""
         return [self._slots.index(row) for row in rows]
 
-    def readings(self, rows: Sequence[Row], visual: Sequence[Tensor]) -> tuple[list[Reading], list[Reading]]:
+    def readings(self, rows: Sequence[Row], visual: Sequence[Tensor]) -> list[list[Reading]]:
         """What rows that were just seated have to read, given the visual tokens of each.
 
         Returns
         -------
-        whole : list of Reading
-            Prompts that no other row has begun with.
-        rest : list of Reading
-            What follows the beginning that another row has read; to be read after `whole`, and after `share`.
+        list of list of Reading
+            Stages: a row that takes over what another begins with is read after that one, and after `share` of its
+            stage. Thus a picture's questions share the picture, and pictures the template before them.
         """
-        whole: list[Reading] = []
-        rest: list[Reading] = []
+        stages: list[list[Reading]] = []
         self._shared = []
-        readers = [row for row in self.rows if row not in rows]
+        read_in = {row: -1 for row in self.rows if row not in rows}  # stage of each row that can be taken over from
         device = self._stepper.device
         least, least_part = _LEAST_SHARED["cpu" if device.type == "cpu" else "cuda"]
         for row, slot, seen in zip(rows, self.slots_of(rows), visual, strict=True):
             ids, positions = row.ids.to(device), row.positions().to(device)
-            reader = max(readers, key=row.shares, default=row)
-            past = 0 if reader is row else row.shares(reader)
-            if past >= max(least, least_part * len(ids)):
-                self._shared.append((self._slots.index(reader), slot, past))
-                unseen = seen[row.n_visual_in(past) :]
-                rest.append(Reading(slot, ids[past:], positions[:, past:], past, unseen if len(unseen) else None))
-            else:
-                whole.append(Reading(slot, ids, positions, visual=seen))
-                readers.append(row)
-        return whole, rest
+            alike = {other: row.shares(other) for other in read_in}
+            enough = max(alike.values(), default=0) - least  # a few tokens more are not worth a stage
+            reader = min((other for other in alike if alike[other] > enough), key=read_in.__getitem__, default=row)
+            past = alike.get(reader, 0)
+            if past < max(least, least_part * len(ids)):
+                past = 0
+            stage = read_in[reader] + 1 if past else 0
+            if stage == len(stages):
+                stages.append([])
+                self._shared.append([])
+            if past:
+                self._shared[stage].append((self._slots.index(reader), slot, past))
+            unseen = seen[row.n_visual_in(past) :]
+            visible = unseen if len(unseen) else None
+            stages[stage].append(Reading(slot, ids[past:], positions[:, past:], past, visible))
+            read_in[row] = stage
+        return stages
 
-    def share(self) -> None:
-        """Copy the beginnings that rows take over from others."""
-        for source, target, length in self._shared:
+    def share(self, stage: int) -> None:
+        """Copy the beginnings that rows of a stage take over from others."""
+        for source, target, length in self._shared[stage]:
             self._stepper.copy(source, target, length)
 
     def close_gaps(self) -> list[Row]:

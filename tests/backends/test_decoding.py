@@ -232,9 +232,27 @@ def test_a_beginning_is_shared_where_that_costs_less_than_reading_it_again(
     seats.seat(rows, n_most=2)
     stepper.device = torch.device("meta") if device != "cpu" else stepper.device  # stands in for a GPU
 
-    whole, rest = seats.readings(rows, [torch.zeros(0, 1)] * 2)
+    stages = seats.readings(rows, [torch.zeros(0, 1)] * 2)
 
-    assert (len(whole), [reading.past for reading in rest]) == ((1, [n_alike]) if is_shared else (2, []))
+    assert [[reading.past for reading in stage] for stage in stages] == ([[0], [n_alike]] if is_shared else [[0, 0]])
+
+
+def test_pictures_share_the_beginning_before_them_and_questions_share_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qwenvl_kit.backends.seats._LEAST_SHARED", {"cpu": (3, 0)})  # a picture has four tokens here
+    requests = requests_of([(level, question, 8) for level in range(2) for question in range(3)])
+    rows = [Row(LANGUAGE.encoder.encode(one), image_id=IMAGE, merge=2, device=torch.device("cpu")) for one in requests]
+    seats = Seats(HashStepper())
+    seats.seat(rows, n_most=6)
+
+    stages = seats.readings(rows, [torch.zeros(4, 1)] * 6)
+
+    assert [[(reading.slot, reading.past) for reading in stage] for stage in stages] == [
+        [(0, 0)],
+        [(1, 45), (2, 45), (3, 40)],  # the first picture's other questions, and the second picture
+        [(4, 45), (5, 45)],
+    ]
 
 
 def texts_of(n_alike: int, n_other: int) -> list[Encoded]:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit.backends.base import Control
+from qwenvl_kit.backends.exports import read_export
 from qwenvl_kit.backends.onnx_integers import products_are_exact
+from qwenvl_kit.backends.onnx_stepper import OnnxStepper
+from qwenvl_kit.backends.stepper import Reading
 from qwenvl_kit.errors import CheckpointError, ConfigError, MissingExtra, OptionWarning
 from qwenvl_kit.export import OnnxQwenVL, to_onnx
 
@@ -76,6 +80,21 @@ def test_answers_do_not_depend_on_how_much_goes_in_one_pass(
     monkeypatch.setattr("qwenvl_kit.backends.onnx_stepper._MAX_PATCHES", {"cpu": most})
 
     assert cells.vl.caption(**_onnx(exported, batch_size=8)).tolist() == wanted.tolist()
+
+
+def test_rests_of_unlike_length_behind_unlike_pasts_fit_their_slots(exported: Path) -> None:
+    stepper = OnnxStepper(read_export(exported))
+    ids = torch.arange(100) % 50 + 5
+    whole = [Reading(slot, ids, torch.arange(100).expand(3, -1)) for slot in range(3)]
+    stepper.reserve(3, 110)
+    wanted = stepper.read(whole)
+
+    rests = [
+        Reading(slot, ids[past:], torch.arange(past, 100).expand(3, -1), past) for slot, past in enumerate((90, 9, 99))
+    ]
+    found = stepper.read(rests)  # padded to the longest, the first would need 181 places
+
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_several_pictures_and_several_questions_answer_as_torch_does(
