@@ -1,0 +1,80 @@
+"""What compiling decode steps is worth here: the first step, and the others beside those that are not compiled.
+
+``python tests/benchmarks/compiled_steps.py``, with the model of the other benchmarks in float32; a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import MODEL, make_model
+from contest import RESULTS, machine
+
+from qwenvl_kit import Config
+from qwenvl_kit.backends import make_spec
+from qwenvl_kit.backends.stepper import Reading, Stepper
+
+N_TOKENS = 310  # that each row holds: a picture of 448 pixels, a question, half an answer
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> int:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    found: dict[str, Any] = {"model": MODEL, "machine": machine(), "device": DEVICE, "batches": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(Path(folder))
+        plain, compiled = (_load(model, compiles=compiles) for compiles in (False, True))
+        for n_rows in (4, 16):
+            found["batches"][n_rows] = measured = _measure(plain, compiled, n_rows, asked.steps)
+            print(f"{n_rows} rows: {measured}")
+    (RESULTS / f"compiled_steps-{DEVICE}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _load(model: Path, *, compiles: bool) -> Stepper:
+    config = Config(model_name=str(model), dtype="float32", use_flash_attention_2=False, torch_compile=compiles)
+    backend: Any = make_spec(config).load()
+    stepper: Stepper = backend._stepper
+    return stepper
+
+
+def _measure(plain: Stepper, compiled: Stepper, n_rows: int, n_steps: int) -> dict[str, float]:
+    held = torch.full((n_rows,), N_TOKENS, device=DEVICE)
+    said = torch.arange(5, 5 + n_rows, device=DEVICE)
+    for stepper in (plain, compiled):
+        stepper.reserve(n_rows, 384)
+        ids, positions = torch.arange(N_TOKENS, device=DEVICE) % 800 + 5, torch.arange(N_TOKENS, device=DEVICE)
+        stepper.read([Reading(slot, ids, positions.expand(3, -1)) for slot in range(n_rows)])
+    first = _seconds(compiled, said, held)
+    _seconds(plain, said, held)
+    seconds = [(_seconds(compiled, said, held), _seconds(plain, said, held)) for _ in range(n_steps)]
+    ours, others = (statistics.median(some) for some in zip(*seconds, strict=True))
+    return {
+        "first_step_s": round(first, 1),
+        "step_ms": round(ours * 1e3, 2),
+        "not_compiled_ms": round(others * 1e3, 2),
+        "ratio": round(ours / others, 2),
+    }
+
+
+def _seconds(stepper: Stepper, said: torch.Tensor, held: torch.Tensor) -> float:
+    started = time.perf_counter()
+    stepper.step(said, held, held).sum().item()  # waits for a GPU
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
