@@ -49,7 +49,7 @@ def main() -> int:
 
 def make_wide(folder: Path) -> Path:
     """Write a random checkpoint whose layers are those of Qwen2.5-VL-3B, though fewer."""
-    from checkpoints import make_published
+    from checkpoints import make_published  # of the tests' own tools, found once `contenders` is imported
 
     return make_published(
         folder,
