@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
@@ -42,6 +42,10 @@ _ELSEWHERE = {
     "enforce_eager": ("torch_compile",),
 }
 _T = TypeVar("_T")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # https://www.rfc-editor.org/rfc/rfc3986#section-3.1, in lower case
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_HEADERS_OF_CONNECTION = frozenset({"host", "connection", "content-length", "transfer-encoding"})
 _PLACE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 
 
@@ -82,7 +86,11 @@ class Options(TypedDict, total=False):
     timeout_s: float
     max_image_bytes: int
     max_image_pixels: int
+    decode_timeout_s: float
     allow_private_hosts: bool
+    headers: Mapping[str, str] | None
+    extra_schemes: Sequence[str]
+    local_paths: bool | str
     store: str | None
     trust_sources: bool
     engine: Engine
@@ -187,7 +195,24 @@ class Config:
     timeout_s: float = _option(30.0, "run", "longest time for fetching one picture, in seconds")
     max_image_bytes: int = _option(64 * 2**20, "run", "largest encoded picture, in bytes")
     max_image_pixels: int = _option(89_478_485, "run", "largest decoded picture, in pixels (Pillow's own limit)")
+    decode_timeout_s: float = _option(
+        2.0, "run", "most CPU time for decoding one picture, in seconds; larger pictures get it per 32 megapixels"
+    )
     allow_private_hosts: bool = _option(True, "run", "False refuses addresses in private networks")
+    headers: Mapping[str, str] | None = _option(
+        None,
+        "run",
+        "HTTP headers to send with each request, such as `{'User-Agent': 'survey/1.0 (me@example.org)'}`; kept out of "
+        "records, and not sent on to another host",
+    )
+    extra_schemes: Sequence[str] = _option(
+        (),
+        "run",
+        "schemes of addresses allowed beyond http, https, file, s3, s3a, gs, gcs, tos, hf and data; fsspec reads them",
+    )
+    local_paths: bool | str = _option(
+        True, "run", "False refuses cells that name local files; a folder allows the files below it"
+    )
     store: str | None = _option(None, "run", "path of an SQLite file that keeps results; calling again resumes")
     trust_sources: bool = _option(
         False, "run", "with `store`: do not ask whether an address that was seen before still holds the same picture"
@@ -217,8 +242,10 @@ class Config:
         _validate(self)
 
     def __repr__(self) -> str:
-        shown = (name for name in option_names() if name in self.asked)
-        return f"Config({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        shown = {name: getattr(self, name) for name in option_names() if name in self.asked}
+        if shown.get("headers"):
+            shown["headers"] = dict.fromkeys(shown["headers"], "***")  # they may hold a token
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Config], tuple[dict[str, Any]]]:
         return _rebuild, ({name: getattr(self, name) for name in self.asked},)
@@ -370,7 +397,10 @@ def _check_numbers(config: Config) -> None:
         "must be a number of GPUs from 0, a part of one or whole ones, or None",
         "pass 0 for the CPU",
     )
-    _rule(config, "timeout_s", lambda v: _is_number(v) and v > 0, "must be above 0 seconds", "pass seconds, such as 30")
+    for name, usual in (("timeout_s", 30), ("decode_timeout_s", 2)):
+        _rule(
+            config, name, lambda v: _is_number(v) and v > 0, "must be above 0 seconds", f"pass seconds, such as {usual}"
+        )
 
 
 def _check_texts(config: Config) -> None:
@@ -380,6 +410,7 @@ def _check_texts(config: Config) -> None:
         _rule(
             config, name, lambda v: v is None or _is_text(v), "must be a text of whole characters or None", "pass a str"
         )
+    _check_fetching(config)
     _rule(
         config,
         "device_map",
@@ -393,6 +424,41 @@ def _check_texts(config: Config) -> None:
         lambda v: v is None or isinstance(v, Mapping),
         "must be a dict or None",
         "pass a dict such as {0: '20GiB', 'cpu': '60GiB'}",
+    )
+
+
+def _check_fetching(config: Config) -> None:
+    _rule(
+        config,
+        "local_paths",
+        lambda v: isinstance(v, bool) or (_is_text(v) and v != ""),
+        "must be True, False or a folder",
+        "pass the folder that holds the pictures",
+    )
+    _rule(
+        config,
+        "extra_schemes",
+        lambda v: isinstance(v, tuple) and all(isinstance(one, str) and _SCHEME.fullmatch(one) for one in v),
+        "must be a list of schemes",
+        "pass names without '://', such as ['oss']",
+    )
+    if config.headers is not None and not _are_headers(config.headers):
+        # The value stays out of the message: it may hold a token.
+        raise ConfigError(
+            "headers must be a dict of header names and values, both texts of one line, without Host, Connection, "
+            "Content-Length and Transfer-Encoding, which are the connection's own; pass "
+            "{'User-Agent': 'survey/1.0 (me@example.org)'}"
+        )
+
+
+def _are_headers(headers: object) -> bool:
+    return isinstance(headers, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(value, str)
+        and _HEADER_NAME.fullmatch(name) is not None
+        and _HEADER_VALUE.fullmatch(value) is not None
+        and name.lower() not in _HEADERS_OF_CONNECTION
+        for name, value in headers.items()
     )
 
 
@@ -461,6 +527,8 @@ def _kind(hint: Any) -> str:
         return "str"
     if get_origin(hint) is Mapping:
         return "dict"
+    if get_origin(hint) is Sequence:
+        return "list"
     return "None" if hint is NoneType else str(hint.__name__)
 
 
@@ -468,6 +536,8 @@ def _plain(value: object) -> object:
     """Turn numpy scalars, as grids and frames hold them, and paths into Python's own values."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, list):
+        return tuple(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -216,8 +216,11 @@ def announce(config: Config, effective: Effective, *, stacklevel: int = 2) -> No
 
 
 def asked_record(config: Config) -> dict[str, Any]:
-    """What the caller passed, as plain JSON values."""
-    return {name: _plain(getattr(config, name)) for name in sorted(config.asked)}
+    """What the caller passed, as plain JSON values; of headers their names, since values may be secrets."""
+    asked = {name: _plain(getattr(config, name)) for name in sorted(config.asked)}
+    if config.headers is not None:
+        asked["headers"] = sorted(config.headers)
+    return asked
 
 
 def _attention(config: Config, device: Device, dtype: str, *, compiles: bool) -> tuple[str, tuple[Note, ...]]:
@@ -283,4 +286,6 @@ def _penalty(config: Config, defaults: CheckpointDefaults) -> float:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit._version import __version__
 from qwenvl_kit.cli.options import add_options, config_of
 from qwenvl_kit.errors import QwenVLError
@@ -55,7 +56,8 @@ def work(parsed: argparse.Namespace) -> int:
 
 
 def _machine() -> Iterator[str]:
-    yield f"qwenvl_kit {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores"
+    cores = f"{available_cpus()} of {os.cpu_count()} cores"
+    yield f"qwenvl_kit {__version__}, Python {platform.python_version()}, {platform.platform()}, {cores}"
     for package in ("torch", "torchvision", "transformers", "accelerate"):
         yield _imported(package)
     yield from _gpus()

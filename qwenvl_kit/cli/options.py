@@ -31,7 +31,7 @@ def _add(group: argparse._ArgumentGroup, option: OptionDoc) -> None:
         "default": argparse.SUPPRESS,
         "help": f"{shown} [{option.default}]",
     }
-    if isinstance(option.default, bool):
+    if option.kind == "bool":
         settings["action"] = argparse.BooleanOptionalAction
     else:
         settings["type"] = _READERS[option.kind]
@@ -58,6 +58,14 @@ def _json_or_text(text: str) -> Any:
     return {int(key) if key.isdigit() else key: value for key, value in content.items()}
 
 
+def _texts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _bool_or_text(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
 _READERS = {
     "int": int,
     "float": float,
@@ -67,4 +75,6 @@ _READERS = {
     "str or None": _text_or_none,
     "str or dict or None": _json_or_text,
     "dict or None": _json_or_text,
+    "list": _texts,
+    "bool or str": _bool_or_text,
 }

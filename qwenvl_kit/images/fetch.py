@@ -9,24 +9,50 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from qwenvl_kit.errors import RowError
 
 if TYPE_CHECKING:
+    from qwenvl_kit.config import Config
     from qwenvl_kit.records import ImageSource
 
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """Limits on one fetch: seconds, bytes, and whether private networks are allowed."""
+    """Limits on one fetch, as the options of `Config` of the same names say them.
+
+    Attributes
+    ----------
+    headers : tuple of (str, str)
+        Sent with each request, but not on to another host.
+    extra_schemes : tuple of str
+        Schemes allowed beyond those that always are.
+    local_paths : bool or str
+        Whether local files may be named, or the folder that they must lie in.
+    """
 
     timeout_s: float
     max_image_bytes: int
     allow_private_hosts: bool
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    extra_schemes: tuple[str, ...] = ()
+    local_paths: bool | str = True
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return the limits that a config asks for."""
+        return cls(
+            config.timeout_s,
+            config.max_image_bytes,
+            config.allow_private_hosts,
+            tuple((config.headers or {}).items()),
+            tuple(config.extra_schemes),
+            config.local_paths,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ It holds the order of the steps and their limits; each step knows only its own.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, read_size
 from qwenvl_kit.images.fetch import FetchLimits, fetch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.records import Geometry, ImageSource
 
 # Fetching waits, decoding works: more decoders than cores would only hold more full-size pictures in memory.
-_decoding = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
+_decoding = threading.BoundedSemaphore(max(2, available_cpus()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,12 @@ class Limits:
 
     fetch: FetchLimits
     max_image_pixels: int
+    decode_timeout_s: float = 2.0
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The limits that a config asks for."""
-        return cls(
-            FetchLimits(config.timeout_s, config.max_image_bytes, config.allow_private_hosts), config.max_image_pixels
-        )
+        return cls(FetchLimits.of(config), config.max_image_pixels, config.decode_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ It knows how pictures are loaded and that memory is short; who takes the request
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.records import Request
 from qwenvl_kit.runner.threads import worker
@@ -77,7 +77,7 @@ class LoadingFeed:
         local = [group for group in plan.groups if not group.is_remote()]
         remote = [group for group in plan.groups if group.is_remote()]
         self._threads = [
-            *self._workers(local, max(2, os.cpu_count() or 1), "load"),
+            *self._workers(local, max(2, available_cpus()), "load"),
             *self._workers(remote, _N_FETCHERS, "fetch"),
         ]
         self._n_working = len(self._threads)

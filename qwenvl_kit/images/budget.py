@@ -1,0 +1,110 @@
+"""A budget that threads share: each takes what it needs, waits while too much is taken, and gives it back."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+
+_budgets: weakref.WeakSet[Budget] = weakref.WeakSet()
+
+
+class Budget:
+    """A weighted semaphore.
+
+    Parameters
+    ----------
+    capacity : int
+        Most units taken at a time. A request for more takes all of it, so that it is served alone.
+
+    Examples
+    --------
+    >>> budget = Budget(100)
+    >>> with budget.take(60):
+    ...     budget.available
+    40
+    >>> budget.available
+    100
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._reset()
+        _budgets.add(self)
+
+    @property
+    def available(self) -> int:
+        """Units that nobody holds."""
+        return self._available
+
+    def take(self, units: int, *, timeout_s: float | None = None) -> Lease:
+        """Wait until so many units are free, and take them.
+
+        Requests are served in turn, so that a large one is not passed by small ones for ever.
+
+        Raises
+        ------
+        TimeoutError
+            They were not free in time.
+        """
+        units = min(max(units, 0), self._capacity)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            ticket = object()
+            self._queue.append(ticket)
+            try:
+                while self._queue[0] is not ticket or units > self._available:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise TimeoutError(f"{units} units were not free within {timeout_s:g} s")
+                    self._changed.wait(left)
+                self._available -= units
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+        return Lease(self, units)
+
+    def _give_back(self, units: int) -> None:
+        with self._changed:
+            self._available += units
+            self._changed.notify_all()
+
+    def _reset(self) -> None:
+        # Re-entrant: a lease that the garbage collector ends may be given back while its own thread holds the lock.
+        self._changed = threading.Condition(threading.RLock())
+        self._queue: list[object] = []
+        self._available = self._capacity
+
+
+class Lease:
+    """Units of a `Budget` that are held until `release`, the end of a ``with`` block, or the lease's own end."""
+
+    def __init__(self, budget: Budget, units: int) -> None:
+        self._budget, self._units = budget, units
+        self._process = os.getpid()
+
+    def release(self) -> None:
+        """Give the units back; a second call does nothing."""
+        units, self._units = self._units, 0
+        if units and self._process == os.getpid():  # a forked child's budgets are whole again
+            self._budget._give_back(units)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _after_fork() -> None:
+    """Give a forked child budgets of its own: the parent's threads, which held units and locks, are not in it."""
+    for budget in _budgets:
+        budget._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
