@@ -5,7 +5,8 @@ Nothing here knows of frames, prompts or models beyond their `Geometry`.
 """
 
 from qwenvl_kit.images.fetch import is_unchanged
-from qwenvl_kit.images.load import Limits, Sizing, load
+from qwenvl_kit.images.load import Limits, load
+from qwenvl_kit.images.resize import Sizing
 from qwenvl_kit.images.sources import identify, is_null
 
 __all__ = ["Limits", "Sizing", "identify", "is_null", "is_unchanged", "load"]

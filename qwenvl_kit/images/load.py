@@ -1,37 +1,42 @@
-"""The whole way of one picture: `ImageSource` → bytes → upright RGB → `Picture` of the size the model sees.
+"""Load an image: fetch its bytes, decode them to upright RGB, and resize them once to what the model sees.
 
-It holds the order of the steps and their limits; each step knows only its own.
+Whatever a library raises on the way is the image's own error. What is not provably quick to decode goes to a process
+of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from qwenvl_kit._cpu import available_cpus
-from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, read_size
-from qwenvl_kit.images.fetch import FetchLimits, fetch
-from qwenvl_kit.images.resize import resize, target_size
+from qwenvl_kit.images import decode_pool
+from qwenvl_kit.images.budget import Budget
+from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized, row_error
+from qwenvl_kit.images.fetch import Fetched, FetchLimits, fetch
+from qwenvl_kit.images.probe import probe
+from qwenvl_kit.images.resize import Sizing, resize
 from qwenvl_kit.records import Picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qwenvl_kit.config import Config
-    from qwenvl_kit.records import Geometry, ImageSource
+    from qwenvl_kit.records import ImageSource
 
-# Fetching waits, decoding works: more decoders than cores would only hold more full-size pictures in memory.
-_decoding = threading.BoundedSemaphore(max(2, available_cpus()))
+# Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
+_SLOTS = max(2, available_cpus())
+_decoding = Budget(_SLOTS)
+_pixels = Budget(100_000_000)  # that are decoded at a time in this process, by all threads; 12 bytes each at most
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one picture may cost."""
+    """What one image may cost."""
 
     fetch: FetchLimits
     max_image_pixels: int
@@ -39,45 +44,12 @@ class Limits:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The limits that a config asks for."""
+        """Return the limits that a config asks for."""
         return cls(FetchLimits.of(config), config.max_image_pixels, config.decode_timeout_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizing:
-    """What size pictures are brought to."""
-
-    geometry: Geometry
-    resized_height: int | None = None
-    resized_width: int | None = None
-    draft: bool = False
-
-    @classmethod
-    def of(cls, config: Config, geometry: Geometry) -> Self:
-        """The checkpoint's geometry with the config's limits and sizes in it.
-
-        A limit given alone moves the other where they would cross.
-        """
-        least = config.min_pixels or geometry.min_pixels
-        most = config.max_pixels or geometry.max_pixels
-        if least > most:
-            least, most = (least, least) if config.max_pixels is None else (most, most)
-        return cls(
-            replace(geometry, min_pixels=least, max_pixels=most),
-            config.resized_height,
-            config.resized_width,
-            config.decode == "draft",
-        )
-
-    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
-        """``(height, width)`` in pixels that a picture of `source_size` is given to the model in."""
-        return target_size(
-            source_size, self.geometry, resized_height=self.resized_height, resized_width=self.resized_width
-        )
-
-
-def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
-    """Make a `Picture` of a source.
+def load(source: ImageSource, sizing: Sizing, limits: Limits, *, cancel: threading.Event | None = None) -> Picture:
+    """Load an image.
 
     Parameters
     ----------
@@ -87,6 +59,8 @@ def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
         The size wanted.
     limits : Limits
         What it may cost.
+    cancel : threading.Event, optional
+        Ends decoding once it is set.
 
     Returns
     -------
@@ -98,20 +72,68 @@ def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
     RowError
         Of the stage ``fetch``, ``decode`` or ``resize``.
     """
-    if source.kind in ("pil", "array"):
-        with _decoding:
+    fetched = None if source.kind in ("pil", "array") else fetch(source, limits.fetch)
+    if fetched is not None and not is_short(source, fetched, limits):
+        return decode_apart(source, fetched, sizing, limits, cancel=cancel)
+    return decode_here(source, fetched, sizing, limits)
+
+
+def is_short(source: ImageSource, fetched: Fetched, limits: Limits) -> bool:
+    """Whether bytes are decoded in less than a second, whatever they hold.
+
+    Raises
+    ------
+    RowError
+        They are no image, or too large a one, of the stage ``decode``.
+    """
+    with row_error("decode", source.label, "cannot be decoded"):
+        return probe(fetched.data, source.label, max_image_pixels=limits.max_image_pixels).is_short
+
+
+def decode_here(source: ImageSource, fetched: Fetched | None, sizing: Sizing, limits: Limits) -> Picture:
+    """Decode what `is_short`, and pixels, in this thread.
+
+    Raises
+    ------
+    RowError
+        Of the stage ``decode`` or ``resize``.
+    """
+    with row_error("decode", source.label, "cannot be decoded"), _decoding.take(1):
+        if fetched is None:
             return _from_pixels(source, sizing, limits)
-    fetched = fetch(source, limits.fetch)
-    with _decoding:
-        return replace(_from_bytes(fetched.data, source, sizing, limits), mark=fetched.mark)
+        size = probe(fetched.data, source.label, max_image_pixels=limits.max_image_pixels).size or (0, 0)
+        with _pixels.take(size[0] * size[1]):
+            pixels, source_size = decode_resized(
+                fetched.data, source.label, sizing, max_image_pixels=limits.max_image_pixels
+            )
+        return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
 
 
-def _from_bytes(data: bytes, source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
-    draft_size = _draft_size(data, sizing) if sizing.draft else None
-    pixels, source_size = decode_bytes(
-        data, source.label, max_image_pixels=limits.max_image_pixels, draft_size=draft_size
-    )
-    return _picture(pixels, hashlib.blake2b(data, digest_size=16).hexdigest(), source_size, source, sizing)
+def decode_apart(
+    source: ImageSource,
+    fetched: Fetched,
+    sizing: Sizing,
+    limits: Limits,
+    *,
+    cancel: threading.Event | None = None,
+) -> Picture:
+    """Decode bytes in a process that can be ended.
+
+    Raises
+    ------
+    RowError
+        Of the stage ``decode`` or ``resize``; also where it took too long.
+    """
+    with row_error("decode", source.label, "cannot be decoded"):
+        pixels, source_size = decode_pool.pool.decode(
+            fetched.data,
+            source.label,
+            sizing,
+            max_image_pixels=limits.max_image_pixels,
+            timeout_s=limits.decode_timeout_s,
+            cancel=cancel,
+        )
+        return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
 
 
 def _from_pixels(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
@@ -119,26 +141,11 @@ def _from_pixels(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture
     pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=limits.max_image_pixels)
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
     digest.update(repr(pixels.shape).encode())
-    return _picture(pixels, digest.hexdigest(), pixels.shape[:2], source, sizing)
+    height, width = pixels.shape[:2]
+    with row_error("resize", source.label, "cannot be resized"):
+        sized = resize(pixels, sizing.target((height, width), source.label))
+    return Picture(sized, digest.hexdigest(), (height, width), source.label)
 
 
-def _picture(
-    pixels: NDArray[np.uint8], digest: str, source_size: tuple[int, ...], source: ImageSource, sizing: Sizing
-) -> Picture:
-    height, width = source_size
-    try:
-        size = sizing.target((height, width))
-    except RowError as error:
-        raise RowError(error.stage, f"{source.label}: {error.message}") from error
-    return Picture(resize(pixels, size), digest, (height, width), source.label)
-
-
-def _draft_size(data: bytes, sizing: Sizing) -> tuple[int, int] | None:
-    """Smallest size to decode at; None where the picture is refused anyway, which decoding will tell."""
-    size = read_size(data)
-    if size is None:
-        return None
-    try:
-        return sizing.target(size)
-    except RowError:
-        return None
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
