@@ -14,7 +14,7 @@
     ├── RowErrors                               some rows failed under ``on_error="raise"``
     ├── ExportFailed       (RuntimeError)       an ONNX export was not written, or is not equal to its source
     ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
-    ├── ForkedProcess      (RuntimeError)       a call in a process that was forked from one with a loaded model
+    ├── ForkedProcess      (RuntimeError)       a call in a process that was forked while a model or a run was up
     └── BackendFailed      (RuntimeError)       the backend itself broke; nothing of one row
     Interrupted            (KeyboardInterrupt)  the run was stopped by Ctrl-C
     QwenVLWarning          (UserWarning)

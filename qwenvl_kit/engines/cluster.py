@@ -11,7 +11,6 @@ import contextlib
 import functools
 import pickle
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from qwenvl_kit.runner import Run, inside_run
 from qwenvl_kit.runner.ledger import Ledger
 from qwenvl_kit.runner.plan import Group, make_plan
 from qwenvl_kit.runner.progress import progress_bar
-from qwenvl_kit.runner.record import make_record, missing
+from qwenvl_kit.runner.record import RunClock, make_record, missing
 from qwenvl_kit.runner.threads import worker as thread_of_run
 from qwenvl_kit.store import open_store
 
@@ -63,7 +62,7 @@ def execute(
         )
     if inside_run():
         raise BackendBusy("a run was started from a callback of another run; start it after the first has returned")
-    started = time.time()
+    clock = RunClock()
     ledger = Ledger(len(cells), None, control.on_result)
     job = _Job(cells, prompts, config, control, ledger)
     interrupted = job.run_to_end()
@@ -71,7 +70,7 @@ def execute(
     about = job.about()
     if stacklevel is not None and job.failure is None:
         announce(config, about.effective, stacklevel=stacklevel + 1)
-    record = make_record(config, about.effective, results, about.notes, started)
+    record = make_record(config, about.effective, results, about.notes, clock)
     if config.store is not None:
         with open_store(config.store) as store:
             store.add_run(record)

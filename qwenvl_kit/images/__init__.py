@@ -4,9 +4,19 @@ The way is ``identify`` (what is it) → ``fetch`` (bytes) → ``decode`` (uprig
 Nothing here knows of frames, prompts or models beyond their `Geometry`.
 """
 
-from qwenvl_kit.images.fetch import is_unchanged
-from qwenvl_kit.images.load import Limits, load
+from qwenvl_kit.images.fetch import RetryAt, host_of, is_unchanged
+from qwenvl_kit.images.load import ImageLoader, Limits, load
 from qwenvl_kit.images.resize import Sizing
 from qwenvl_kit.images.sources import identify, is_null
 
-__all__ = ["Limits", "Sizing", "identify", "is_null", "is_unchanged", "load"]
+__all__ = [
+    "ImageLoader",
+    "Limits",
+    "RetryAt",
+    "Sizing",
+    "host_of",
+    "identify",
+    "is_null",
+    "is_unchanged",
+    "load",
+]

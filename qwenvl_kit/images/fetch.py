@@ -101,6 +101,26 @@ def fetch(source: ImageSource, limits: FetchLimits) -> Fetched:
     return readers[source.kind](source, limits)
 
 
+class RetryAt(Exception):
+    at: float = 0.0
+
+
+class Fetch:
+    def __init__(self, source: ImageSource, limits: FetchLimits) -> None:
+        self._source, self._limits = source, limits
+        self.host = host_of(source)
+
+    def try_once(self) -> Fetched:
+        return fetch(self._source, self._limits)
+
+
+def host_of(source: ImageSource) -> str | None:
+    if source.kind not in ("url", "remote"):
+        return None
+    parts = urlsplit(source.value)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def is_unchanged(source: ImageSource, mark: str, limits: FetchLimits) -> bool:
     """Ask the place of a picture whether it still holds what it held under `mark`; False where it cannot tell."""
     try:

@@ -17,8 +17,8 @@ from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized, row_error
-from qwenvl_kit.images.fetch import Fetched, FetchLimits, fetch
-from qwenvl_kit.images.probe import probe
+from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
+from qwenvl_kit.images.probe import Probe, probe
 from qwenvl_kit.images.resize import Sizing, resize
 from qwenvl_kit.records import Picture
 
@@ -48,8 +48,100 @@ class Limits:
         return cls(FetchLimits.of(config), config.max_image_pixels, config.decode_timeout_s)
 
 
-def load(source: ImageSource, sizing: Sizing, limits: Limits, *, cancel: threading.Event | None = None) -> Picture:
-    """Load an image.
+class ImageLoader:
+    """Loads images under one set of limits, at once or step by step.
+
+    Parameters
+    ----------
+    sizing : Sizing
+        The size wanted.
+    limits : Limits
+        What one image may cost.
+    cancel : threading.Event, optional
+        Ends decoding once it is set.
+    """
+
+    def __init__(self, sizing: Sizing, limits: Limits, cancel: threading.Event | None = None) -> None:
+        self._sizing, self._limits, self._cancel = sizing, limits, cancel
+
+    def load(self, source: ImageSource) -> Picture:
+        """Fetch, decode and resize.
+
+        Raises
+        ------
+        RowError
+            Of the stage ``fetch``, ``decode`` or ``resize``.
+        """
+        if source.kind in ("pil", "array"):
+            return self.decode(source, None)
+        fetched = fetch(source, self._limits.fetch)
+        return self.decode(source, fetched, apart=not self.is_short(source, fetched))
+
+    def begin(self, source: ImageSource) -> Fetch:
+        """Return the fetch of an image that is not in memory as pixels; nothing is asked yet."""
+        return Fetch(source, self._limits.fetch)
+
+    def is_short(self, source: ImageSource, fetched: Fetched) -> bool:
+        """Whether bytes are decoded in less than a second, whatever they hold.
+
+        Raises
+        ------
+        RowError
+            They are no image, or too large a one, of the stage ``decode``.
+        """
+        with row_error("decode", source.label, "cannot be decoded"):
+            return self._probe(source, fetched).is_short
+
+    def decode(self, source: ImageSource, fetched: Fetched | None, *, apart: bool = False) -> Picture:
+        """Decode and resize fetched bytes, or the pixels that a source holds.
+
+        With `apart`, in a process that can be ended; else in this thread, for what `is_short` and for pixels.
+
+        Raises
+        ------
+        RowError
+            Of the stage ``decode`` or ``resize``; also where it took too long.
+        """
+        with row_error("decode", source.label, "cannot be decoded"):
+            if fetched is None:
+                with _decoding.take(1):
+                    return self._of_pixels(source)
+            pixels, source_size = self._decode_apart(source, fetched) if apart else self._decode(source, fetched)
+            return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+
+    def _decode(self, source: ImageSource, fetched: Fetched) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        height, width = self._probe(source, fetched).size or (0, 0)
+        with _decoding.take(1), _pixels.take(height * width):
+            return decode_resized(
+                fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
+            )
+
+    def _decode_apart(self, source: ImageSource, fetched: Fetched) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        return decode_pool.pool.decode(
+            fetched.data,
+            source.label,
+            self._sizing,
+            max_image_pixels=self._limits.max_image_pixels,
+            timeout_s=self._limits.decode_timeout_s,
+            cancel=self._cancel,
+        )
+
+    def _of_pixels(self, source: ImageSource) -> Picture:
+        decode = decode_pil if source.kind == "pil" else decode_array
+        pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=self._limits.max_image_pixels)
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+        digest.update(repr(pixels.shape).encode())
+        height, width = pixels.shape[:2]
+        with row_error("resize", source.label, "cannot be resized"):
+            sized = resize(pixels, self._sizing.target((height, width), source.label))
+        return Picture(sized, digest.hexdigest(), (height, width), source.label)
+
+    def _probe(self, source: ImageSource, fetched: Fetched) -> Probe:
+        return probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
+
+
+def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
+    """Load one image.
 
     Parameters
     ----------
@@ -59,8 +151,6 @@ def load(source: ImageSource, sizing: Sizing, limits: Limits, *, cancel: threadi
         The size wanted.
     limits : Limits
         What it may cost.
-    cancel : threading.Event, optional
-        Ends decoding once it is set.
 
     Returns
     -------
@@ -72,79 +162,7 @@ def load(source: ImageSource, sizing: Sizing, limits: Limits, *, cancel: threadi
     RowError
         Of the stage ``fetch``, ``decode`` or ``resize``.
     """
-    fetched = None if source.kind in ("pil", "array") else fetch(source, limits.fetch)
-    if fetched is not None and not is_short(source, fetched, limits):
-        return decode_apart(source, fetched, sizing, limits, cancel=cancel)
-    return decode_here(source, fetched, sizing, limits)
-
-
-def is_short(source: ImageSource, fetched: Fetched, limits: Limits) -> bool:
-    """Whether bytes are decoded in less than a second, whatever they hold.
-
-    Raises
-    ------
-    RowError
-        They are no image, or too large a one, of the stage ``decode``.
-    """
-    with row_error("decode", source.label, "cannot be decoded"):
-        return probe(fetched.data, source.label, max_image_pixels=limits.max_image_pixels).is_short
-
-
-def decode_here(source: ImageSource, fetched: Fetched | None, sizing: Sizing, limits: Limits) -> Picture:
-    """Decode what `is_short`, and pixels, in this thread.
-
-    Raises
-    ------
-    RowError
-        Of the stage ``decode`` or ``resize``.
-    """
-    with row_error("decode", source.label, "cannot be decoded"), _decoding.take(1):
-        if fetched is None:
-            return _from_pixels(source, sizing, limits)
-        size = probe(fetched.data, source.label, max_image_pixels=limits.max_image_pixels).size or (0, 0)
-        with _pixels.take(size[0] * size[1]):
-            pixels, source_size = decode_resized(
-                fetched.data, source.label, sizing, max_image_pixels=limits.max_image_pixels
-            )
-        return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
-
-
-def decode_apart(
-    source: ImageSource,
-    fetched: Fetched,
-    sizing: Sizing,
-    limits: Limits,
-    *,
-    cancel: threading.Event | None = None,
-) -> Picture:
-    """Decode bytes in a process that can be ended.
-
-    Raises
-    ------
-    RowError
-        Of the stage ``decode`` or ``resize``; also where it took too long.
-    """
-    with row_error("decode", source.label, "cannot be decoded"):
-        pixels, source_size = decode_pool.pool.decode(
-            fetched.data,
-            source.label,
-            sizing,
-            max_image_pixels=limits.max_image_pixels,
-            timeout_s=limits.decode_timeout_s,
-            cancel=cancel,
-        )
-        return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
-
-
-def _from_pixels(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
-    decode = decode_pil if source.kind == "pil" else decode_array
-    pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=limits.max_image_pixels)
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
-    digest.update(repr(pixels.shape).encode())
-    height, width = pixels.shape[:2]
-    with row_error("resize", source.label, "cannot be resized"):
-        sized = resize(pixels, sizing.target((height, width), source.label))
-    return Picture(sized, digest.hexdigest(), (height, width), source.label)
+    return ImageLoader(sizing, limits).load(source)
 
 
 def _digest(data: bytes) -> str:
