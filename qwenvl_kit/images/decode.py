@@ -31,7 +31,7 @@ from PIL import (
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.probe import check_pixels, format_of, probe
-from qwenvl_kit.images.resize import resize_image
+from qwenvl_kit.images.resize import resize_image, to_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +87,7 @@ def decode_bytes(
     with row_error("decode", label, "cannot be decoded"):
         probe(data, label, max_image_pixels=max_image_pixels)
         image, source_size = _read(data, label, max_image_pixels, draft_size)
-        return np.asarray(image), source_size
+        return to_array(image), source_size
 
 
 def decode_resized(
@@ -107,11 +107,20 @@ def decode_resized(
     RowError
         As `decode_bytes`; or it cannot be resized, of the stage ``resize``.
     """
+    image, source_size = decode_resized_image(data, label, sizing, max_image_pixels=max_image_pixels)
+    with row_error("resize", label, "cannot be resized"):
+        return to_array(image), source_size
+
+
+def decode_resized_image(
+    data: bytes, label: str, sizing: Sizing, *, max_image_pixels: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Do as `decode_resized`, but return an RGB image."""
     with row_error("decode", label, "cannot be decoded"):
         draft_size = _draft_size(data, sizing, max_image_pixels) if sizing.draft else None
         image, source_size = _read(data, label, max_image_pixels, draft_size)
     with row_error("resize", label, "cannot be resized"):
-        return np.asarray(resize_image(image, sizing.target(source_size, label))), source_size
+        return resize_image(image, sizing.target(source_size, label)), source_size
 
 
 def read_size(data: bytes, *, max_image_pixels: int = 89_478_485) -> tuple[int, int] | None:
@@ -216,7 +225,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     uint8 array (H, W, 3)
         RGB.
     """
-    return np.asarray(_upright_rgb(image))
+    return to_array(_upright_rgb(image))
 
 
 def _read(

@@ -26,21 +26,23 @@ from PIL import Image, ImageFile
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.budget import Budget
-from qwenvl_kit.images.decode_worker import max_memory, receive, send
+from qwenvl_kit.images.decode_worker import max_memory, receive, receive_pixels, send
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qwenvl_kit.images.resize import Sizing
 
-TIMED_BYTES = 4 * 2**20
-"""A larger file gets ``decode_timeout_s`` once for each so many bytes: 22 MB of JPEG 2000 were seen to take 3 s."""
+TIMED_BYTES, TIMED_PIXELS = 4 * 2**20, 32_000_000
+"""A larger file gets ``decode_timeout_s`` once for each so many bytes, or pixels that its header tells of: 22 MB of
+JPEG 2000 were seen to take 3 s."""
 
 N_WORKERS = max(2, available_cpus())
 """Most processes."""
 
 _MEMORY = 3 * 2**30  # that all of them may take
 _POLL_S = 0.05
+_PIPE_BYTES = 1 << 20  # Linux's own limit for users: https://man7.org/linux/man-pages/man7/pipe.7.html
 _WALL_FACTOR, _WALL_S = 10, 10  # a process that neither computes nor answers is ended too, be the machine ever so busy
 _PACKAGE = Path(__file__).parent.parent
 # Without the package's __init__, which imports pandas; without the caller's environment, which may hold keys.
@@ -81,6 +83,7 @@ class DecodePool:
         sizing: Sizing,
         *,
         max_image_pixels: int,
+        n_pixels: int,
         timeout_s: float,
         cancel: threading.Event | None = None,
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -90,8 +93,10 @@ class DecodePool:
         ----------
         data, label, sizing, max_image_pixels
             As there.
+        n_pixels : int
+            Those that the header tells of; 0 where it tells none.
         timeout_s : float
-            Most CPU time in seconds, for each `TIMED_BYTES` of the file.
+            Most CPU time in seconds, for each `TIMED_BYTES` of the file or `TIMED_PIXELS`.
         cancel : threading.Event, optional
             Ends the process once it is set.
 
@@ -100,7 +105,7 @@ class DecodePool:
         RowError
             The image is broken, takes too long or too much memory, or crashes its decoder.
         """
-        budget_s = timeout_s * max(1.0, len(data) / TIMED_BYTES)
+        budget_s = timeout_s * max(1.0, len(data) / TIMED_BYTES, n_pixels / TIMED_PIXELS)
         # Pillow's own settings, which callers change, hold there as they do here.
         of_pillow = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
         job = pickle.dumps((label, sizing, max_image_pixels, of_pillow))
@@ -115,7 +120,7 @@ class DecodePool:
         outcome, first, second = pickle.loads(head)
         if outcome == "error":
             raise RowError(first, second)
-        return np.frombuffer(pixels, np.uint8).reshape(first), second
+        return pixels.reshape(first), second
 
     def close_idle(self) -> None:
         """End the processes that decode nothing."""
@@ -209,6 +214,8 @@ class _Worker:
             env={**kept, **threads},
             start_new_session=True,  # Ctrl-C is the run's affair
         )
+        for pipe in self._pipes():
+            _widen(pipe.fileno())
         self._lock = threading.Lock()
         self._turn: _Turn | None = None
         self._why: str | None = None
@@ -223,13 +230,13 @@ class _Worker:
         with self._lock:
             self._turn = None
 
-    def ask(self, job: bytes, data: bytes) -> tuple[bytearray | None, bytearray | None]:
+    def ask(self, job: bytes, data: bytes) -> tuple[bytearray | None, NDArray[np.uint8] | None]:
         """Hand over a job and wait for the answer; None where the process ended instead."""
         jobs, answers = (pipe.fileno() for pipe in self._pipes())
         try:
             send(jobs, job)
             send(jobs, data)
-            return receive(answers), receive(answers)
+            return receive(answers), receive_pixels(answers)
         except OSError:  # a broken pipe
             return None, None
 
@@ -286,6 +293,14 @@ class _Worker:
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         except (OSError, ValueError, IndexError):
             return time.monotonic()
+
+
+def _widen(pipe: int) -> None:
+    """Let a pipe hold more, so that the two sides take fewer turns; Linux alone can, and only so much is allowed."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 pool = DecodePool()

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from PIL import Image
 
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized, row_error
 from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
-from qwenvl_kit.images.probe import Probe, probe
+from qwenvl_kit.images.probe import SHORT_PIXELS, Probe, probe
 from qwenvl_kit.images.resize import Sizing, resize
 from qwenvl_kit.records import Picture
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
 _SLOTS = max(2, available_cpus())
 _decoding = Budget(_SLOTS)
-_pixels = Budget(100_000_000)  # that are decoded at a time in this process, by all threads; 12 bytes each at most
+_pixels = Budget(max(100_000_000, 12_000_000 * _SLOTS))  # that are decoded at a time, by all threads together
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class ImageLoader:
         return Fetch(source, self._limits.fetch)
 
     def is_short(self, source: ImageSource, fetched: Fetched) -> bool:
-        """Whether bytes are decoded in less than a second, whatever they hold.
+        """Whether bytes are decoded and resized in less than a second, whatever they hold.
 
         Raises
         ------
@@ -90,7 +91,7 @@ class ImageLoader:
             They are no image, or too large a one, of the stage ``decode``.
         """
         with row_error("decode", source.label, "cannot be decoded"):
-            return self._probe(source, fetched).is_short
+            return self._probe(source, fetched).is_short and self._most_pixels(source, fetched) <= SHORT_PIXELS
 
     def decode(self, source: ImageSource, fetched: Fetched | None, *, apart: bool = False) -> Picture:
         """Decode and resize fetched bytes, or the pixels that a source holds.
@@ -104,24 +105,28 @@ class ImageLoader:
         """
         with row_error("decode", source.label, "cannot be decoded"):
             if fetched is None:
-                with _decoding.take(1):
+                with _decoding.take(1), _pixels.take(self._most_pixels(source, None)):
                     return self._of_pixels(source)
-            pixels, source_size = self._decode_apart(source, fetched) if apart else self._decode(source, fetched)
+            n_pixels = self._most_pixels(source, fetched)
+            with _pixels.take(n_pixels):
+                if apart:
+                    pixels, source_size = self._decode_apart(source, fetched, n_pixels)
+                else:
+                    with _decoding.take(1):
+                        pixels, source_size = decode_resized(
+                            fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
+                        )
             return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
 
-    def _decode(self, source: ImageSource, fetched: Fetched) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        height, width = self._probe(source, fetched).size or (0, 0)
-        with _decoding.take(1), _pixels.take(height * width):
-            return decode_resized(
-                fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
-            )
-
-    def _decode_apart(self, source: ImageSource, fetched: Fetched) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    def _decode_apart(
+        self, source: ImageSource, fetched: Fetched, n_pixels: int
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         return decode_pool.pool.decode(
             fetched.data,
             source.label,
             self._sizing,
             max_image_pixels=self._limits.max_image_pixels,
+            n_pixels=n_pixels,
             timeout_s=self._limits.decode_timeout_s,
             cancel=self._cancel,
         )
@@ -136,8 +141,22 @@ class ImageLoader:
             sized = resize(pixels, self._sizing.target((height, width), source.label))
         return Picture(sized, digest.hexdigest(), (height, width), source.label)
 
+    def _most_pixels(self, source: ImageSource, fetched: Fetched | None) -> int:
+        """Pixels of the image or of what the model sees of it, whichever are more; 0 where they are not known."""
+        size = _size_of_pixels(source.value) if fetched is None else self._probe(source, fetched).size
+        if size is None or not all(size):
+            return 0
+        height, width = self._sizing.target(size, source.label)
+        return max(size[0] * size[1], height * width)
+
     def _probe(self, source: ImageSource, fetched: Fetched) -> Probe:
         return probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
+
+
+def _size_of_pixels(value: Image.Image | np.ndarray[Any, Any]) -> tuple[int, int] | None:
+    if isinstance(value, Image.Image):
+        return value.height, value.width
+    return (value.shape[0], value.shape[1]) if value.ndim > 1 else None
 
 
 def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:

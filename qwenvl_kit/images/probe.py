@@ -18,16 +18,16 @@ from qwenvl_kit.errors import RowError
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "HEIF")
 """Names of Pillow's readers that may be used."""
 
-MAX_JPEG_SCANS = 500
-"""libjpeg-turbo's own bound for untrusted files: https://github.com/libjpeg-turbo/libjpeg-turbo/blob/main/fuzz/decompress.cc."""
-
 MAX_PNG_CHUNKS = 100_000
 """Each costs Pillow about 1.7 µs; a 12-megapixel photograph has about 3,000."""
 
+SHORT_PIXELS = 24_000_000
+"""Most pixels, before and after resizing, of what is decoded in this process."""
+
 # What is decoded in this process takes less than a second at most, and less than 400 MB.
 _SHORT_BYTES = 16 * 2**20
-_SHORT_PIXELS = 24_000_000
 _SHORT_SCAN_PIXELS = 120_000_000  # 5 ns each, measured on progressive JPEGs of quality 100
+_SHORT_SCANS = 1_000
 _SHORT_CHUNKS = 2_000
 _SHORT_WEBP_PIXELS = 8_000_000  # its reader holds three copies of the canvas
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -214,10 +214,13 @@ def _jpeg(data: bytes) -> Probe:
         return Probe("JPEG")
     # One scan of all components is decoded row by row, and ends the image; several are all read first.
     n_scans = 1 if not is_progressive and data[at + 3] == n_components else _count_scans(data, at)
-    if n_scans > MAX_JPEG_SCANS:
-        raise ValueError(f"it has more than {MAX_JPEG_SCANS} scans, which no encoder writes")
     n_pixels = size[0] * size[1]
-    is_short = n_pixels <= _SHORT_PIXELS and n_pixels * n_scans <= _SHORT_SCAN_PIXELS and len(data) <= _SHORT_BYTES
+    is_short = (
+        n_scans <= _SHORT_SCANS
+        and n_pixels <= SHORT_PIXELS
+        and n_pixels * n_scans <= _SHORT_SCAN_PIXELS
+        and len(data) <= _SHORT_BYTES
+    )
     return Probe("JPEG", size, is_short)
 
 
@@ -226,7 +229,7 @@ def _count_scans(data: bytes, at: int) -> int:
     for found in _MARKER.finditer(data, at + 1):
         marker = data[found.start() + 1]
         n_scans += marker == 0xDA
-        if marker == 0xD9 or n_scans > MAX_JPEG_SCANS:
+        if marker == 0xD9 or n_scans > _SHORT_SCANS:
             break
     return n_scans
 
@@ -244,7 +247,7 @@ def _png(data: bytes) -> Probe:
     if n_chunks > MAX_PNG_CHUNKS:
         raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks, which no encoder writes")
     is_short = (
-        width * height * max(1, channels * depth // 8) <= 4 * _SHORT_PIXELS
+        width * height * max(1, channels * depth // 8) <= 4 * SHORT_PIXELS
         and n_chunks <= _SHORT_CHUNKS
         and len(data) <= _SHORT_BYTES
     )
@@ -280,7 +283,7 @@ def _bmp(data: bytes) -> Probe:
     else:
         width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
     # Run-length codes are read by Pillow in Python, a hundred times as slowly.
-    is_short = compression in (0, 3) and abs(width * height) <= _SHORT_PIXELS and len(data) <= 4 * _SHORT_PIXELS
+    is_short = compression in (0, 3) and abs(width * height) <= SHORT_PIXELS and len(data) <= 4 * SHORT_PIXELS
     return Probe("BMP", (abs(height), abs(width)), is_short)
 
 

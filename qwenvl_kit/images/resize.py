@@ -8,6 +8,7 @@ which cannot be imported without torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.config import Config
     from qwenvl_kit.records import Geometry
 
+_BAND_PIXELS = 1 << 21
 MAX_ASPECT = 200
 """Longest side over shortest side above which the family refuses a picture."""
 
@@ -148,7 +150,29 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     """Resize uint8 ``(H, W, 3)`` to ``size = (height, width)``, bicubic as ``qwen_vl_utils`` does it."""
     if pixels.shape[:2] == size:
         return pixels
-    return np.asarray(resize_image(Image.fromarray(pixels), size))
+    return to_array(resize_image(Image.fromarray(pixels), size))
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB image, uint8 ``(H, W, 3)``.
+
+    NumPy's own conversion holds three copies on the way; a large image takes it in bands.
+    """
+    if image.width * image.height <= _BAND_PIXELS:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    top = 0
+    for band in bands(image):
+        pixels[top : top + len(band)] = band
+        top += len(band)
+    return pixels
+
+
+def bands(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
+    """Give the pixels of an RGB image some rows at a time, uint8 ``(h, W, 3)``."""
+    n_rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, n_rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + n_rows, image.height))))
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
