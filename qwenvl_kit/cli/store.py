@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -34,21 +34,28 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    with open_store(_existing(parsed.file)) as store:
+    with open_store(_existing(parsed.file), access="read") as store:
         counts = store.counts()
         print(f"{parsed.file}: {counts['results']} results, {counts['sources']} known addresses, {counts['runs']} runs")
         for record in store.runs():
-            ran, rows = record["effective"], ", ".join(f"{n} {status}" for status, n in record["rows"].items())
-            print(
-                f"  {record['started']}  {ran['model']} ({ran['dtype']}, {ran['device']}): {rows or 'no rows'}, "
-                f"{record['cached']} of them known, {record['seconds']:.1f} s"
-            )
+            print(f"  {_line(record)}")
     return 0
+
+
+def _line(record: dict[str, Any]) -> str:
+    try:
+        ran, rows = record["effective"], ", ".join(f"{n} {status}" for status, n in record["rows"].items())
+        return (
+            f"{record['started']}  {ran['model']} ({ran['dtype']}, {ran['device']}): {rows or 'no rows'}, "
+            f"{record['cached']} of them known, {record['seconds']:.1f} s"
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by other hands, or another version
+        return "a record of another form"
 
 
 def _export(parsed: argparse.Namespace) -> int:
     check_out(parsed.out)
-    with open_store(_existing(parsed.file)) as store:
+    with open_store(_existing(parsed.file), access="read") as store:
         table = pd.DataFrame(store.results())
     write_table(table, parsed.out)
     print(f"{len(table)} results in {parsed.out}")
@@ -56,7 +63,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _prune(parsed: argparse.Namespace) -> int:
-    with open_store(_existing(parsed.file)) as store:
+    with open_store(_existing(parsed.file), access="existing") as store:
         n_pruned = store.prune(time.time() - parsed.older_than_days * _DAY_S)
         print(f"{n_pruned} results forgotten, {store.counts()['results']} kept")
     return 0
