@@ -129,7 +129,10 @@ def open_existing(path: Path, shown: str) -> sqlite3.Connection:
         As for `open_to_write`; also where there is no store.
     """
     open_to_read(path, shown).close()
-    return _open(path, shown)
+    try:
+        return _open(path, shown)
+    except _Broken as error:
+        raise StoreError(f"store={shown!r} cannot be used: {error}. {_ADVICE[sqlite3.SQLITE_CORRUPT]}") from error
 
 
 def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
@@ -192,7 +195,7 @@ _ADVICE: dict[int | None, str] = {
     sqlite3.SQLITE_PROTOCOL: "The file system of {folder} lacks the locks that SQLite needs, as some network file "
     "systems do. Name a file on a local disk.",
     sqlite3.SQLITE_IOERR: "The disk of {folder} reported a fault. Check the disk, or name a file on another one.",
-    sqlite3.SQLITE_CORRUPT: "The file is damaged. Call again: it is then moved aside and a new one begun.",
+    sqlite3.SQLITE_CORRUPT: "The file is damaged. The next run with it moves it aside and begins a new one.",
     sqlite3.SQLITE_NOTADB: "It is no SQLite file and is left as it is. Name another file.",
     sqlite3.SQLITE_NOMEM: "Free some memory, then call again.",
     sqlite3.SQLITE_TOOBIG: "A value is too large for SQLite.",

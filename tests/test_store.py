@@ -329,7 +329,7 @@ def test_the_home_folder_is_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (sqlite3.SQLITE_BUSY_SNAPSHOT, "Another process"),
         (sqlite3.SQLITE_IOERR_LOCK, "local disk"),
         (sqlite3.SQLITE_IOERR_WRITE, "Check the disk"),
-        (sqlite3.SQLITE_CORRUPT, "moved aside"),
+        (sqlite3.SQLITE_CORRUPT, "moves it aside"),
         (sqlite3.SQLITE_NOTADB, "no SQLite file"),
         (sqlite3.SQLITE_ERROR, "Name another file"),
     ],
