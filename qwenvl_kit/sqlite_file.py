@@ -1,4 +1,4 @@
-"""Open the SQLite file of a store: find it, check it, begin it, move a broken one aside, explain its errors."""
+"""Open the SQLite file of a store: find it, check it, begin it, move a broken one aside."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qwenvl_kit.errors import ConfigError, StoreError, StoreWarning
+from qwenvl_kit.sqlite_errors import PATIENCE_S, advice
 
 try:
     import fcntl
@@ -45,20 +46,7 @@ _FACTS = (
     "FROM pragma_application_id, pragma_user_version"
 )
 _CHECKED_BYTES = 2**29  # larger files are not read through at each opening
-_PATIENCE_S = 30.0  # how long another process may hold the file
-_LITTLE_SPACE = 2**16  # below this many free bytes, a disk is full
 _PARTS = ("", "-wal", "-shm", "-journal")
-_LOCKING = frozenset(  # what fails where a file system has no locks or no shared memory
-    {
-        sqlite3.SQLITE_IOERR_LOCK,
-        sqlite3.SQLITE_IOERR_RDLOCK,
-        sqlite3.SQLITE_IOERR_UNLOCK,
-        sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
-        sqlite3.SQLITE_IOERR_SHMOPEN,
-        sqlite3.SQLITE_IOERR_SHMLOCK,
-        sqlite3.SQLITE_IOERR_SHMMAP,
-    }
-)
 _creating = threading.Lock()
 
 
@@ -132,7 +120,7 @@ def open_existing(path: Path, shown: str) -> sqlite3.Connection:
     try:
         return _open(path, shown)
     except _Broken as error:
-        raise StoreError(f"store={shown!r} cannot be used: {error}. {_ADVICE[sqlite3.SQLITE_CORRUPT]}") from error
+        raise StoreError(f"store={shown!r} cannot be used: {error}. {advice(sqlite3.SQLITE_CORRUPT)}") from error
 
 
 def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
@@ -144,16 +132,19 @@ def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
         As for `open_to_write`; also where there is no store.
     """
     with contextlib.ExitStack() as copies:
-        # A reader of a file in WAL mode leaves -wal and -shm behind, unless the file is taken as immutable. It may be
-        # where nothing stands in the -wal: a process at work has its last commits there.
-        if not any(_size(path, part) for part in ("-wal", "-journal")):
-            choice = "immutable=1"
-        elif os.access(path.parent, os.W_OK):
-            choice = "mode=ro"
-        else:  # the -wal cannot be read in place, https://www.sqlite.org/wal.html#readonly
+        # Readers need the -wal and -shm files, https://www.sqlite.org/wal.html#readonly. One that may write makes them
+        # and removes them when it closes, but then also moves into the file what stands in the -wal.
+        may_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        has_log = any(_size(path, part) for part in ("-wal", "-journal"))
+        if may_write:
+            choice = "mode=ro" if has_log else "mode=rw"
+        elif has_log:
             path, choice = _copied(path, copies), "mode=rw"
+        else:
+            choice = "immutable=1"
         connection = _connect(f"{path.as_uri()}?{choice}", is_uri=True)
         try:
+            connection.execute("PRAGMA query_only = ON")
             if _checked_facts(connection, shown)[0] == 0:
                 raise StoreError(f"store={shown!r} is no store of this package: it is empty. Name another file.")
             _look(connection)
@@ -161,46 +152,6 @@ def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
-
-
-def explain(error: BaseException, path: Path) -> str:
-    """Return what went wrong with the file of a store, and what to do about it."""
-    code = getattr(error, "sqlite_errorcode", None)
-    primary = None if code is None else code & 0xFF
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}. {_PERMISSIONS.format(folder=path.parent)}"
-    if isinstance(error, MemoryError):
-        return "memory ran out. Free some memory, then call again."
-    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(path):
-        primary = sqlite3.SQLITE_FULL
-    if code in _LOCKING:
-        primary = sqlite3.SQLITE_PROTOCOL
-    if isinstance(error, OverflowError | sqlite3.DataError):
-        primary = sqlite3.SQLITE_TOOBIG
-    if isinstance(error, sqlite3.ProgrammingError):
-        primary = sqlite3.SQLITE_MISUSE
-    advice = _ADVICE.get(primary, "It is left as it is. Name another file, or move this one aside.")
-    return f"{error}. {advice.format(folder=path.parent)}"
-
-
-_PERMISSIONS = "Check the permissions of the file and of its folder {folder}."
-_ADVICE: dict[int | None, str] = {
-    sqlite3.SQLITE_FULL: "The disk is full; what is stored stays. Free some space on {folder}, then call again.",
-    sqlite3.SQLITE_READONLY: "The file, its folder {folder} or the disk is read-only. Name a file that can be written.",
-    sqlite3.SQLITE_CANTOPEN: _PERMISSIONS,
-    sqlite3.SQLITE_PERM: _PERMISSIONS,
-    sqlite3.SQLITE_AUTH: _PERMISSIONS,
-    sqlite3.SQLITE_BUSY: f"Another process held it for {_PATIENCE_S:.0f} s. Call again once that one is done.",
-    sqlite3.SQLITE_LOCKED: f"Another process held it for {_PATIENCE_S:.0f} s. Call again once that one is done.",
-    sqlite3.SQLITE_PROTOCOL: "The file system of {folder} lacks the locks that SQLite needs, as some network file "
-    "systems do. Name a file on a local disk.",
-    sqlite3.SQLITE_IOERR: "The disk of {folder} reported a fault. Check the disk, or name a file on another one.",
-    sqlite3.SQLITE_CORRUPT: "The file is damaged. The next run with it moves it aside and begins a new one.",
-    sqlite3.SQLITE_NOTADB: "It is no SQLite file and is left as it is. Name another file.",
-    sqlite3.SQLITE_NOMEM: "Free some memory, then call again.",
-    sqlite3.SQLITE_TOOBIG: "A value is too large for SQLite.",
-    sqlite3.SQLITE_MISUSE: "The store was closed. Open it again.",
-}
 
 
 class _Broken(Exception):
@@ -226,7 +177,7 @@ def _open(path: Path, shown: str, mode: int = 0o600) -> sqlite3.Connection:
 
 
 def _connect(name: str | Path, *, is_uri: bool = False) -> sqlite3.Connection:
-    return sqlite3.connect(name, uri=is_uri, timeout=_PATIENCE_S, check_same_thread=False, isolation_level=None)
+    return sqlite3.connect(name, uri=is_uri, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None)
 
 
 def _create(path: Path, mode: int) -> None:
@@ -285,7 +236,7 @@ def _begin(connection: sqlite3.Connection, shown: str, statements: tuple[str, ..
 
 def _patiently(work: Callable[[], _T]) -> _T:
     """Try again while another process holds the file: SQLite's own time-out does not cover a change of journal mode."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             return work()
@@ -314,7 +265,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -370,13 +321,6 @@ def _size(path: Path, part: str) -> int:
         return _part(path, part).stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _is_full(path: Path) -> bool:
-    try:
-        return shutil.disk_usage(path.parent).free < _LITTLE_SPACE
-    except OSError:
-        return False
 
 
 def after_fork() -> None:

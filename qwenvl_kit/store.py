@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from qwenvl_kit import sqlite_file
+from qwenvl_kit import sqlite_errors, sqlite_file
 from qwenvl_kit.errors import StoreError, StoreWarning
 from qwenvl_kit.records import Result
 
@@ -193,7 +193,7 @@ class SqliteStore:
             raise
         # Also what sqlite3 raises where SQLite is out of memory, or a value does not fit or is no text.
         except (sqlite3.Error, sqlite3.Warning, OSError, MemoryError, OverflowError, UnicodeError) as error:
-            what = sqlite_file.explain(error, self._path)
+            what = sqlite_errors.explain(error, self._path)
             raise StoreError(f"store={self._shown!r} cannot be used: {what}") from error
 
 

@@ -66,7 +66,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def faults(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    monkeypatch.setattr(sqlite_file, "_PATIENCE_S", 0.02)
+    monkeypatch.setattr(sqlite_file, "PATIENCE_S", 0.02)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StoreWarning)
         yield Faults(monkeypatch, *KINDS[request.param])

@@ -467,8 +467,11 @@ def test_counts_can_be_asked_while_results_are_read(store: Path) -> None:
         within(30, read)
 
 
+@pytest.mark.parametrize("may_write", [True, False], ids=["writable", "read-only"])
 @pytest.mark.parametrize("left", ["nothing", "-wal"])
-def test_looking_into_a_store_writes_nothing(store: Path, tmp_path: Path, left: str) -> None:
+def test_looking_into_a_store_writes_nothing(
+    store: Path, tmp_path: Path, left: str, may_write: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_store(store) as opened:
         opened.put("key", Result(0, "ok", text="a cat"))
         copy = store.with_name("copy.db")
@@ -478,6 +481,7 @@ def test_looking_into_a_store_writes_nothing(store: Path, tmp_path: Path, left: 
     if left == "nothing":
         shutil.copyfile(store, copy)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("copy.db*")}
+    monkeypatch.setattr(os, "access", lambda *_: may_write)
 
     with open_store(copy, access="read") as looked:
         assert looked.get("key") == Result(0, "ok", text="a cat")
@@ -486,6 +490,7 @@ def test_looking_into_a_store_writes_nothing(store: Path, tmp_path: Path, left: 
 
     after = {path.name: path.read_bytes() for path in tmp_path.glob("copy.db*") if not path.name.endswith("-shm")}
     assert after == before
+    assert may_write or not (tmp_path / "copy.db-shm").exists()
 
 
 def test_a_store_is_for_its_owner_only(store: Path) -> None:
