@@ -39,10 +39,12 @@ def work(parsed: argparse.Namespace) -> int:
     if parsed.out is not None:
         check_out(parsed.out, has_record=True)
     # Names that are no UTF-8 fit an object column only, where pandas holds texts as Arrow.
-    frame = pd.DataFrame({"image": pd.Series(list(_pictures(parsed.pictures)), dtype=object)})
+    pictures = list(_pictures(parsed.pictures))
+    frame = pd.DataFrame({"image": pd.Series(pictures, dtype=object)})
+    cells = pd.DataFrame({"image": pd.Series(list(map(_cell, pictures)), dtype=object)})
     options: dict[str, Any] = {name: getattr(config, name) for name in config.asked}
     try:
-        results = frame.vl.run("image", **options)
+        results = cells.vl.run("image", **options)
     except (QwenVLError, Interrupted) as error:
         if isinstance(done := getattr(error, "results", None), pd.DataFrame):
             _give(frame, done, parsed.out)
@@ -60,6 +62,11 @@ def _pictures(places: list[str]) -> Iterator[str]:
             raise ConfigError(f"there is no folder {place}; relative paths start from {Path.cwd()}")
         else:
             yield place
+
+
+def _cell(place: str) -> str:
+    """Return what names a file in a cell, where white space around a path does not count but may be part of a name."""
+    return Path(os.path.abspath(place)).as_uri() if place != place.strip() and os.path.isfile(place) else place
 
 
 def _files(folder: str, shown: str) -> list[str]:
