@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-import qwenvl_kit  # noqa: F401  # importing it is what registers df.vl
+import qwenvl_kit
 from qwenvl_kit.cli.options import add_options, config_of
-from qwenvl_kit.cli.tables import OUT_HELP, check_out, record_of, save
+from qwenvl_kit.cli.tables import OUT_HELP, check_out, record_of, rescue, save
 from qwenvl_kit.cli.terminal import escape, whole
-from qwenvl_kit.errors import ConfigError, Interrupted, QwenVLError
+from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -43,10 +42,15 @@ def work(parsed: argparse.Namespace) -> int:
     frame = pd.DataFrame({"image": pd.Series(pictures, dtype=object)})
     cells = pd.DataFrame({"image": pd.Series(list(map(_cell, pictures)), dtype=object)})
     options: dict[str, Any] = {name: getattr(config, name) for name in config.asked}
+    before = qwenvl_kit.last_run()
     try:
         results = cells.vl.run("image", **options)
-    except (QwenVLError, Interrupted) as error:
-        if isinstance(done := getattr(error, "results", None), pd.DataFrame):
+    except BaseException as error:
+        done = getattr(error, "results", None)
+        if done is None and qwenvl_kit.last_run() is not before:  # as where a store's disk was full
+            done = qwenvl_kit.last_run()
+        if done is not None:
+            vars(error)["results"] = done
             _give(frame, done, parsed.out)
         raise
     return _give(frame, results, parsed.out)
@@ -90,8 +94,9 @@ def _give(frame: pd.DataFrame, results: pd.DataFrame, out: Path | None) -> int:
             print(f"{escape(whole(image))}\t{escape(text) if status == 'ok' else f'[{status}]'}")
         sys.stdout.flush()
     except OSError as error:  # such as a full disk behind the standard output
-        saved, _ = save(table, Path(tempfile.gettempdir()) / f"captions-{os.getpid()}.csv", results.attrs)
-        print(f"qwenvl-kit: captions cannot be printed ({error.strerror}); they are in {saved}", file=sys.stderr)
+        saved = rescue(table, ".csv", results.attrs)
+        where = "no file could be made for them" if saved is None else f"they are in {saved}"
+        print(f"qwenvl-kit: captions cannot be printed ({error.strerror}); {where}", file=sys.stderr)
         return 1
     return 0
 

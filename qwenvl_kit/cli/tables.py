@@ -115,12 +115,20 @@ def save(table: pd.DataFrame, out: Path, record: dict[Any, Any] | None = None) -
     try:
         write_table(table, out, record)
     except Exception as error:  # pyarrow's and pandas' own too: no answer is lost for its format
-        for place in (tempfile.gettempdir(), os.getcwd(), os.path.expanduser("~")):
-            for name in (f"captions{out.suffix}", "captions.jsonl"):
-                with contextlib.suppress(Exception):
-                    return _saved(table, place, name, record), str(getattr(error, "strerror", None) or error)
-        raise OSError(f"{out} cannot be written, nor a file elsewhere: {error}") from error
+        saved = rescue(table, out.suffix, record)
+        if saved is None:
+            raise OSError(f"{out} cannot be written, nor a file elsewhere: {error}") from error
+        return saved, str(getattr(error, "strerror", None) or error)
     return out, None
+
+
+def rescue(table: pd.DataFrame, suffix: str, record: dict[Any, Any] | None = None) -> Path | None:
+    """Write a table into a new folder, wherever one can be made; None where there is no place."""
+    for place in (tempfile.gettempdir(), os.getcwd(), os.path.expanduser("~")):
+        for name in (f"captions{suffix}", "captions.jsonl"):
+            with contextlib.suppress(Exception):
+                return _saved(table, place, name, record)
+    return None
 
 
 @contextlib.contextmanager

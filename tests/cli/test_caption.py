@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from qwenvl_kit import Result, StoreError
 from qwenvl_kit.cli import caption, main, tables
+from qwenvl_kit.store import SqliteStore
 
 ECHO = ["--backend", "echo", "--no-progress"]
 EXIF_ORIENTATION = 0x0112
@@ -262,6 +264,28 @@ def test_a_table_that_cannot_be_written_in_the_end_is_written_elsewhere_and_said
     assert found is not None
     assert len(read(Path(found.group(1)))) == 5
     assert not (tmp_path / ".o.csv.partial").exists()
+
+
+def test_rows_that_were_done_when_the_disk_of_the_store_was_full_are_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = SqliteStore.put
+    kept: list[str] = []
+
+    def full_after_one(self: SqliteStore, key: str, result: Result) -> None:
+        if kept:
+            raise StoreError("the disk is full")
+        put(self, key, result)
+        kept.append(key)
+
+    monkeypatch.setattr(SqliteStore, "put", full_after_one)
+    out = tmp_path / "o.csv"
+    words = ["--out", str(out), "--store", str(tmp_path / "a.db"), "--batch-size", "1"]
+
+    assert main(["caption", str(folder), *words, *ECHO]) == 1
+
+    assert (read(out)["status"] == "ok").sum() == 1
+    assert "the disk is full" in capsys.readouterr().err
 
 
 def test_a_format_that_fails_gives_lines_of_json(
