@@ -20,7 +20,7 @@
     QwenVLWarning          (UserWarning)
     ├── OptionWarning                           an option was given that cannot take effect
     ├── RowErrorWarning                         some rows of a finished run are errors
-    └── StoreWarning                            a broken store was moved aside
+    └── StoreWarning                            a store was moved aside, or something of it left out
 
 Errors whose arguments are more than a message say how they are rebuilt, since workers hand them on as pickles.
 """
@@ -180,4 +180,4 @@ class RowErrorWarning(QwenVLWarning):
 
 
 class StoreWarning(QwenVLWarning):
-    """A broken store was moved aside and a new one begun; the message names the file it was moved to."""
+    """A broken store was moved aside, the record of a run was not stored, or rows of a store cannot be read."""

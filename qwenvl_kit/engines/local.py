@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from qwenvl_kit.backends.base import make_spec
 from qwenvl_kit.effective import announce
-from qwenvl_kit.errors import BackendBusy, ForkedProcess
+from qwenvl_kit.engines.base import unrecorded
+from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
+from qwenvl_kit.images import is_null
 from qwenvl_kit.runner import inside_run, run
 from qwenvl_kit.store import open_store
 
@@ -122,10 +124,18 @@ def execute(
             announce(config, spec.effective, stacklevel=stacklevel + 1)
         if config.store is None:
             return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
-        with open_store(config.store) as store:
-            done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
-            if keeps_record:
-                store.add_run(done.record)
+        done: Run | None = None
+        try:
+            with open_store(config.store) as store:
+                done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
+                if keeps_record:
+                    store.add_run(done.record)
+        except (Exception, KeyboardInterrupt) as error:
+            if done is None and isinstance(error, StoreError) and all(map(is_null, cells)):  # rows that need no store
+                done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+            if done is None:
+                raise
+            done = unrecorded(done, error, 2 if stacklevel is None else stacklevel)
         return done
 
 
