@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwenvl_kit.backends.weight_files import AGAIN, refuse_adapter, refuse_lfs_pointer, weight_files
 from qwenvl_kit.errors import CheckpointError, ModelNotFound
 from qwenvl_kit.records import Geometry
 
@@ -43,18 +44,40 @@ class Checkpoint:
     @property
     def repetition_penalty(self) -> float:
         """What the checkpoint's own generation config asks for; 1 is none."""
-        return float(self.generation.get("repetition_penalty") or 1.0)
+        asked = self.generation.get("repetition_penalty")
+        if asked is None:
+            return 1.0
+        if isinstance(asked, bool) or not isinstance(asked, int | float) or not asked > 0:
+            raise CheckpointError(
+                f"{self.path}: repetition_penalty in its generation config must be a number above 0; got {asked!r}; "
+                "correct it"
+            )
+        return float(asked)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        found = self.generation.get("eos_token_id", self._text("eos_token_id"))
-        return tuple(found) if isinstance(found, list) else (int(found),)
+        """Tokens that end an answer, as the configs name them; empty where they name none, as the tokenizer may.
+
+        Raises
+        ------
+        CheckpointError
+            What they name are no token ids.
+        """
+        text = self.config.get("text_config") or {}
+        places = (self.generation, text, self.config)
+        found: Any = next((place["eos_token_id"] for place in places if place.get("eos_token_id") is not None), [])
+        ids = found if isinstance(found, list) else [found]
+        if any(isinstance(one, bool) or not isinstance(one, int) for one in ids):
+            raise CheckpointError(
+                f"{self.path}: unusable eos_token_id {found!r} in its configs; it must be a token id or a list of "
+                "them; correct generation_config.json"
+            )
+        return tuple(ids)
 
     @property
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
-        return int(self._text("max_position_embeddings") or 32768)
+        return _positive(self.path, "max_position_embeddings", self._text("max_position_embeddings"), 32768)
 
     @property
     def digest(self) -> str:
@@ -63,12 +86,17 @@ class Checkpoint:
         Large weight files count by their size, their header and 64 samples of 64 KiB: enough to tell any two trained
         or fine-tuned checkpoints apart in milliseconds, not to prove that no single byte was changed.
         """
-        state = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(self.path))
-        return _digest(self.path, state)
+        return _digest(self.path, self.state)
+
+    @property
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of each file that decides an answer; another state, another content."""
+        return folder_state(self.path)
 
     def _text(self, name: str) -> Any:
         """Read a field of the text model: at the top level of flat configs, below text_config in nested ones."""
-        return self.config.get("text_config", {}).get(name, self.config.get(name))
+        found = (self.config.get("text_config") or {}).get(name)
+        return self.config.get(name) if found is None else found
 
 
 def find(config: Config) -> Checkpoint:
@@ -131,38 +159,78 @@ def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
     CheckpointError
         A file is missing or broken, or it is a model of another family.
     """
+    if not (folder / "config.json").is_file():
+        refuse_adapter(folder)
     config = _json(folder / "config.json")
     if config.get("model_type") != FAMILY:
+        refuse_adapter(folder)
         raise CheckpointError(
             f"{folder} holds a model of type {config.get('model_type')!r}; this package runs {FAMILY!r} (Qwen2.5-VL)"
         )
-    if not any(folder.glob(weights)):
-        if any(folder.glob("*.onnx")):
-            raise CheckpointError(f"{folder} is an ONNX export; pass backend='onnx' to run it")
-        raise CheckpointError(f"{folder} holds no {weights} weights; other formats can run code and are not read")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(config.get(part) or {}, dict):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {part} must be a mapping; got {config[part]!r}; copy config.json from the "
+                "base model"
+            )
+    if weights == "*.safetensors":
+        weight_files(folder, config)
+    elif not any(folder.glob(weights)):
+        raise CheckpointError(f"{folder} holds no {weights} weights; export again")
     generation = folder / "generation_config.json"
     return Checkpoint(folder, config, _json(generation) if generation.is_file() else {}, _geometry(folder, config))
 
 
 def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
     """Limits stand as min_pixels/max_pixels in older processor configs, as areas under "size" in newer ones."""
-    processor = _image_processor(folder)
-    size = processor.get("size") or {}
-    vision = config.get("vision_config", {})
+    processor = image_processor(folder)
+    size = processor.get("size")
+    limits = [processor.get(name) for name in ("min_pixels", "max_pixels")]
+    if not isinstance(size or {}, dict):
+        if None in limits:
+            raise CheckpointError(
+                f"{folder}: size in its image processor's config must be a mapping with shortest_edge and longest_edge "
+                f"(areas in pixels); got {size!r}; copy preprocessor_config.json from the base model"
+            )
+        size = {}
+    size = size or {}
+    vision = config.get("vision_config") or {}
     standard = Geometry()
+    patch = _first(processor.get("patch_size"), vision.get("patch_size"))
+    merge = _first(processor.get("merge_size"), vision.get("spatial_merge_size"))
     return Geometry(
-        patch=int(processor.get("patch_size", vision.get("patch_size", standard.patch))),
-        merge=int(processor.get("merge_size", vision.get("spatial_merge_size", standard.merge))),
-        min_pixels=int(processor.get("min_pixels") or size.get("shortest_edge") or 56 * 56),
-        max_pixels=int(processor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280),
+        patch=_positive(folder, "patch_size", patch, standard.patch),
+        merge=_positive(folder, "merge_size", merge, standard.merge),
+        min_pixels=_positive(folder, "min_pixels", limits[0] or size.get("shortest_edge"), 56 * 56),
+        max_pixels=_positive(folder, "max_pixels", limits[1] or size.get("longest_edge"), 28 * 28 * 1280),
     )
 
 
-def _image_processor(folder: Path) -> dict[str, Any]:
-    """Published checkpoints have a file of its own for it, those saved by transformers 5 one for all processors."""
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _positive(folder: Path, name: str, value: Any, standard: int) -> int:
+    """Return a count from a config, the standard one where it is null."""
+    if value is None:
+        return standard
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1 or value != int(value):
+        raise CheckpointError(
+            f"{folder}: {name} in its configs must be a whole number above 0; got {value!r}; correct it"
+        )
+    return int(value)
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+    """Return the image processor's config.
+
+    Published checkpoints have a file of its own for it, those saved by transformers 5 one for all processors.
+    """
     joint = folder / "processor_config.json"
-    if joint.is_file() and "image_processor" in (content := _json(joint)):
-        found: dict[str, Any] = content["image_processor"]
+    if joint.is_file() and (content := _json(joint)).get("image_processor") is not None:
+        found = content["image_processor"]
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{joint}: image_processor must be a mapping; got {found!r}. {AGAIN}")
         return found
     return _json(folder / "preprocessor_config.json")
 
@@ -184,12 +252,21 @@ def _from_hub(config: Config, folders: tuple[Path, ...]) -> Path:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        refuse_lfs_pointer(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file.parent} is no checkpoint: {file.name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file.parent} is no checkpoint: {file.name} is missing. {AGAIN}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object; it holds a {type(content).__name__}. {AGAIN}")
     return content
+
+
+def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of each file of a folder that decides an answer."""
+    states = ((file.name, file.stat()) for file in _files(folder))
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwenvl_kit.backends.base import Control, Feed
-    from qwenvl_kit.backends.checkpoint import Checkpoint
     from qwenvl_kit.backends.encode import Encoded
     from qwenvl_kit.backends.eyes import Eyes
+    from qwenvl_kit.backends.preflight import Tokens
     from qwenvl_kit.backends.stepper import Stepper
     from qwenvl_kit.effective import Effective
 
@@ -60,8 +60,8 @@ class Language:
     merge: int
 
     @classmethod
-    def of(cls, processor: Any, checkpoint: Checkpoint) -> Language:
-        """Those of a checkpoint and its processor."""
+    def of(cls, processor: Any, context: int, tokens: Tokens) -> Language:
+        """Return those of a checkpoint: of its processor, its context length and its special tokens."""
         tokenizer = processor.tokenizer
 
         def decode(ids: Sequence[int]) -> str:
@@ -69,9 +69,9 @@ class Language:
             return text
 
         return cls(
-            Encoder(processor, checkpoint.context),
+            Encoder(processor, context, vocab_size=tokens.vocab_size),
             decode,
-            checkpoint.eos_token_ids,
+            tokens.eos_ids,
             int(processor.image_token_id),
             int(processor.image_processor.merge_size),
         )

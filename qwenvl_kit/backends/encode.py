@@ -61,9 +61,12 @@ class Encoder:
         The checkpoint's.
     context : int
         Most tokens of prompt and answer together.
+    vocab_size : int
+        Rows of the model's embedding table.
     """
 
-    def __init__(self, processor: Any, context: int) -> None:
+    def __init__(self, processor: Any, context: int, *, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._context = context
@@ -76,7 +79,8 @@ class Encoder:
         Raises
         ------
         RowError
-            Prompt and answer do not fit the model's context, of the stage ``generate``.
+            Prompt and answer do not fit the model's context, or the tokenizer has a token that the model lacks, of
+            the stage ``generate``.
         """
         patch = self._processor.image_processor.patch_size
         grid = torch.tensor(
@@ -84,6 +88,7 @@ class Encoder:
         )  # (n_pictures, 3); a still picture has one frame
         ids = self._with_visual_tokens(self._prompt_ids(request), grid)
         self._check_context(len(ids), request)
+        self._check_vocabulary(ids)
         return Encoded(request, ids, grid, self.cut)
 
     def cut(self, picture: Picture) -> Tensor:
@@ -96,33 +101,37 @@ class Encoder:
         patches: Tensor = cut["pixel_values"]
         return patches
 
+    def render(self, n_pictures: int, prompt: str, system: str | None, *, add_generation_prompt: bool = True) -> str:
+        """Fill the chat template with pictures, a prompt and perhaps a system prompt."""
+        content = [{"type": "image"} for _ in range(n_pictures)] + [{"type": "text", "text": prompt}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        rendered: str = self._processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return rendered
+
+    def ids(self, text: str, *, literal: bool = False) -> list[int]:
+        """Tokenize a text as it stands; control tokens in a literal one are text."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
+        return ids
+
     def _prompt_ids(self, request: Request) -> list[int]:
         """Ids with one image token per picture."""
         texts = (request.prompt, request.system or "")
         if not any(token in text for token in self._control_tokens for text in texts):
-            return self._ids(self._render(request, request.prompt, request.system))
+            return self.ids(self.render(len(request.pictures), request.prompt, request.system))
         return self._literal_ids(request)
 
     def _literal_ids(self, request: Request) -> list[int]:
         """Ids of a prompt in which control tokens are spelt: they are text there, never control."""
         system = None if request.system is None else _SENTINEL
-        parts = self._render(request, _SENTINEL, system).split(_SENTINEL)
+        parts = self.render(len(request.pictures), _SENTINEL, system).split(_SENTINEL)
         texts = [text for text in (request.system, request.prompt) if text is not None]
-        ids = self._ids(parts[0])
+        ids = self.ids(parts[0])
         for text, part in zip(texts, parts[1:], strict=True):
-            ids += self._ids(text, literal=True) + self._ids(part)
-        return ids
-
-    def _render(self, request: Request, prompt: str, system: str | None) -> str:
-        content = [{"type": "image"} for _ in request.pictures] + [{"type": "text", "text": prompt}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        rendered: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return rendered
-
-    def _ids(self, text: str, *, literal: bool = False) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
+            ids += self.ids(text, literal=True) + self.ids(part)
         return ids
 
     def _with_visual_tokens(self, ids: list[int], grid: Tensor) -> list[int]:
@@ -141,6 +150,14 @@ class Encoder:
                 "generate",
                 f"the prompt has {n_tokens} tokens and up to {request.max_new_tokens} may follow, more than the "
                 f"model's {self._context}; lower max_pixels or max_caption_length, or shorten the prompt",
+            )
+
+    def _check_vocabulary(self, ids: list[int]) -> None:
+        if (most := max(ids)) >= self.vocab_size:
+            raise RowError(
+                "generate",
+                f"token {most} of the prompt is beyond the {self.vocab_size} tokens of the model; the tokenizer holds "
+                "tokens that were added without resizing the model's embeddings; leave them out of the prompt",
             )
 
 

@@ -59,21 +59,19 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
-        from transformers import AutoProcessor
-
         from qwenvl_kit.backends.decoding import Language
         from qwenvl_kit.backends.eyes import Eyes
         from qwenvl_kit.backends.onnx_stepper import OnnxStepper
-        from qwenvl_kit.backends.quiet import quietly
+        from qwenvl_kit.backends.preflight import check_export, load_processor
 
-        with quietly():
-            processor = AutoProcessor.from_pretrained(spec.export.path, local_files_only=True)
+        checkpoint = read(spec.export.path, weights="*.onnx")
+        processor = load_processor(checkpoint)
         assert spec.effective.provider is not None, "set by spec()"
         self._stepper = OnnxStepper(
             spec.export, provider=spec.effective.provider, rank=spec.rank, threads=spec.effective.threads
         )
         self._eyes = Eyes(self._stepper)
-        self._language = Language.of(processor, read(spec.export.path, weights="*.onnx"))
+        self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
 
     def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
         """Answer what the feed gives."""
@@ -102,6 +100,7 @@ def spec(config: Config) -> OnnxSpec:
     require_onnx("backend='onnx'")
     from qwenvl_kit.backends.onnx_graph import execution_provider
     from qwenvl_kit.backends.onnx_integers import require_exact_products
+    from qwenvl_kit.backends.preflight import check_export
 
     folder = locate(config)
     if not is_export(folder):
@@ -114,6 +113,7 @@ def spec(config: Config) -> OnnxSpec:
     checkpoint = read(folder, weights="*.onnx")
     _check(config, export)
     require_exact_products(export)
+    check_export(checkpoint)
     provider = execution_provider()
     device = _device(config, provider)
     defaults = CheckpointDefaults(str(folder), "", checkpoint.geometry, checkpoint.repetition_penalty)

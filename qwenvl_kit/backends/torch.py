@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.backends.checkpoint import Checkpoint, find, read
 from qwenvl_kit.backends.decoding import Language, decode_in_flight
 from qwenvl_kit.backends.devices import find_device
 from qwenvl_kit.backends.eyes import Eyes
 from qwenvl_kit.backends.memory import free_memory
+from qwenvl_kit.backends.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.torch_beams import Beams
 from qwenvl_kit.backends.torch_packed import can_pack
 from qwenvl_kit.backends.torch_stepper import TorchStepper
 from qwenvl_kit.backends.torch_text import pack_text
 from qwenvl_kit.backends.torch_vision import pack_vision, quicken
+from qwenvl_kit.backends.weight_files import AGAIN
 from qwenvl_kit.effective import CheckpointDefaults, Effective, resolve
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.records import Geometry, Result
@@ -76,8 +78,8 @@ class TorchBackend:
     def __init__(self, spec: TorchSpec) -> None:
         checkpoint = read(spec.folder)
         with contextlib.ExitStack() as held, quietly():
-            processor = AutoProcessor.from_pretrained(spec.folder, local_files_only=True)
-            self._model = _load_model(spec, held)
+            processor = load_processor(checkpoint)
+            self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()
         compiles = spec.effective.torch_compile
         self._is_packed = _rearrange(self._model, compiles=compiles)
@@ -86,8 +88,9 @@ class TorchBackend:
         if read(spec.folder).digest != spec.digest:
             self.close()
             raise CheckpointError(f"{spec.folder} was changed while it was loaded; call again once it is at rest")
-        self._language = Language.of(processor, checkpoint)
-        self._pad_id = int(processor.tokenizer.pad_token_id)
+        tokens = check_checkpoint(checkpoint, device=spec.effective.device)
+        self._language = Language.of(processor, checkpoint.context, tokens)
+        self._pad_id = tokens.pad_id
 
     def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
         """Answer what the feed gives."""
@@ -127,10 +130,11 @@ def spec(config: Config) -> TorchSpec:
     ConfigError
         ``rank`` names no visible GPU.
     ModelNotFound, CheckpointError
-        There is no checkpoint, or none of the family.
+        There is no checkpoint, none of the family, or one that cannot be run.
     """
     device = find_device(config)
     checkpoint = find(config)
+    check_checkpoint(checkpoint, device=device.name)
     planned = resolve(config, device, _defaults(checkpoint))
     steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
     fingerprint = hashlib.blake2b(
@@ -145,7 +149,7 @@ def _defaults(checkpoint: Checkpoint) -> CheckpointDefaults:
     return CheckpointDefaults(str(checkpoint.path), "", checkpoint.geometry, checkpoint.repetition_penalty)
 
 
-def _load_model(spec: TorchSpec, held: contextlib.ExitStack) -> Any:
+def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitStack) -> Any:
     """Load with the attention decided beforehand: transformers must not look for a kernel on the hub."""
     config = spec.config
     placed, offload_folder = config.device_map, None
@@ -153,16 +157,24 @@ def _load_model(spec: TorchSpec, held: contextlib.ExitStack) -> Any:
         placed = spec.effective.device
     else:
         offload_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-"))
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        spec.folder,
-        dtype=getattr(torch, spec.effective.dtype),
-        attn_implementation=spec.effective.attention,
-        device_map=dict(placed) if isinstance(placed, Mapping) else placed,
-        max_memory=None if config.max_memory is None else dict(config.max_memory),
-        offload_folder=offload_folder,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    # What a device map or a GPU raises is no fault of the folder.
+    is_placed = config.device_map is not None or spec.effective.device != "cpu"
+    errors = contextlib.nullcontext() if is_placed else named_errors(spec.folder, "its weights cannot be loaded", AGAIN)
+    with errors:
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            spec.folder,
+            config=load_config(checkpoint),
+            dtype=getattr(torch, spec.effective.dtype),
+            attn_implementation=spec.effective.attention,
+            device_map=dict(placed) if isinstance(placed, Mapping) else placed,
+            max_memory=None if config.max_memory is None else dict(config.max_memory),
+            offload_folder=offload_folder,
+            generation_config=GenerationConfig(),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    refuse_gaps(spec.folder, info)
     return model.eval()
 
 
