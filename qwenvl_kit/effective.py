@@ -42,12 +42,22 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDefaults:
-    """What a checkpoint says where the caller says nothing."""
+    """What a checkpoint says where the caller says nothing.
+
+    Attributes
+    ----------
+    generation : tuple of (str, value)
+        Its own generation settings that are honoured.
+    notes : tuple of Note
+        Its own generation settings that are not.
+    """
 
     model: str
     fingerprint: str
     geometry: Geometry
     repetition_penalty: float = 1.0
+    generation: tuple[tuple[str, Any], ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +105,13 @@ class Effective:
     provider: str | None = None
     threads: int | None = None
     torch_compile: bool = False
+    generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[Note, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notes"}
-        return {**plain, "notes": [str(note) for note in self.notes]}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("notes", "generation")}
+        return {**plain, "generation": dict(self.generation), "notes": [str(note) for note in self.notes]}
 
 
 _ANSWER = (
@@ -123,7 +134,9 @@ _ANSWER = (
 
 def answer_fields(effective: Effective) -> dict[str, Any]:
     """The values that change an answer, as they really run."""
-    return {name: getattr(effective, name) for name in _ANSWER}
+    values = {name: getattr(effective, name) for name in _ANSWER}
+    # Left out where there are none, so that results stored before these settings were honoured stay valid.
+    return {**values, "generation": dict(effective.generation)} if effective.generation else values
 
 
 def resolve(
@@ -195,7 +208,14 @@ def resolve(
         stop_repetition=config.stop_repetition,
         threads=config.threads,
         torch_compile=compiles,
-        notes=(*notes, *_not_compiled(config, why_not), *_dropped_sampling(config), *_other_dtype(config, dtype)),
+        generation=defaults.generation,
+        notes=(
+            *notes,
+            *_not_compiled(config, why_not),
+            *_dropped_sampling(config),
+            *_other_dtype(config, dtype),
+            *defaults.notes,
+        ),
     )
 
 

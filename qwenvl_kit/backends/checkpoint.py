@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from qwenvl_kit.config import Config
 
 FAMILY = "qwen2_5_vl"
+_GENERATION = (  # settings of generation that change an answer
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "length_penalty", "early_stopping", "num_beams", "num_beam_groups"),
+    *("diversity_penalty", "num_return_sequences", "forced_bos_token_id", "forced_eos_token_id", "guidance_scale"),
+    *("exponential_decay_length_penalty", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "max_time"),
+    *("stop_strings", "watermarking_config", "token_healing", "remove_invalid_values", "renormalize_logits"),
+    *("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "dola_layers", "constraints"),
+    *("force_words_ids", "cache_implementation"),
+)
 _WHOLE_FILE = 64 * 2**20  # smaller weight files are digested whole, larger ones by samples
 _BLOCK, _N_BLOCKS = 1 << 16, 64
 
@@ -178,7 +187,9 @@ def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
     elif not any(folder.glob(weights)):
         raise CheckpointError(f"{folder} holds no {weights} weights; export again")
     generation = folder / "generation_config.json"
-    return Checkpoint(folder, config, _json(generation) if generation.is_file() else {}, _geometry(folder, config))
+    # Without that file transformers takes the settings from config.json.
+    settings = _json(generation) if generation.is_file() else {k: config[k] for k in _GENERATION if k in config}
+    return Checkpoint(folder, config, settings, _geometry(folder, config))
 
 
 def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:

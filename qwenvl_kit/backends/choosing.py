@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
+from qwenvl_kit.backends.own_generation import biases, own_processors
 from qwenvl_kit.backends.steps import warpers
 
 if TYPE_CHECKING:
@@ -20,18 +21,26 @@ if TYPE_CHECKING:
     from qwenvl_kit.effective import Effective
 
 
+_MOST_LENGTHS = 256  # of prompts, whose processors are kept
+
+
 class Chooser:
     """Chooses tokens as `effective` says.
 
     Parameters
     ----------
     effective : Effective
-        Its ``repetition_penalty``, ``do_sample``, ``temperature``, ``top_k`` and ``top_p``.
+        Its ``repetition_penalty``, ``generation``, ``do_sample``, ``temperature``, ``top_k`` and ``top_p``.
+    eos_ids : sequence of int
+        Tokens that end an answer.
     """
 
-    def __init__(self, effective: Effective) -> None:
-        penalty = effective.repetition_penalty
-        self._penalty = None if penalty == 1 else RepetitionPenaltyLogitsProcessor(penalty)
+    def __init__(self, effective: Effective, eos_ids: Sequence[int] = ()) -> None:
+        self._settings, self._eos_ids = dict(effective.generation), eos_ids
+        self._first = biases(self._settings)
+        if effective.repetition_penalty != 1:
+            self._first.append(RepetitionPenaltyLogitsProcessor(effective.repetition_penalty))
+        self._then: dict[int, LogitsProcessorList] = {}  # by the length of the prompt
         self._warpers = warpers(effective) if effective.do_sample else None
 
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
@@ -39,15 +48,24 @@ class Chooser:
         # -inf is how processors forbid a token; NaN, +inf and a row of -inf only come from overflow. NaN wins in max.
         best, chosen = logits.max(dim=-1)  # (B,), (B,)
         finite: list[bool] = best.isfinite().tolist()
-        if self._penalty is not None or self._warpers is not None:
+        if self._first or self._settings or self._warpers is not None:
             chosen = torch.stack([self._process(logits[at : at + 1], row) for at, row in enumerate(rows)])
         tokens: list[int] = chosen.tolist()
         return [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
 
     def _process(self, scores: Tensor, row: Row) -> Tensor:
         ids = row.ids[None].to(scores.device)  # (1, T)
-        if self._penalty is not None:
-            scores = self._penalty(ids, scores)  # (1, V)
+        scores = self._first(ids, scores)  # (1, V)
+        if self._settings:
+            scores = self._own(len(row.encoded.ids), scores.device)(ids, scores)
         if self._warpers is not None:
             scores = row.choice(ids, self._warpers(ids, scores))
         return scores[0].argmax()
+
+    def _own(self, prompt_length: int, device: torch.device) -> LogitsProcessorList:
+        """Those of the checkpoint's settings, made once for all rows whose prompts are of one length."""
+        if prompt_length not in self._then:
+            if len(self._then) >= _MOST_LENGTHS:
+                self._then.clear()
+            self._then[prompt_length] = own_processors(self._settings, prompt_length, self._eos_ids, device)
+        return self._then[prompt_length]

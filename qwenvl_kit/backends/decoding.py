@@ -121,7 +121,7 @@ class _Loop:
         self._cut_short: dict[int, Row] = {}  # rows that lost their slots when memory ran out, by their number
         self._seats = Seats(stepper)
         self._n_most = effective.batch_size
-        self._chooser = Chooser(effective)
+        self._chooser = Chooser(effective, language.eos_ids)
 
     def run(self) -> Iterator[Result]:
         """Take, read or step, let go, until there is no more."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.backends.checkpoint import find, locate, read
 from qwenvl_kit.backends.exports import Export, is_export, read_export
 from qwenvl_kit.backends.onnx_extra import require_onnx
-from qwenvl_kit.effective import CheckpointDefaults, Device, Effective, resolve
+from qwenvl_kit.effective import Device, Effective, resolve
 from qwenvl_kit.errors import CheckpointError, ConfigError
 from qwenvl_kit.records import Geometry, Result
 
@@ -100,6 +100,7 @@ def spec(config: Config) -> OnnxSpec:
     require_onnx("backend='onnx'")
     from qwenvl_kit.backends.onnx_graph import execution_provider
     from qwenvl_kit.backends.onnx_integers import require_exact_products
+    from qwenvl_kit.backends.own_generation import defaults_of
     from qwenvl_kit.backends.preflight import check_export
 
     folder = locate(config)
@@ -116,8 +117,7 @@ def spec(config: Config) -> OnnxSpec:
     check_export(checkpoint)
     provider = execution_provider()
     device = _device(config, provider)
-    defaults = CheckpointDefaults(str(folder), "", checkpoint.geometry, checkpoint.repetition_penalty)
-    planned = resolve(config, device, defaults, dtype=export.dtype, attention=ATTENTION)
+    planned = resolve(config, device, defaults_of(checkpoint, config), dtype=export.dtype, attention=ATTENTION)
     fingerprint = hashlib.blake2b(f"onnx:{export.digest}:{provider}".encode(), digest_size=16).hexdigest()
     effective = replace(planned, fingerprint=fingerprint, quantization=export.quantize, provider=provider)
     return OnnxSpec(export, device, config.rank or 0, effective, checkpoint.geometry)

@@ -20,8 +20,10 @@ from qwenvl_kit.backends.checkpoint import read
 from qwenvl_kit.backends.encode import Encoder
 from qwenvl_kit.backends.loadable import SMALL_FILES, loadable
 from qwenvl_kit.backends.memory import is_out_of_memory
+from qwenvl_kit.backends.own_generation import biases, defaults_of, own_processors
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.weight_files import AGAIN, TensorHeader, read_headers, refuse_lfs_pointer, weight_files
+from qwenvl_kit.config import Config
 from qwenvl_kit.errors import CheckpointError, QwenVLError
 
 if TYPE_CHECKING:
@@ -271,12 +273,25 @@ def _check_language(checkpoint: Checkpoint, config: Any) -> Tokens:
         tokens = tokens_of(checkpoint, processor, config)
         encoder = Encoder(processor, checkpoint.context, vocab_size=tokens.vocab_size)
     _check_template(checkpoint.path, processor, encoder)
+    _check_settings(checkpoint, encoder, tokens)
     if (size := int(processor.tokenizer.vocab_size)) > tokens.vocab_size:
         raise CheckpointError(
             f"{checkpoint.path}: its tokenizer has {size} tokens and the model {tokens.vocab_size}; they belong to "
             f"different models; {_FROM_BASE.format('tokenizer.json')}"
         )
     return tokens
+
+
+def _check_settings(checkpoint: Checkpoint, encoder: Encoder, tokens: Tokens) -> None:
+    """Apply the checkpoint's own generation settings once, to made-up logits."""
+    settings = dict(defaults_of(checkpoint, Config()).generation)
+    if not settings:
+        return
+    fix = "correct generation_config.json"
+    with named_errors(checkpoint.path, f"its generation settings {', '.join(settings)} cannot be used", fix):
+        ids = torch.tensor([encoder.ids(encoder.render(1, _PROMPT, None))])  # (1, T)
+        for chain in (biases(settings), own_processors(settings, ids.shape[1], tokens.eos_ids, ids.device)):
+            chain(ids, torch.zeros(1, tokens.vocab_size))
 
 
 def _check_patches(folder: Path, processor: Any, vision: Any) -> None:

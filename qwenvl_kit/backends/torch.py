@@ -23,6 +23,7 @@ from qwenvl_kit.backends.decoding import Language, decode_in_flight
 from qwenvl_kit.backends.devices import find_device
 from qwenvl_kit.backends.eyes import Eyes
 from qwenvl_kit.backends.memory import free_memory
+from qwenvl_kit.backends.own_generation import defaults_of
 from qwenvl_kit.backends.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.torch_beams import Beams
@@ -31,7 +32,7 @@ from qwenvl_kit.backends.torch_stepper import TorchStepper
 from qwenvl_kit.backends.torch_text import pack_text
 from qwenvl_kit.backends.torch_vision import pack_vision, quicken
 from qwenvl_kit.backends.weight_files import AGAIN
-from qwenvl_kit.effective import CheckpointDefaults, Effective, resolve
+from qwenvl_kit.effective import Effective, resolve
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.records import Geometry, Result
 
@@ -135,7 +136,7 @@ def spec(config: Config) -> TorchSpec:
     device = find_device(config)
     checkpoint = find(config)
     check_checkpoint(checkpoint, device=device.name)
-    planned = resolve(config, device, _defaults(checkpoint))
+    planned = resolve(config, device, defaults_of(checkpoint, config))
     steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
     fingerprint = hashlib.blake2b(
         f"{checkpoint.digest}:{planned.dtype}:{planned.attention}{steps}".encode(), digest_size=16
@@ -143,10 +144,6 @@ def spec(config: Config) -> TorchSpec:
     return TorchSpec(
         checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
     )
-
-
-def _defaults(checkpoint: Checkpoint) -> CheckpointDefaults:
-    return CheckpointDefaults(str(checkpoint.path), "", checkpoint.geometry, checkpoint.repetition_penalty)
 
 
 def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitStack) -> Any:

@@ -52,7 +52,8 @@ class Beams:
 
     def stream(self, feed: Feed, effective: Effective, control: Control) -> Iterator[Result]:
         """Answer what the feed gives, rows of like length together."""
-        waiting = Waiting(effective.batch_size)
+        # A least length counts padding too, so rows of such a checkpoint go alone.
+        waiting = Waiting(1 if "min_length" in dict(effective.generation) else effective.batch_size)
         while not control.cancel.is_set():
             requests = waiting.top_up(feed)
             if requests is None and not waiting.rows:
@@ -115,11 +116,18 @@ class Beams:
 
     def _generation_config(self, batch: list[Encoded], effective: Effective) -> GenerationConfig:
         """Every value is given, so that nothing of the checkpoint's own slips in unseen."""
+        own = dict(effective.generation)
+        n_most = max(encoded.request.max_new_tokens for encoded in batch)
+        if "min_new_tokens" in own:
+            own["min_new_tokens"] = min(own["min_new_tokens"], n_most)  # more than the most is a warning
+        if "min_length" in own:
+            own["min_length"] = min(own["min_length"], n_most + max(len(encoded.ids) for encoded in batch))
         return GenerationConfig(
+            **own,
             do_sample=False,
             num_beams=effective.num_beams,
             repetition_penalty=effective.repetition_penalty,
-            max_new_tokens=max(encoded.request.max_new_tokens for encoded in batch),
+            max_new_tokens=n_most,
             use_cache=True,
             eos_token_id=list(self._language.eos_ids),
             pad_token_id=self._pad_id,
