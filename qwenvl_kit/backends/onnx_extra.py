@@ -6,7 +6,7 @@ import importlib.util
 
 from qwenvl_kit.errors import MissingExtra
 
-_PACKAGES = ("onnx", "onnxruntime", "onnx_ir", "optimum")
+_PACKAGES = ("onnx", "onnxruntime", "onnx_ir", "optimum.modeling_base")
 
 
 def require_onnx(purpose: str) -> None:
@@ -17,5 +17,13 @@ def require_onnx(purpose: str) -> None:
     MissingExtra
         With the command that installs it.
     """
-    if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
+    if not all(map(_is_installed, _PACKAGES)):
         raise MissingExtra(purpose, "onnx")
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module can be found; a part of optimum is asked for, since this package has an optimum/ of its own."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from optimum.modeling_base import OptimizedModel
-from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import MultimodalCausalLMOutputWithPast
 
+from qwenvl_kit.backends.checkpoint import read
 from qwenvl_kit.backends.exports import MANIFEST, Export, read_export
 from qwenvl_kit.backends.onnx_graph import execution_provider
 from qwenvl_kit.backends.onnx_integers import require_exact_products
 from qwenvl_kit.backends.onnx_stepper import OnnxStepper
+from qwenvl_kit.backends.preflight import load_config, load_processor, named_errors
 from qwenvl_kit.backends.stepper import Reading
+from qwenvl_kit.backends.weight_files import is_plain_name
+from qwenvl_kit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +54,12 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
         require_exact_products(export)
         self.stepper = OnnxStepper(export, provider=provider or execution_provider(), threads=threads)
         self.export = export
-        self.processor: Any = AutoProcessor.from_pretrained(export.path, local_files_only=True)
+        self.processor: Any = load_processor(read(export.path, weights="*.onnx"))
         super().__init__(_Shell(config, self.stepper), config)
         if (export.path / "generation_config.json").is_file():
-            self.generation_config = GenerationConfig.from_pretrained(export.path, local_files_only=True)
+            trouble, fix = "its generation_config.json cannot be used", "correct it, or export again"
+            with named_errors(export.path, trouble, fix):
+                self.generation_config = GenerationConfig.from_pretrained(export.path, local_files_only=True)
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -101,7 +107,8 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
         """
         # optimum's own asks the hub what the folder holds; an export says it in its manifest, offline.
         export = read_export(Path(model_id))
-        return cls._from_pretrained(export.path, config or AutoConfig.from_pretrained(export.path), **kwargs)
+        own = load_config(read(export.path, weights="*.onnx")) if config is None else config
+        return cls._from_pretrained(export.path, own, **kwargs)
 
     def forward(self, **inputs: Any) -> MultimodalCausalLMOutputWithPast:
         """Logits (B, 1, V) of each row's last token, and the cache to go on with."""
@@ -121,7 +128,12 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
     def _save_pretrained(self, save_directory: str | Path) -> None:
         """Copy the export; the manifest last, so that a copy that broke off looks like one."""
         for name in (*self.export.manifest["files"], MANIFEST):
-            shutil.copyfile(self.export.path / name, Path(save_directory) / name)
+            if not is_plain_name(name):
+                raise CheckpointError(f"{self.export.path / MANIFEST} names {name!r}, which is no file of its folder")
+            copy = Path(save_directory) / name
+            if copy.is_symlink():  # what it points to stays as it is
+                copy.unlink()
+            shutil.copyfile(self.export.path / name, copy)
 
 
 class _Slots:
@@ -152,6 +164,7 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     _stepper: OnnxStepper
 
     def __init__(self, config: Any, stepper: OnnxStepper) -> None:
+        config._attn_implementation = "sdpa"  # a kernel that a config names on the hub is never asked for
         with torch.device("meta"):
             super().__init__(config)
         object.__setattr__(self, "_stepper", stepper)  # no module: nothing to be registered

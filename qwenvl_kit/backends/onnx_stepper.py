@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from qwenvl_kit.backends.checkpoint import read
 from qwenvl_kit.backends.onnx_graph import Graph
+from qwenvl_kit.backends.preflight import load_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class OnnxStepper:
     def __init__(
         self, export: Export, *, provider: str = "CPUExecutionProvider", rank: int = 0, threads: int | None = None
     ) -> None:
-        config = AutoConfig.from_pretrained(export.path, local_files_only=True)
+        config = load_config(read(export.path, weights="*.onnx"))
         self._text, self._vision = config.text_config, config.vision_config
         self._image_id: int = config.image_token_id
         self.dtype = torch.float16 if export.dtype == "float16" else torch.float32

@@ -5,7 +5,7 @@ The caller's options replace sampling, beams and length; transformers' own proce
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -29,7 +29,10 @@ _HONOURED = (
     *("sequence_bias", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens"),
     *("suppress_tokens", "begin_suppress_tokens"),
 )
-_HONOURED_BY_BEAMS = ("length_penalty", "early_stopping")
+_HONOURED_BY_BEAMS: dict[str, Callable[[Any], bool]] = {
+    "length_penalty": lambda value: isinstance(value, int | float),
+    "early_stopping": lambda value: value is True or value == "never",
+}
 _SAMPLING_ONLY = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "renormalize_logits")
 # Settings that the caller's options replace, or that change no token.
 _HARMLESS = frozenset(
@@ -78,7 +81,9 @@ def defaults_of(checkpoint: Checkpoint, config: Config) -> CheckpointDefaults:
         Beams and sampling decide which settings would have an effect.
     """
     asked = {name: value for name, value in checkpoint.generation.items() if not _is_neutral(name, value)}
-    names = (*_HONOURED, *_HONOURED_BY_BEAMS) if config.num_beams > 1 else _HONOURED
+    names: tuple[str, ...] = _HONOURED
+    if config.num_beams > 1:
+        names += tuple(name for name, is_usable in _HONOURED_BY_BEAMS.items() if is_usable(asked.get(name)))
     return CheckpointDefaults(
         str(checkpoint.path),
         "",

@@ -136,9 +136,10 @@ class Row:
                 self.ending = "repetition"
 
     def tell(self, decode: Callable[[Sequence[int]], str], listener: Callable[[int, str], None]) -> None:
-        """Hand what is new of the text to a listener; a character of several tokens waits until it is whole."""
+        """Hand what is new of the text to a listener; a character of several tokens waits until it or the row ends."""
         text = decode(self.said)
-        if text.endswith("\ufffd") or len(text) <= len(self._told):
+        is_cut = text.endswith("\ufffd") and not self.is_done
+        if is_cut or len(text) <= len(self._told):
             return
         new, self._told = text[len(self._told) :], text
         listener(self.encoded.request.row, new)

@@ -25,6 +25,7 @@ from transformers import (
 
 from qwenvl_kit.backends.checkpoint import find, read
 from qwenvl_kit.backends.onnx_model import OnnxQwenVL
+from qwenvl_kit.backends.preflight import check_checkpoint, load_config, refuse_gaps
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import ConfigError
@@ -211,14 +212,25 @@ class _Forced(LogitsProcessor):  # type: ignore[misc]  # transformers' bases are
 
 def _folder(torch_dir: str | Path) -> Path:
     folder = Path(torch_dir).expanduser()
-    return read(folder).path if folder.is_dir() else find(Config(model_name=str(torch_dir))).path
+    checkpoint = read(folder) if folder.is_dir() else find(Config(model_name=str(torch_dir)))
+    check_checkpoint(checkpoint)
+    return checkpoint.path
 
 
 def _references(folder: Path, processor: Any, rows: Sequence[_Row], n_tokens: int) -> Iterator[_Reference]:
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
-    ).eval()
-    model.generation_config = GenerationConfig()  # the checkpoint's own penalties would hide the logits
+    # As the torch backend loads: no pickles, no attention kernel that a config names on the hub.
+    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder,
+        config=load_config(read(folder)),
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        generation_config=GenerationConfig(),  # the checkpoint's own penalties would hide the logits
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    refuse_gaps(folder, info)
+    model.eval()
     for row in rows:
         inputs = _inputs(processor, [row])
         config = _greedy(n_tokens)

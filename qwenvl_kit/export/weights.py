@@ -96,14 +96,14 @@ class Tensors:
 
     Parameters
     ----------
-    folder : Path
-        Holds ``*.safetensors``.
+    files : sequence of Path
+        Safetensors files, as `qwenvl_kit.backends.weight_files` finds them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Sequence[Path]) -> None:
         self._held = ExitStack()
         self._found: dict[str, tuple[object, str]] = {}
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in files:
             opened = self._held.enter_context(safe_open(file, framework="pt"))
             self._found |= {_plain_name(name): (opened, name) for name in opened.keys()}  # noqa: SIM118  # no mapping
 

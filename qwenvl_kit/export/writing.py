@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import AutoConfig
-
 from qwenvl_kit.backends.checkpoint import Checkpoint, find, read
 from qwenvl_kit.backends.exports import FORMAT, MANIFEST, describe_file, is_export
+from qwenvl_kit.backends.loadable import SMALL_FILES, loadable
+from qwenvl_kit.backends.preflight import check_checkpoint, load_config
+from qwenvl_kit.backends.weight_files import weight_files
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import ConfigError, ExportFailed
 from qwenvl_kit.export.decoder import write_decoder
@@ -34,7 +35,6 @@ DType = Literal["float32", "float16"]
 Quantize = Literal["int8", "int4", "w8a8"]
 _BITS = {"int8": 8, "int4": 4, "w8a8": 8}
 _BYTES = {"float32": 4.0, "float16": 2.0}
-_COPIED = (".json", ".jinja", ".txt", ".model")  # config, processor, tokenizer, chat template, generation config
 _NOT_COPIED = (MANIFEST, "model.safetensors.index.json")
 _TABLE = "text.embed_tokens.weight"
 
@@ -152,12 +152,14 @@ def _check_arguments(out: Path, dtype: str, quantize: str | None, verify_rows: i
 
 def _source(model: str | Path) -> Checkpoint:
     folder = Path(model).expanduser()
-    return read(folder) if folder.is_dir() else find(Config(model_name=str(model)))
+    checkpoint = read(folder) if folder.is_dir() else find(Config(model_name=str(model)))
+    check_checkpoint(checkpoint)
+    return checkpoint
 
 
 def _check_room(checkpoint: Checkpoint, place: Path, dtype: str, quantize: str | None) -> None:
     """Say at once that the disk is too small, rather than after ten minutes."""
-    stored = sum(file.stat().st_size for file in checkpoint.path.glob("*.safetensors"))
+    stored = sum(file.stat().st_size for file in weight_files(checkpoint.path, checkpoint.config))
     n_weights = stored / _source_bytes(checkpoint)
     needed = n_weights * (_BYTES[dtype] if quantize is None else _BITS[quantize] / 8 + 0.5)
     free = shutil.disk_usage(place).free
@@ -169,7 +171,7 @@ def _check_room(checkpoint: Checkpoint, place: Path, dtype: str, quantize: str |
 
 
 def _source_bytes(checkpoint: Checkpoint) -> float:
-    text = {**checkpoint.config, **checkpoint.config.get("text_config", {})}
+    text = {**checkpoint.config, **(checkpoint.config.get("text_config") or {})}
     name = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16")
     return _BYTES.get(name, 2.0)
 
@@ -178,8 +180,8 @@ def _write(
     checkpoint: Checkpoint, made: Path, dtype: str, quantize: str | None, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write graphs, weights and what else belongs to a model; gives the manifest, which is written last."""
-    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    tensors = Tensors(checkpoint.path)
+    config = load_config(checkpoint)
+    tensors = Tensors(weight_files(checkpoint.path, checkpoint.config))
     plan = _Plan(quantize)
     tied = bool(config.tie_word_embeddings) and "lm_head.weight" not in tensors
     try:
@@ -196,9 +198,10 @@ def _write(
             tower.save(made / "vision.onnx", "vision")
     finally:
         tensors.close()
-    for file_ in checkpoint.path.iterdir():
-        if file_.suffix in _COPIED and file_.name not in _NOT_COPIED:
-            shutil.copyfile(file_, made / file_.name)
+    with loadable(checkpoint) as configs:
+        for file_ in configs.iterdir():
+            if file_.suffix in SMALL_FILES and file_.name not in _NOT_COPIED and file_.is_file():
+                shutil.copyfile(file_, made / file_.name)
     manifest = _manifest(checkpoint, made, table, plan, writer, dtype=dtype, quantize=quantize)
     _write_manifest(made, manifest)
     return manifest
