@@ -11,6 +11,7 @@ from qwenvl_kit.records import Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.backends.encode import Encoded
+    from qwenvl_kit.records import Request
 
 Ending = Literal["stop", "length", "repetition"]
 
@@ -35,17 +36,22 @@ def answered(
     """
     phrase = None if ending == "stop" else repeated_phrase(said)
     height, width = encoded.request.pictures[0].size
+    try:
+        text = decode(said)
+        flag = None if phrase is None else f"repeats {decode(said[-phrase:])!r} to its end"
+    except Exception as error:  # noqa: BLE001  # a tokenizer of one row's tokens; other rows are not touched
+        return failed(encoded.request, error, "decoding the answer's tokens")
     return Result(
         encoded.request.row,
         "ok",
-        text=decode(said),
+        text=text,
         finish_reason=ending,
         prompt_tokens=len(encoded.ids),
         new_tokens=len(said),
         height=height,
         width=width,
         seconds=seconds,
-        flag=None if phrase is None else f"repeats {decode(said[-phrase:])!r} to its end",
+        flag=flag,
     )
 
 
@@ -64,6 +70,23 @@ def too_large(encoded: Encoded) -> Result:
         f"memory ran out for this row alone ({len(encoded.ids)} tokens, first picture {width}×{height}); lower "
         "max_pixels or max_caption_length, or spread the model with device_map='auto'",
     )
+
+
+def failed(request: Request, error: Exception, doing: str) -> Result:
+    """Return the result of a row that a library refused before or after the model ran.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+    error : Exception
+        What was raised; a `RowError` says itself what is wrong.
+    doing : str
+        Which step raised it, such as ``"encoding the prompt"``.
+    """
+    if not isinstance(error, RowError):
+        error = RowError("generate", f"{doing} failed ({type(error).__name__}: {error}); change this row and ask again")
+    return Result.failed(request.row, error, size=request.pictures[0].size)
 
 
 def _failed(encoded: Encoded, message: str) -> Result:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenvl_kit.backends.answers import answered, overflowed, too_large
+from qwenvl_kit.backends.answers import answered, failed, overflowed, too_large
 from qwenvl_kit.backends.batching import Waiting
 from qwenvl_kit.backends.choosing import Chooser
 from qwenvl_kit.backends.encode import Encoder
+from qwenvl_kit.backends.eyes import PictureFault
 from qwenvl_kit.backends.memory import free_memory, is_out_of_memory
 from qwenvl_kit.backends.rows import Row
 from qwenvl_kit.backends.seats import Seats
-from qwenvl_kit.errors import RowError
 from qwenvl_kit.records import Result
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class _Loop:
         self._cut_short: dict[int, Row] = {}  # rows that lost their slots when memory ran out, by their number
         self._seats = Seats(stepper)
         self._n_most = effective.batch_size
+        self._failures: list[Result] = []  # of rows that lost their slots before the model ran
         self._chooser = Chooser(effective, language.eos_ids)
 
     def run(self) -> Iterator[Result]:
@@ -154,21 +155,37 @@ class _Loop:
         for request in requests or ():
             try:
                 self._waiting.rows.append(self._language.encoder.encode(request))
-            except RowError as error:
-                yield Result.failed(request.row, error, size=request.pictures[0].size)
+            except Exception as error:  # noqa: BLE001  # a tokenizer or template refused this row
+                yield failed(request, error, "encoding the prompt")
 
     def _read(self) -> None:
         """Let rows join: see their pictures, read their prompts, choose their first tokens."""
         started = time.perf_counter()
         rows = [self._begin(encoded) for encoded in self._waiting.next_batch(self._free)]
         self._seats.seat(rows, n_most=self._n_most)
-        visual = self._eyes.see([row.encoded for row in rows])
+        rows, visual = self._see(rows)
+        if not rows:
+            return
         logits: dict[int, Tensor] = {}
         for stage, readings in enumerate(self._seats.readings(rows, visual)):
             self._seats.share(stage)
             slots = [reading.slot for reading in readings]
             logits |= dict(zip(slots, self._stepper.read(readings), strict=True))
         self._say(rows, torch.stack([logits[slot] for slot in self._seats.slots_of(rows)]), started)
+
+    def _see(self, rows: list[Row]) -> tuple[list[Row], list[Tensor]]:
+        """Visual tokens of rows; those whose pictures cannot be cut lose their slots."""
+        while rows:
+            try:
+                return rows, self._eyes.see([row.encoded for row in rows])
+            except PictureFault as fault:
+                for row in rows:
+                    row.is_broken = fault.sight in row.encoded.sights
+                    if row.is_broken:
+                        self._failures.append(failed(row.encoded.request, fault.cause, "cutting the picture"))
+                rows = [row for row in rows if not row.is_broken]
+                self._seats.leave()
+        return rows, []
 
     def _begin(self, encoded: Encoded) -> Row:
         language = self._language
@@ -198,6 +215,8 @@ class _Loop:
                 row.tell(self._language.decode, self._control.on_token)
 
     def _let_go(self) -> Iterator[Result]:
+        failures, self._failures = self._failures, []
+        yield from failures
         for row in self._seats.leave():
             if row.ending is None:
                 yield overflowed(row.encoded, self._effective.dtype)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwenvl_kit.backends.memory import is_out_of_memory
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,6 +24,22 @@ _MAX_PICTURES = 512  # of which that is so; small ones are soon looked at again,
 _MAX_PATCHES = {"cpu": 2048, "cuda": 16384}  # cut at once, up to 80 MB: what a stepper needs to fill its device
 
 _Sight = tuple[str, tuple[int, int]]  # digest and size, which name what a picture shows
+
+
+class PictureFault(Exception):
+    """A picture that cannot be cut into patches; a fault of the rows that show it.
+
+    Attributes
+    ----------
+    sight : tuple
+        Names the picture.
+    cause : Exception
+        What was raised.
+    """
+
+    def __init__(self, sight: _Sight, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.sight, self.cause = sight, cause
 
 
 class Eyes:
@@ -49,12 +67,18 @@ class Eyes:
         self._decode = decode
 
     def see(self, rows: Sequence[Encoded]) -> list[Tensor]:
-        """Visual tokens (n_visual, hidden) of all pictures of each row, one after the other."""
+        """Visual tokens (n_visual, hidden) of all pictures of each row, one after the other.
+
+        Raises
+        ------
+        PictureFault
+            A picture cannot be cut into patches.
+        """
         wanted = {sight: (encoded, at) for encoded in rows for at, sight in enumerate(encoded.sights)}
         seen = {sight: self._known[sight] for sight in wanted if sight in self._known}
         unseen = [(sight, encoded, at) for sight, (encoded, at) in wanted.items() if sight not in seen]
         for some in _passes(unseen, _MAX_PATCHES["cpu" if self._stepper.device.type == "cpu" else "cuda"]):
-            patches = torch.cat([encoded.cut(encoded.request.pictures[at]) for _, encoded, at in some])
+            patches = torch.cat([_cut(one) for one in some])
             grid = torch.stack([encoded.grid[at] for _, encoded, at in some])
             looked = self._stepper.look(patches, grid)
             seen |= {sight: tokens for (sight, _, _), tokens in zip(some, looked, strict=True)}
@@ -76,6 +100,17 @@ class Eyes:
         while self._n_bytes > self._max_bytes or len(self._known) > _MAX_PICTURES:
             _, oldest = self._known.popitem(last=False)
             self._n_bytes -= oldest.nbytes
+
+
+def _cut(one: tuple[_Sight, Encoded, int]) -> Tensor:
+    """Patches of one picture; memory that runs out is no fault of the picture."""
+    sight, encoded, at = one
+    try:
+        return encoded.cut(encoded.request.pictures[at])
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise PictureFault(sight, error) from error
 
 
 def _passes(unseen: Sequence[tuple[_Sight, Encoded, int]], most: int) -> list[list[tuple[_Sight, Encoded, int]]]:

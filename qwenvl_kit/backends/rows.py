@@ -137,7 +137,10 @@ class Row:
 
     def tell(self, decode: Callable[[Sequence[int]], str], listener: Callable[[int, str], None]) -> None:
         """Hand what is new of the text to a listener; a character of several tokens waits until it or the row ends."""
-        text = decode(self.said)
+        try:
+            text = decode(self.said)
+        except Exception:  # noqa: BLE001  # told as the row's error when the answer is decoded
+            return
         is_cut = text.endswith("\ufffd") and not self.is_done
         if is_cut or len(text) <= len(self._told):
             return

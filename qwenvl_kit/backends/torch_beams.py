@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from qwenvl_kit.backends.answers import answered, overflowed, too_large
+from qwenvl_kit.backends.answers import answered, failed, overflowed, too_large
 from qwenvl_kit.backends.batching import Waiting
 from qwenvl_kit.backends.encode import Encoded, collate
 from qwenvl_kit.backends.memory import free_memory, is_out_of_memory
 from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.steps import FiniteGuard, StopWhen
-from qwenvl_kit.errors import RowError
 from qwenvl_kit.records import Result
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.backends.base import Control, Feed
     from qwenvl_kit.backends.decoding import Language
     from qwenvl_kit.effective import Effective
+    from qwenvl_kit.records import Picture
 
 
 class Beams:
@@ -61,10 +63,13 @@ class Beams:
             for request in requests or ():
                 try:
                     waiting.rows.append(self._language.encoder.encode(request))
-                except RowError as error:
-                    yield Result.failed(request.row, error, size=request.pictures[0].size)
+                except Exception as error:  # noqa: BLE001  # a tokenizer or template refused this row
+                    yield failed(request, error, "encoding the prompt")
             if waiting.rows:
-                yield from self._answer(waiting.next_batch(), effective, control, waiting)
+                batch, failures = _cut(waiting.next_batch())
+                yield from failures
+                if batch:
+                    yield from self._answer(batch, effective, control, waiting)
         yield from (Result(encoded.request.row, "cancelled") for encoded in waiting.rows)
 
     def _answer(
@@ -141,3 +146,24 @@ class Beams:
             return Result(encoded.request.row, "cancelled")
         decode = self._language.decode
         return answered(encoded, ids[:end], "length" if end is None else "stop", decode, seconds=seconds)
+
+
+def _cut(batch: list[Encoded]) -> tuple[list[Encoded], list[Result]]:
+    """Cut each row's pictures, once; give the rows that can be asked, and the results of the others."""
+    cut: list[Encoded] = []
+    failures: list[Result] = []
+    for encoded in batch:
+        try:
+            patches = {id(picture): encoded.cut(picture) for picture in encoded.request.pictures}
+        except Exception as error:  # noqa: BLE001  # an image processor refused this row
+            if is_out_of_memory(error):
+                cut.append(encoded)  # cut again in a smaller batch
+                continue
+            failures.append(failed(encoded.request, error, "cutting the picture"))
+        else:
+            cut.append(replace(encoded, cut=partial(_patches_of, patches)))
+    return cut, failures
+
+
+def _patches_of(patches: dict[int, Tensor], picture: Picture) -> Tensor:
+    return patches[id(picture)]

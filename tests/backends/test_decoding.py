@@ -397,5 +397,94 @@ def test_characters_of_several_tokens_are_told_whole() -> None:
     assert told == ["图", "a", "片"]
 
 
+def test_a_character_that_the_end_cuts_is_told_as_it_stands_in_the_text() -> None:
+    text = "图a片".encode()[:-1]
+
+    def decode(ids: Sequence[int]) -> str:
+        return bytes(text[: len(ids)]).decode(errors="replace")
+
+    told: list[str] = []
+    language = replace(LANGUAGE, decode=decode)
+    request = next(one for one in requests_of([(level, 0, len(text)) for level in range(99)]) if _is_long(one))
+    control = Control(on_token=lambda _, piece: told.append(piece))
+    stepper = HashStepper()
+    (result,) = decode_in_flight(stepper, Eyes(stepper), language, ListFeed([request]), effective_of(), control)
+
+    assert result.text is not None
+    assert result.text.endswith("\ufffd")
+    assert "".join(told) == result.text
+
+
+class FaultyEncoder(PlainEncoder):
+    """Refuses one row's prompt, and cannot cut one row's picture."""
+
+    def encode(self, request: Request) -> Encoded:
+        if request.row == 2:
+            raise KeyError("a template of a stranger")
+        return replace(super().encode(request), cut=_cut_some)
+
+
+def _cut_some(picture: Picture) -> torch.Tensor:
+    if picture.digest == "5":
+        raise ZeroDivisionError("division by zero")
+    return _cut(picture)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("listens", [False, True])
+def test_what_a_library_raises_over_one_row_is_that_rows_error(batch_size: int, listens: bool) -> None:
+    bad = {2: "KeyError", 5: "ZeroDivisionError", 12: "ZeroDivisionError", 8: "OverflowError"}
+    rows = [(level, level % 3, 9) for level in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 5, 13)]
+    wanted = {one.row: one.text for one in run(HashStepper(), requests_of(rows))}
+    said_by_eight = wanted[8]
+
+    def decode(ids: Sequence[int]) -> str:
+        text = " ".join(map(str, ids))
+        if text == said_by_eight:
+            raise OverflowError("a token out of range")
+        return text
+
+    language = replace(LANGUAGE, encoder=FaultyEncoder(), decode=decode)  # type: ignore[arg-type]
+    stepper = HashStepper()
+    control = Control(on_token=(lambda row, piece: None) if listens else None)
+    effective = effective_of(batch_size=batch_size)
+    found = {
+        result.row: result
+        for result in decode_in_flight(
+            stepper, Eyes(stepper), language, ListFeed(requests_of(rows)), effective, control
+        )
+    }
+
+    assert len(found) == len(rows)
+    for row, result in found.items():
+        if row in bad:
+            assert (result.status, result.stage) == ("error", "generate")
+            assert bad[row] in str(result.error)
+        else:
+            assert (result.status, result.text) == ("ok", wanted[row])
+
+
+def test_memory_that_runs_out_while_a_picture_is_cut_is_no_fault_of_the_picture() -> None:
+    n_left = 1
+
+    def cut(picture: Picture) -> torch.Tensor:
+        nonlocal n_left
+        n_left -= 1
+        if n_left == 0:
+            raise MemoryError
+        return _cut(picture)
+
+    class Encoder(PlainEncoder):
+        def encode(self, request: Request) -> Encoded:
+            return replace(super().encode(request), cut=cut)
+
+    stepper = HashStepper()
+    language = replace(LANGUAGE, encoder=Encoder())  # type: ignore[arg-type]
+    feed = ListFeed(requests_of([(level, 0, 5) for level in range(4)]), 1)
+    results = list(decode_in_flight(stepper, Eyes(stepper), language, feed, effective_of(batch_size=4), Control()))
+
+    assert [result.status for result in results].count("ok") >= 3, "all but a row that was alone when memory ran out"
+
+
 def _is_long(request: Request) -> bool:
     return run(HashStepper(), [request])[0].finish_reason == "length"

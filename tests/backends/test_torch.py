@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,6 +18,7 @@ from qwenvl_kit import Control
 from qwenvl_kit.backends.torch import TorchBackend
 from qwenvl_kit.backends.torch_beams import Beams
 from qwenvl_kit.backends.torch_stepper import TorchStepper
+from qwenvl_kit.errors import RowErrorWarning
 
 EXACT = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
 
@@ -261,3 +263,35 @@ def test_flash_attention_that_cannot_run_is_on_record_and_strict_raises(
 
     assert by_default.attrs["effective"]["attention"] == "sdpa"
     assert any("use_flash_attention_2" in note for note in by_default.attrs["effective"]["notes"])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_what_transformers_raises_over_one_row_is_that_rows_error(
+    num_beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwenvl_kit.backends.encode import Encoder
+
+    render, cut = Encoder.render, Encoder.cut
+
+    def faulty_render(self: Encoder, n_pictures: int, prompt: str, *rest: Any, **options: Any) -> str:
+        if "template" in prompt:
+            raise TypeError("unsupported operand")
+        return render(self, n_pictures, prompt, *rest, **options)
+
+    def faulty_cut(self: Encoder, picture: Any) -> Any:
+        if picture.pixels[0, 0, 0] == 7:
+            raise ZeroDivisionError("division by zero")
+        return cut(self, picture)
+
+    monkeypatch.setattr(Encoder, "render", faulty_render)
+    monkeypatch.setattr(Encoder, "cut", faulty_cut)
+    cells = pd.Series([np.full((56, 56, 3), level, np.uint8) for level in (1, 7, 3, 4)], dtype=object)
+    asked = ["Describe this picture.", "What?", "a template", "Describe this picture."]
+    options = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
+    with pytest.warns(RowErrorWarning):
+        rows = cells.vl.run(prompts=asked, **options, num_beams=num_beams, max_caption_length=4, threads=1)
+
+    assert rows["status"].tolist() == ["ok", "error", "error", "ok"]
+    assert rows["stage"].tolist()[1:3] == ["generate", "generate"]
+    assert "ZeroDivisionError" in rows["error"].iloc[1]
+    assert "TypeError" in rows["error"].iloc[2]
