@@ -75,7 +75,7 @@ class Host:
         """Return the time from which on to try again, or None where there is no further try."""
         now = time.monotonic()
         wait_s = fault.wait_s or 0.0
-        pause_s = wait_s + _FIRST_PAUSE_S * 2**n_retries * _random.uniform(0.5, 1.5)
+        pause_s: float = wait_s + _FIRST_PAUSE_S * 2**n_retries * _random.uniform(0.5, 1.5)
         if n_retries >= MAX_RETRIES or now + pause_s >= deadline or not self._grant(wait_s, now):
             return None
         return now + pause_s
@@ -100,8 +100,8 @@ def host(key: str) -> Host:
 
 def _wait_s(response: Any) -> float | None:
     try:
-        wait_s: float | None = _POLICY.get_retry_after(response)
-        return None if wait_s is None else float(min(wait_s, _LONGEST_WAIT_S))
+        wait_s = _POLICY.get_retry_after(response)
+        return None if wait_s is None else min(float(wait_s), _LONGEST_WAIT_S)
     except Exception:  # noqa: BLE001  # years and zones beyond C's int, numbers of thousands of digits, no date at all
         return None
 

@@ -60,17 +60,13 @@ _CREDENTIALS = {
     "hf": "HF_TOKEN",
 }
 _KNOWN = {"FileNotFoundError": "not found", "PermissionError": "access denied"}
+_STATUSES: dict[object, str] = {401: "access denied", 403: "access denied", 404: "not found"}
 # Clients' exceptions for an answer that broke off, by name: none of their packages need be installed.
 _BROKEN_OFF = frozenset(
     (
-        *(
-            "ChunkedEncodingError",
-            "ClientPayloadError",
-            "ConnectionResetError",
-            "IncompleteRead",
-            "IncompleteReadError",
-        ),
-        *("ProtocolError", "RemoteProtocolError", "ResponseStreamingError", "ServerDisconnectedError"),
+        *("ChunkedEncodingError", "ClientPayloadError", "ConnectionResetError", "IncompleteRead"),
+        *("IncompleteReadError", "ProtocolError", "RemoteProtocolError", "ResponseStreamingError"),
+        *("ServerDisconnectedError",),
     )
 )
 _CHUNK = 1 << 20
@@ -149,10 +145,11 @@ class ObjectGet:
         if "::" in self._address:
             raise RowError("fetch", f"{self._label}: addresses that are chained with '::' are not read")
         if self._scheme not in allowed:
+            more = "" if self._limits.allow_private_hosts else " and allow_private_hosts=True"
             raise RowError(
                 "fetch",
                 f"{self._label}: {self._scheme}:// addresses are not read; allowed are {', '.join(allowed)}; pass "
-                f"extra_schemes=[{self._scheme!r}] if you trust them",
+                f"extra_schemes=[{self._scheme!r}]{more} if you trust them",
             )
         if not self._limits.allow_private_hosts and self._scheme not in _BUCKETS:
             raise RowError(
@@ -317,7 +314,8 @@ def _reason(scheme: str, error: Any) -> str:
     if "credential" in name.lower():
         family = {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
         return f"no credentials; set {_CREDENTIALS.get(family, 'those of the store')} in the environment"
-    return _KNOWN.get(name) or reason(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return _KNOWN.get(name) or _STATUSES.get(status) or reason(error)
 
 
 assert WITHOUT_LEASE >= _CHUNK, "the first chunk is read before memory is asked for"
