@@ -27,6 +27,7 @@ Errors whose arguments are more than a message say how they are rebuilt, since w
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,6 +35,30 @@ if TYPE_CHECKING:
 
 Stage = Literal["fetch", "decode", "resize", "generate"]
 """Where in its way through the house a row failed."""
+
+# Messages quote what strangers wrote, and end in terminals and tables: control characters and half characters (C0, C1,
+# surrogates), line and paragraph separators, marks that reverse the direction of writing, and tags are replaced.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_LONGEST_MESSAGE = 2000
+
+
+def printable(text: str, length: int = _LONGEST_MESSAGE) -> str:
+    r"""Return a text on one line, without control characters, and with at most `length` characters.
+
+    Examples
+    --------
+    >>> printable("red: \x1b[31m, next:\nline")
+    'red: �[31m, next: line'
+    >>> printable("A" * 10, 5)
+    'AAAA…'
+    """
+    text = text[: length + 1]
+    if not text.isprintable():
+        text = _UNPRINTABLE.sub(lambda found: " " if found.group().isspace() else "�", text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 class QwenVLError(Exception):
@@ -95,10 +120,12 @@ class RowError(QwenVLError):
     stage : {"fetch", "decode", "resize", "generate"}
         Where the row failed.
     message : str
-        What went wrong, with the source, and what to do about it. Never contains a secret.
+        What went wrong, with the source, and what to do about it. Never contains a secret. Control characters are
+        replaced, and a very long message is cut.
     """
 
     def __init__(self, stage: Stage, message: str) -> None:
+        message = printable(message)
         super().__init__(message)
         self.stage: Stage = stage
         self.message = message

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.backends.base import Backend, BackendSpec, Control
-from qwenvl_kit.images import ImageLoader, Limits, Sizing, is_unchanged
+from qwenvl_kit.images import ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
 from qwenvl_kit.images.decode_pool import pool as decode_pool
 from qwenvl_kit.runner.feed import LoadingFeed
 from qwenvl_kit.runner.keys import Keys
@@ -182,6 +182,7 @@ class _Job:
         finally:
             self._feed.join()
             decode_pool.close_idle()
+            close_idle_connections()
             if self._ledger.n_settled < self._n_rows and not self._control.cancel.is_set():
                 self.failure = RuntimeError("the backend returned without an answer for every row")
             self._ended.set()
