@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.backends.checkpoint import Checkpoint
 
 SMALL_FILES = (".json", ".jinja", ".txt", ".model")
+_NULLS = ("text_config", "vision_config", "quantization_config")  # of config.json, as if they were not there
 _INDEX_ENDING = ".index.json"
 # The name that the class had before it was published; https://github.com/QwenLM/Qwen3-VL/issues/1015 shows the error.
 _OLD_CLASSES = {"Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessor"}
@@ -51,8 +52,7 @@ def loadable(checkpoint: Checkpoint) -> Iterator[Path]:
 def _corrected(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Contents of the files that differ from those in the folder, by name."""
     found: dict[str, dict[str, Any]] = {}
-    nulls = [part for part in ("text_config", "vision_config") if part in checkpoint.config]
-    nulls = [part for part in nulls if checkpoint.config[part] is None]
+    nulls = [name for name in _NULLS if name in checkpoint.config and checkpoint.config[name] is None]
     if nulls:
         found["config.json"] = {name: value for name, value in checkpoint.config.items() if name not in nulls}
     own = image_processor(checkpoint.path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -25,6 +26,7 @@ from qwenvl_kit.backends.quiet import quietly
 from qwenvl_kit.backends.weight_files import AGAIN, TensorHeader, read_headers, refuse_lfs_pointer, weight_files
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import CheckpointError, QwenVLError
+from qwenvl_kit.records import Picture
 
 if TYPE_CHECKING:
     from qwenvl_kit.backends.checkpoint import Checkpoint
@@ -272,6 +274,8 @@ def _check_language(checkpoint: Checkpoint, config: Any) -> Tokens:
     with named_errors(checkpoint.path, trouble, _FROM_BASE.format("tokenizer.json and tokenizer_config.json")):
         tokens = tokens_of(checkpoint, processor, config)
         encoder = Encoder(processor, checkpoint.context, vocab_size=tokens.vocab_size)
+        processor.tokenizer.decode(encoder.ids(_PROMPT), skip_special_tokens=True)
+    _check_cutting(checkpoint.path, encoder, config.vision_config)
     _check_template(checkpoint.path, processor, encoder)
     _check_settings(checkpoint, encoder, tokens)
     if (size := int(processor.tokenizer.vocab_size)) > tokens.vocab_size:
@@ -308,6 +312,21 @@ def _check_patches(folder: Path, processor: Any, vision: Any) -> None:
                 f"(vision_config.{wanted_name}); both must be the same; "
                 f"{_FROM_BASE.format('preprocessor_config.json')}"
             )
+
+
+def _check_cutting(folder: Path, encoder: Encoder, vision: Any) -> None:
+    """Cut a blank picture of two merged patches a side, as each row's pictures are."""
+    side, fix = 2 * vision.spatial_merge_size, _FROM_BASE.format("preprocessor_config.json")
+    pixels = np.zeros((side * vision.patch_size, side * vision.patch_size, 3), np.uint8)
+    with named_errors(folder, "its image processor cannot cut a picture into patches", fix):
+        patches = encoder.cut(Picture(pixels, "", pixels.shape[:2]))  # (P, C·T·p·p)
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        wanted, is_finite = (side * side, width), bool(patches.isfinite().all())
+    if tuple(patches.shape) != wanted or not is_finite:
+        raise CheckpointError(
+            f"{folder}: its image processor cuts a picture into patches of shape {tuple(patches.shape)}"
+            f"{'' if is_finite else ' that are not finite'}; the model takes {wanted}; {fix}"
+        )
 
 
 def _check_template(folder: Path, processor: Any, encoder: Encoder) -> None:

@@ -18,8 +18,12 @@ from safetensors.torch import load_file, save_file
 from qwenvl_kit import CheckpointError, Config
 from qwenvl_kit.backends import preflight
 from qwenvl_kit.backends.base import make_spec
+from qwenvl_kit.backends.checkpoint import read
+from qwenvl_kit.backends.encode import Encoder
 from qwenvl_kit.cli import main
 from qwenvl_kit.demo import model_dir
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.records import Picture, Request
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 RUN = {
@@ -329,6 +333,8 @@ UNUSABLE: dict[str, tuple[Change, str]] = {
     "another patch size": (processor(patch_size=16), "patch_size"),
     "another merge size": (processor(merge_size=4), "merge_size"),
     "patch size as text": (processor(patch_size="large"), "patch_size"),
+    "mean as text": (processor(image_mean="x"), "image processor"),
+    "deviation of zero": (processor(image_std=[0.0, 0.0, 0.0]), "image processor"),
     "size a number": (processor(size=448), "size"),
     "another image processor": (processor(image_processor_type="CLIPImageProcessor"), "Qwen2VLImageProcessor"),
     "an unknown image processor": (processor(image_processor_type="MyImageProcessor"), "processor"),
@@ -368,6 +374,8 @@ USABLE: dict[str, Change] = {
     "mean null": processor(image_mean=None),
     "size a number beside limits": processor(size=448, min_pixels=9408, max_pixels=14400),
     "no pad token": without_a_pad_token,
+    "quantisation null": config_json(quantization_config=None),
+    "image processor of torchvision": processor(image_processor_type="Qwen2VLImageProcessorFast"),
     "penalty null": generation(repetition_penalty=None),
 }
 
@@ -382,6 +390,37 @@ def test_a_value_that_can_be_had_elsewhere_is_taken_from_there(folder: Path, wha
 @pytest.fixture(scope="module")
 def demo_answer() -> str:
     return answer(model_dir())
+
+
+def test_a_token_that_the_model_lacks_is_that_rows_error() -> None:
+    processor = preflight.load_processor(read(model_dir()))
+    request = Request(0, (Picture(PICTURE, "", (112, 112)),), "What?", None, None, 4)
+    assert Encoder(processor, 999, vocab_size=1024).encode(request).ids
+
+    with pytest.raises(RowError, match="beyond the 900 tokens"):
+        Encoder(processor, 999, vocab_size=900).encode(request)
+
+
+def test_a_half_download_in_the_hubs_cache_is_told_as_such(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shards(folder)
+    cache = tmp_path / "hub"
+    repository = cache / "models--Qwen--tiny"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    blobs.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        shutil.move(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    make_spec(Config(model_name="Qwen/tiny"))  # links into the blobs are read
+
+    (blobs / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors.*local_files_only=False"):
+        make_spec(Config(model_name="Qwen/tiny"))
 
 
 def test_published_and_embedded_checkpoints_pass(published: Path) -> None:
