@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rubbish import encoded
+from malformed_inputs import encoded
 
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError

@@ -16,7 +16,7 @@ import pytest
 from faults import Script, ScriptedSpec, expected, gray, within
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rubbish import Case, corpus
+from malformed_inputs import Case, corpus
 
 import qwenvl_kit
 from qwenvl_kit import Config, Result, StoreError
