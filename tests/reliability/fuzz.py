@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from faults import within
 from malformed_inputs import encoded, noise
-from malformed_inputs.answers import answers, image_of, serve
+from malformed_inputs.answers import Answer, answers, image_of, serve
 from malformed_inputs.cells import cells
 from malformed_inputs.mutations import mutations
 from malformed_inputs.seeds import may_become_image
@@ -167,7 +167,7 @@ def _rows(kind: str, n_cases: int, seed: int) -> Iterator[tuple[Iterator[Row], l
             served = (
                 Row(
                     answer.name,
-                    f"{addresses[number % len(addresses)]}/{number}",
+                    f"{_address(answer, number, addresses)}/{number}",
                     None if answer.image is None else _digest(answer.image),
                     origin=b"".join(part for part in answer.parts if isinstance(part, bytes)),
                 )
@@ -175,6 +175,13 @@ def _rows(kind: str, n_cases: int, seed: int) -> Iterator[tuple[Iterator[Row], l
             )
             good = [*_good()[:10], *(Row("good", f"{others[n % 8]}/good{n}", _digest(image_of(n))) for n in range(40))]
             yield served, good, frozenset({pid, other_pid})
+
+
+def _address(answer: Answer, number: int, addresses: list[str]) -> str:
+    """The host for an answer: one that asks for patience is left alone, with all that it serves."""
+    if answer.name == "Retry-After":
+        return addresses[number % 2]
+    return addresses[-1 - number % 2] if answer.image is not None else addresses[2 + number % (len(addresses) - 4)]
 
 
 def _good() -> list[Row]:
@@ -456,10 +463,10 @@ def _save(report: Report, folder: Path, name: str) -> None:
             continue
         cell = breach.row.origin if breach.row.origin is not None else breach.row.cell
         stem = f"{name}-{breach.what.replace(' ', '_')}-{number}-{breach.row.kind.split()[0]}"
-        if isinstance(cell, bytes | bytearray):
+        if type(cell) in (bytes, bytearray):  # a lazy cell's own class may raise when it is asked
             (folder / f"{stem}.bin").write_bytes(cell)
         else:
-            text = cell if isinstance(cell, str) else f"{_shown(cell)}\n{breach.detail}"
+            text = cell if type(cell) is str else f"{_shown(cell)}\n{breach.detail}"
             (folder / f"{stem}.txt").write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
