@@ -120,7 +120,11 @@ def _lengths(chance: random.Random, body: bytes, address: str, number: int) -> A
         )
     )  # fmt: skip
     more = chance.choice(((), (b"Content-Length: 7",), (b"Transfer-Encoding: chunked",)))
-    return Answer("Content-Length", (_whole(body, *more, length=length),), chance.choice(("close", "close", "reset", "hold", "keep")))
+    return Answer(
+        "Content-Length",
+        (_whole(body, *more, length=length),),
+        chance.choice(("close", "close", "reset", "hold", "keep")),
+    )
 
 
 def _chunked(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
@@ -131,8 +135,28 @@ def _chunked(chance: random.Random, body: bytes, address: str, number: int) -> A
             b"7fffffffffffffff", b"+" + size, size.upper(), size + b" ", b"00000000" + size, b"%x" % (len(body) + 9), b"1",
         )
     )  # fmt: skip
-    tail = chance.choice((b"\r\n0\r\n\r\n", b"\r\n", b"", b"\r\n0\r\n" + b"T: t\r\n" * 3000, b"\r\n0\r\n\r\n\r\ngarbage", b"\n0\n\n", b"0\r\n\r\n"))
-    encodings = (b"chunked", b"chunked", b"chunked", b"Chunked", b"chunked, chunked", b"gzip, chunked", b"identity", b"xchunked", b"")
+    tail = chance.choice(
+        (
+            b"\r\n0\r\n\r\n",
+            b"\r\n",
+            b"",
+            b"\r\n0\r\n" + b"T: t\r\n" * 3000,
+            b"\r\n0\r\n\r\n\r\ngarbage",
+            b"\n0\n\n",
+            b"0\r\n\r\n",
+        )
+    )
+    encodings = (
+        b"chunked",
+        b"chunked",
+        b"chunked",
+        b"Chunked",
+        b"chunked, chunked",
+        b"gzip, chunked",
+        b"identity",
+        b"xchunked",
+        b"",
+    )
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + chance.choice(encodings) + b"\r\n\r\n"
     many = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
     content = chance.choice((odd + b"\r\n" + body + tail, size + b"\r\n" + body + tail, many + tail[2:]))
@@ -159,7 +183,11 @@ def _encoded(chance: random.Random, body: bytes, address: str, number: int) -> A
             b"",
         )
     )
-    return Answer("Content-Encoding", (_whole(content, b"Content-Encoding: " + chance.choice(encodings)),), chance.choice(("close", "keep")))
+    return Answer(
+        "Content-Encoding",
+        (_whole(content, b"Content-Encoding: " + chance.choice(encodings)),),
+        chance.choice(("close", "keep")),
+    )
 
 
 @functools.cache
@@ -207,7 +235,21 @@ def _patience(chance: random.Random, body: bytes, address: str, number: int) -> 
             b"Fri, 31 Dec 9999 23:59:59 GMT", b"Mon, 01 Jan 2026 00:00:00 -9999", b"Mon, 01 Jan -5 00:00:00 GMT", b"Mon, 01 Jan 2026 " + b"0:" * 999, b"+5", b"1_0",
         )
     )  # fmt: skip
-    status = chance.choice((b"503 Busy", b"429 Slow down", b"413 Large", b"408 T", b"425 Early", b"500 X", b"502 X", b"504 X", b"403 No", b"200 OK", b"301 M"))
+    status = chance.choice(
+        (
+            b"503 Busy",
+            b"429 Slow down",
+            b"413 Large",
+            b"408 T",
+            b"425 Early",
+            b"500 X",
+            b"502 X",
+            b"504 X",
+            b"403 No",
+            b"200 OK",
+            b"301 M",
+        )
+    )
     lines = [b"Retry-After: " + after] * chance.choice((1, 1, 1, 3))
     return Answer("Retry-After", (_whole(body, *lines, status=b"HTTP/1.1 " + status),), "keep")
 
@@ -216,7 +258,9 @@ def _informational(chance: random.Random, body: bytes, address: str, number: int
     early = chance.choice((b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 102 P\r\n\r\n", b"HTTP/1.1 199 X\r\n\r\n", b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n"))  # fmt: skip
     if chance.random() < 0.15:
         return Answer("informational flood", (early * 20_000,), "hold")
-    return Answer("informational", (early * chance.choice((1, 2, 1000)) + _whole(body),), chance.choice(("close", "keep")))
+    return Answer(
+        "informational", (early * chance.choice((1, 2, 1000)) + _whole(body),), chance.choice(("close", "keep"))
+    )
 
 
 def _cut(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
@@ -228,7 +272,7 @@ def _cut(chance: random.Random, body: bytes, address: str, number: int) -> Answe
 
 
 def _noise(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
-    whole = bytearray(_whole(body, b"Content-Type: image/png", b"ETag: \"a\"", b"Connection: keep-alive"))
+    whole = bytearray(_whole(body, b"Content-Type: image/png", b'ETag: "a"', b"Connection: keep-alive"))
     for _ in range(chance.choice((1, 2, 8))):
         at = chance.randrange(min(len(whole), chance.choice((60, 140, len(whole)))))
         what = chance.randrange(3)
@@ -245,7 +289,9 @@ def _noise(chance: random.Random, body: bytes, address: str, number: int) -> Ans
 def _dressed(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
     """Whole answers that every client must read."""
     packed = gzip.compress(body, mtime=0)
-    pieces = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[at : at + 50] for at in range(0, len(body), 50)))
+    pieces = b"".join(
+        b"%x\r\n%b\r\n" % (len(part), part) for part in (body[at : at + 50] for at in range(0, len(body), 50))
+    )
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     name, parts, end = chance.choice(
         (

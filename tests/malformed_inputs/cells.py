@@ -69,7 +69,24 @@ _HOOKS = (
 def cells(seed: int) -> Iterator[tuple[str, object]]:
     """Yield odd cells and their names without end; equal seeds give equal cells."""
     chance = random.Random(seed)
-    makers = (_text, _text, _text, _data, _data, _plain, _sequence, _mapping, _array, _array, _tabular, _image, _image, _lazy, _lazy, _liar)
+    makers = (
+        _text,
+        _text,
+        _text,
+        _data,
+        _data,
+        _plain,
+        _sequence,
+        _mapping,
+        _array,
+        _array,
+        _tabular,
+        _image,
+        _image,
+        _lazy,
+        _lazy,
+        _liar,
+    )
     while True:
         maker = chance.choice(makers)
         yield maker.__name__.strip("_"), maker(chance)
@@ -204,7 +221,9 @@ def _objects(parts: list[Any]) -> np.ndarray[Any, Any]:
 
 def _mapping(chance: random.Random) -> object:
     good = seeds()["PNG RGB"]
-    value = chance.choice((good, None, "", b"", 1, [good], {"bytes": good}, "a.png", float("nan"), bytearray(good), _liar(chance)))
+    value = chance.choice(
+        (good, None, "", b"", 1, [good], {"bytes": good}, "a.png", float("nan"), bytearray(good), _liar(chance))
+    )
     key = chance.choice(("bytes", "path", "url", "image_url", "Bytes", b"bytes", 0, None, "array", "image"))
     dresses: tuple[Callable[[], object], ...] = (
         lambda: {},
@@ -299,7 +318,28 @@ def _tabular(chance: random.Random) -> object:
 
 
 def _image(chance: random.Random) -> object:
-    modes = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "RGBa", "La", "I;16", "I;16B", "I;16L", "BGR;15")
+    modes = (
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBA",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "F",
+        "LA",
+        "PA",
+        "RGBX",
+        "RGBa",
+        "La",
+        "I;16",
+        "I;16B",
+        "I;16L",
+        "BGR;15",
+    )
     name = chance.choice(list(seeds()))
     dresses: tuple[Callable[[], object], ...] = (
         lambda: Image.new(chance.choice(modes), (chance.choice((0, 1, 9, 300)), chance.choice((0, 1, 9)))),
@@ -338,7 +378,9 @@ def _on_closed_file(data: bytes) -> Image.Image:
 def _with_info(chance: random.Random) -> Image.Image:
     image = small(chance.choice(("P", "RGB", "L", "RGBA", "1")))
     image.info["transparency"] = chance.choice((b"\x00" * 300, 999, -1, (1, 2, 3), "red", None, b"", [1], (1,)))
-    image.info["exif"] = chance.choice((b"Exif\x00\x00garbage", b"", "text", None, 5, b"II*\x00\x08\x00\x00\x00\xff\xff"))
+    image.info["exif"] = chance.choice(
+        (b"Exif\x00\x00garbage", b"", "text", None, 5, b"II*\x00\x08\x00\x00\x00\xff\xff")
+    )
     return image
 
 
@@ -361,7 +403,9 @@ def _lazy(chance: random.Random) -> object:
     """An object that computes when it is looked at, and fails then."""
     hooks = {name: _raiser(chance) for name in chance.sample(_HOOKS, chance.choice((1, 1, 2, 4)))}
     if "__array__" not in hooks and chance.random() < 0.5:
-        hooks["__array__"] = chance.choice((_raiser(chance), lambda self, dtype=None, copy=None: np.zeros((9, 9, 3), np.uint8)))
+        hooks["__array__"] = chance.choice(
+            (_raiser(chance), lambda self, dtype=None, copy=None: np.zeros((9, 9, 3), np.uint8))
+        )
     for name in ("__class__", "__array_interface__", "__array_struct__"):
         if name in hooks:
             hooks[name] = property(hooks[name])
@@ -380,14 +424,22 @@ def _raiser(chance: random.Random) -> Callable[..., NoReturn]:
 
 def _liar(chance: random.Random) -> object:
     """An object that says one thing of itself and gives another."""
-    given = chance.choice((np.zeros((9, 9, 3), np.uint8), np.zeros(0), "text", None, 5, [1], np.zeros((9, 9), object), object(), b"a"))
+    given = chance.choice(
+        (np.zeros((9, 9, 3), np.uint8), np.zeros(0), "text", None, 5, [1], np.zeros((9, 9), object), object(), b"a")
+    )
     path = chance.choice(("a.png", b"a.png", "\x00", 5, None, "", "data:,", "/proc/self/mem", "x" * 5000))
     kind = chance.choice((str, bytes, dict, list, np.ndarray, Image.Image, float, pathlib.Path))
     made: tuple[dict[str, Any], ...] = (
         {"__array__": lambda self, dtype=None, copy=None: given},
         {"__array__": lambda self: given},
         {"__array__": given},
-        {"__array__": lambda self, dtype=None, copy=None: given, "shape": (2**40,), "dtype": "u9", "ndim": -1, "nbytes": "many"},
+        {
+            "__array__": lambda self, dtype=None, copy=None: given,
+            "shape": (2**40,),
+            "dtype": "u9",
+            "ndim": -1,
+            "nbytes": "many",
+        },
         {"__array_interface__": {"shape": (9, 9, 3), "typestr": "|u1", "data": b"short", "version": 3}},
         {"__array_interface__": {"shape": (-1,), "typestr": "nonsense", "version": 99}},
         {"__array_interface__": 5},

@@ -13,11 +13,69 @@ from malformed_inputs.seeds import ALLOWED, random_exif, seeds
 
 _NUMBERS = (0, 1, 2, 3, 7, 8, 16, 255, 256, 1000, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _SIDES = (0, 1, 2, 17, 64, 4000, 9459, 12_000, 30_000, 65_535, 70_000, 2**24, 2**31 - 1, 2**32 - 1)
-_CHUNKS = (b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"cHRM", b"sPLT", b"PLTE")
-_MARKERS = (0xC0, 0xC1, 0xC2, 0xC4, 0xC9, 0xCC, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xFF)
+_CHUNKS = (
+    b"zTXt",
+    b"iTXt",
+    b"tEXt",
+    b"iCCP",
+    b"tRNS",
+    b"eXIf",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+    b"gAMA",
+    b"cHRM",
+    b"sPLT",
+    b"PLTE",
+)
+_MARKERS = (
+    0xC0,
+    0xC1,
+    0xC2,
+    0xC4,
+    0xC9,
+    0xCC,
+    0xD0,
+    0xD8,
+    0xD9,
+    0xDA,
+    0xDB,
+    0xDD,
+    0xE0,
+    0xE1,
+    0xE2,
+    0xED,
+    0xEE,
+    0xFE,
+    0xFF,
+)
 _BOXES = (b"ftyp", b"meta", b"hdlr", b"pitm", b"iinf", b"infe", b"iloc", b"iprp", b"ipco", b"ispe", b"av1C", b"pixi",
           b"mdat", b"jP  ", b"jp2h", b"ihdr", b"colr", b"jp2c", b"irot", b"imir", b"grid")  # fmt: skip
-_TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347, 34665)
+_TAGS = (
+    254,
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+    273,
+    274,
+    277,
+    278,
+    279,
+    284,
+    317,
+    320,
+    322,
+    323,
+    324,
+    325,
+    338,
+    339,
+    347,
+    34665,
+)
 _CONTAINERS = (b"meta", b"iprp", b"ipco", b"jp2h", b"moov", b"trak", b"dinf")
 
 
@@ -98,7 +156,9 @@ def _knowing(data: bytearray) -> Callable[[random.Random, bytes], bytes] | None:
         return _boxes
     if data.startswith(b"RIFF"):
         return _riff
-    if data.startswith((b"BM", b"GIF8", b"\x00\x00\x01\x00", b"\x00\x00\x02\x00", b"DDS ", b"BLP", b"8BPS", b"\xff\x4f\xff\x51")):
+    if data.startswith(
+        (b"BM", b"GIF8", b"\x00\x00\x01\x00", b"\x00\x00\x02\x00", b"DDS ", b"BLP", b"8BPS", b"\xff\x4f\xff\x51")
+    ):
         return functools.partial(_fields, little=data[:1] in b"BGD\x00")
     return None
 
@@ -216,7 +276,10 @@ def _tiff(chance: random.Random, data: bytes) -> bytes:
     else:  # width or height, by their tags
         for number in range(min(n_entries, 200)):
             place = first + size * number
-            if struct.unpack_from(order + "H", changed, place)[0] in (256, 257, 278, 322, 323) and chance.random() < 0.6:
+            if (
+                struct.unpack_from(order + "H", changed, place)[0] in (256, 257, 278, 322, 323)
+                and chance.random() < 0.6
+            ):
                 struct.pack_into(order + "HII", changed, place + 2, 4, 1, chance.choice(_SIDES))
     return bytes(changed)
 
@@ -236,7 +299,9 @@ def _boxes(chance: random.Random, data: bytes) -> bytes:
         changed[at:at] = changed[at:end] * chance.choice((1, 2, 30))
     elif what == 4 and end - at > header:
         place = at + header + chance.randrange(end - at - header)
-        changed[place : place + 4] = struct.pack(">I", chance.choice((*_NUMBERS, chance.randrange(2000))))[: end - place]
+        changed[place : place + 4] = struct.pack(">I", chance.choice((*_NUMBERS, chance.randrange(2000))))[
+            : end - place
+        ]
     elif what == 5:  # sizes, wherever a box tells them
         name, skip = chance.choice(((b"ispe", 8), (b"ihdr", 4), (b"\xff\x51", 6)))
         if (place := data.find(name)) >= 0:
@@ -297,7 +362,10 @@ def _riff(chance: random.Random, data: bytes) -> bytes:
                 bits = ((width - 1) & 0x3FFF) | ((height - 1) & 0x3FFF) << 14
                 chunks[number] = (name, content[:1] + struct.pack("<I", bits) + content[5:])
             elif name == b"VP8 " and len(content) > 10:
-                chunks[number] = (name, content[:6] + struct.pack("<HH", width & 0x3FFF, height & 0x3FFF) + content[10:])
+                chunks[number] = (
+                    name,
+                    content[:6] + struct.pack("<HH", width & 0x3FFF, height & 0x3FFF) + content[10:],
+                )
     parts = []
     for number, (name, content) in enumerate(chunks):
         parts.append(name + struct.pack("<I", lies.get(number, len(content))) + content + bytes(len(content) % 2))

@@ -29,7 +29,19 @@ SIGNATURES = (
 )
 """Beginnings of files of allowed formats; the others are told by their ``ftyp`` or ``jP`` box."""
 
-DDS_CODES = (b"DXT1", b"DXT3", b"DXT5", b"ATI1", b"ATI2", b"BC4U", b"BC5S", b"BC5U", b"DX10", b"ZZZZ", b"\x00\x00\x00\x00")
+DDS_CODES = (
+    b"DXT1",
+    b"DXT3",
+    b"DXT5",
+    b"ATI1",
+    b"ATI2",
+    b"BC4U",
+    b"BC5S",
+    b"BC5U",
+    b"DX10",
+    b"ZZZZ",
+    b"\x00\x00\x00\x00",
+)
 
 
 @functools.cache
@@ -78,7 +90,9 @@ def random_exif(chance: random.Random) -> bytes:
             chance.choice((*tags, chance.randrange(65536))),
             chance.choice((*range(1, 14), chance.randrange(65536))),
             chance.choice((0, 1, 2, 3, 5, 0x7FFFFFFF, 0xFFFFFFFF, chance.randrange(100))),
-            chance.choice((chance.randbytes(4), struct.pack(order + "HH", chance.randrange(12), 0), b"\xff" * 4, bytes(4))),
+            chance.choice(
+                (chance.randbytes(4), struct.pack(order + "HH", chance.randrange(12), 0), b"\xff" * 4, bytes(4))
+            ),
         )
         for _ in range(chance.randrange(1, 7))
     ]
@@ -307,7 +321,10 @@ def _dds() -> Iterator[tuple[str, bytes]]:
         extra = struct.pack("<5I", 98, 3, 0, 1, 0) if code == b"DX10" else b""
         pixel_format = struct.pack("<II4sIIIII", 32, 4, code, 0, 0, 0, 0, 0)
         head = struct.pack("<7I44x", 124, 0x1007, 16, 16, 0, 0, 0)
-        yield f"DDS {code.decode().strip(chr(0)) or 'none'}", b"DDS " + head + pixel_format + bytes(20) + extra + bytes(256)
+        yield (
+            f"DDS {code.decode().strip(chr(0)) or 'none'}",
+            b"DDS " + head + pixel_format + bytes(20) + extra + bytes(256),
+        )
 
 
 def _headers() -> Iterator[tuple[str, bytes]]:
@@ -320,7 +337,14 @@ def _headers() -> Iterator[tuple[str, bytes]]:
     frame = struct.pack("<IHH8x", 16 + 6 + 64, 0xF1FA, 1) + struct.pack("<IH", 6 + 64, 16) + bytes(64)
     fli = struct.pack("<IHHHHHHI", 128 + len(frame), 0xAF11, 1, 8, 8, 8, 3, 5).ljust(128, b"\x00")
     yield "FLI", fli + frame
-    yield "FTEX", b"FTEX" + struct.pack("<iiiii", 0x30, 8, 8, 1, 1) + struct.pack("<ii", 1, 32) + struct.pack("<i", 192) + bytes(192)
+    yield (
+        "FTEX",
+        b"FTEX"
+        + struct.pack("<iiiii", 0x30, 8, 8, 1, 1)
+        + struct.pack("<ii", 1, 32)
+        + struct.pack("<i", 192)
+        + bytes(192),
+    )
     yield "GBR", struct.pack(">5I4sI", 28 + 6, 2, 8, 8, 1, b"GIMP", 10) + b"brush\x00" + bytes(64)
     yield "IMT", b"* an image\nwidth 8\nheight 8\npixel n8\n\x0c" + bytes(64)
     fields = {(3, 20): b"\x00\x08", (3, 30): b"\x00\x08", (3, 60): b"\x01\x00", (3, 120): b"\x01", (8, 10): bytes(64)}
@@ -341,11 +365,21 @@ def _headers() -> Iterator[tuple[str, bytes]]:
     yield "PSD packed", psd + b"\x00\x01" + struct.pack(">24H", *([2] * 24)) + b"\xf9\x07" * 24
     yield "SUN", struct.pack(">8I", 0x59A66A95, 8, 8, 24, 192, 1, 0, 0) + bytes(192)
     yield "SUN run lengths", struct.pack(">8I", 0x59A66A95, 8, 8, 8, 64, 2, 0, 0) + b"\x80\x07\x01" * 8
-    xpm = ['static char * a[] = {\n', '"4 2 2 1",\n', '"a c #000000",\n', '"b c #ffffff",\n', '"abab",\n', '"baba"\n', "};\n"]
+    xpm = [
+        "static char * a[] = {\n",
+        '"4 2 2 1",\n',
+        '"a c #000000",\n',
+        '"b c #ffffff",\n',
+        '"abab",\n',
+        '"baba"\n',
+        "};\n",
+    ]
     yield "XPM", ("/* XPM */\n" + "".join(xpm)).encode()
     yield "XVTHUMB", b"P7 332\n#XVVERSION\n#END_OF_COMMENTS\n8 8 255\n" + bytes(64)
     yield "WAL", b"name".ljust(32, b"\x00") + struct.pack("<II4I", 8, 8, 100, 0, 0, 0) + bytes(164)
-    wmf = b"\xd7\xcd\xc6\x9a\x00\x00" + struct.pack("<hhhhHIH", 0, 0, 100, 100, 96, 0, 0) + b"\x01\x00\t\x00" + bytes(40)
+    wmf = (
+        b"\xd7\xcd\xc6\x9a\x00\x00" + struct.pack("<hhhhHIH", 0, 0, 100, 100, 96, 0, 0) + b"\x01\x00\t\x00" + bytes(40)
+    )
     yield "WMF", wmf
     emf = bytearray(108)
     emf[:4], emf[40:44] = b"\x01\x00\x00\x00", b" EMF"

@@ -289,7 +289,10 @@ def columns() -> Iterator[list[Column]]:
             Column("fsspec", [f"memory://{number}.png" for number in range(N_ROWS)], {"extra_schemes": ("memory",)}),
             Column("images", list(images)),
             Column("open images", [Image.open(path) for path in paths]),
-            Column("arrays", [*(np.asarray(image) for image in images[:3]), np.zeros((9, 9, 4)), np.zeros((9, 9), np.uint16)]),
+            Column(
+                "arrays",
+                [*(np.asarray(image) for image in images[:3]), np.zeros((9, 9, 4)), np.zeros((9, 9), np.uint16)],
+            ),
             Column("several", [[data, path, {"bytes": data}] for data, path in zip(pngs, paths, strict=True)]),
             Column("known paths", list(paths), {"store": f"{folder}/paths.db"}),
             Column("known addresses", list(addresses_of_images), {"store": f"{folder}/addresses.db"}),

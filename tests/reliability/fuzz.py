@@ -103,6 +103,7 @@ class Report:
     slowest: str = "none took 0.5 s"
     clean_bytes: int = 0
     peak_bytes: int = 0
+    heaviest: list[Row] = field(default_factory=list)
 
     def breach(self, what: str, row: Row | None = None, detail: str = "") -> None:
         """Enter a breach."""
@@ -146,7 +147,7 @@ def fuzz(kind: str, n_cases: int, seed: int, *, n_batch: int = 500, most_bytes: 
             if any(breach.what == "hangs" for breach in report.breaches):
                 break
         report.seconds = time.perf_counter() - started
-        _judge_end(report, before, most_bytes)
+        _judge_end(runner, report, before, most_bytes)
     return report
 
 
@@ -154,9 +155,7 @@ def fuzz(kind: str, n_cases: int, seed: int, *, n_batch: int = 500, most_bytes: 
 def _rows(kind: str, n_cases: int, seed: int) -> Iterator[tuple[Iterator[Row], list[Row], frozenset[int]]]:
     """Odd rows, good rows, and processes that are not the client's."""
     if kind == "files":
-        odd = (
-            Row(case.seed.split()[0], case.data, may_be_ok=may_become_image(case.data)) for case in mutations(seed)
-        )
+        odd = (Row(case.seed.split()[0], case.data, may_be_ok=may_become_image(case.data)) for case in mutations(seed))
         yield itertools.islice(odd, n_cases), _good(), frozenset()
     elif kind == "cells":
         made = (Row(name, cell) for name, cell in cells(seed))
@@ -259,7 +258,8 @@ def _judge(runner: _Runner, odd: list[Row], report: Report) -> None:
     for _ in range(6):
         rows = runner.mixed(left)
         done = runner.run(rows)
-        report.peak_bytes = max(report.peak_bytes, done.peak_bytes)
+        if done.peak_bytes > report.peak_bytes:
+            report.peak_bytes, report.heaviest = done.peak_bytes, left
         if done.error is None:
             break
         what = "hangs" if isinstance(done.error, AssertionError) and "still at work" in str(done.error) else "exception"
@@ -295,7 +295,9 @@ def _judge_rows(rows: list[Row], frame: pd.DataFrame, report: Report) -> int:
         if not is_good:
             report.outcomes[row.kind][outcome if outcome in _STATUSES else "other"] += 1
         if row.digest is not None and (status != "ok" or not str(text).endswith(f" {row.digest[:8]}]")):
-            report.breach("good row" if is_good else "whole answer", row, f"{status}: {text if status == 'ok' else error}")
+            report.breach(
+                "good row" if is_good else "whole answer", row, f"{status}: {text if status == 'ok' else error}"
+            )
         if status == "ok" and not row.may_be_ok:
             report.breach("format off the list", row, row.kind)
         if status not in ("ok", "null_image", "error") or (status == "error" and stage not in _STATUSES[2:5]):
@@ -342,15 +344,23 @@ def _culprit(runner: _Runner, rows: list[Row], is_bad: Any, *, whole: bool = Tru
     return rows[0] if rows and (not whole or is_bad(rows)) else None
 
 
-def _judge_end(report: Report, before: tuple[int, int, int], most_bytes: int) -> None:
+def _judge_end(runner: _Runner, report: Report, before: tuple[int, int, int], most_bytes: int) -> None:
     deadline = time.monotonic() + 5
     while (after := _left())[2] > before[2] and time.monotonic() < deadline:
         time.sleep(0.05)
-    for name, first, last, most in zip(("files", "threads", "processes"), before, after, (MOST_LEFT, MOST_LEFT, 0), strict=True):
+    for name, first, last, most in zip(
+        ("files", "threads", "processes"), before, after, (MOST_LEFT, MOST_LEFT, 0), strict=True
+    ):
         if last > first + most:
             report.breach("left behind", None, f"{last} open {name}, {first} before")
     if report.peak_bytes - report.clean_bytes > most_bytes:
-        report.breach("memory", None, f"{report.peak_bytes / 2**20:.0f} MiB, clean {report.clean_bytes / 2**20:.0f} MiB")
+        report.breach(
+            "memory", None, f"{report.peak_bytes / 2**20:.0f} MiB, clean {report.clean_bytes / 2**20:.0f} MiB"
+        )
+        alone = runner.run([runner.good[0]]).peak_bytes
+        taken = [(runner.run([runner.good[0], row]).peak_bytes - alone, row) for row in report.heaviest]
+        for n_bytes, row in sorted(taken, key=lambda pair: -pair[0])[:5]:
+            report.breach("memory", row, f"{n_bytes / 2**20:.0f} MiB alone")
 
 
 def _left() -> tuple[int, int, int]:
@@ -436,7 +446,9 @@ def _print(report: Report, kind: str, seed: int) -> None:
         total.update(counts)
         print(f"{name[:31]:32}" + "".join(f"{n:>11}" for n in (sum(counts.values()), *(counts[s] for s in _STATUSES))))
     print(f"{'all':32}" + "".join(f"{n:>11}" for n in (total.total(), *(total[s] for s in _STATUSES))))
-    print(f"ended for taking too long: {report.n_stopped}; slowest row {report.slowest_s:.2f} s of CPU ({report.slowest})")
+    print(
+        f"ended for taking too long: {report.n_stopped}; slowest row {report.slowest_s:.2f} s of CPU ({report.slowest})"
+    )
     over = (report.peak_bytes - report.clean_bytes) / 2**20
     print(f"peak memory {report.peak_bytes / 2**20:.0f} MiB with children, {over:.0f} over as many good rows")
     counts = Counter(breach.what for breach in report.breaches)

@@ -119,7 +119,12 @@ def test_a_thread_that_cannot_start_loses_no_row(
 
 @pytest.mark.parametrize(
     "fault",
-    [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), MemoryError(), ValueError("odd")],
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        MemoryError(),
+        ValueError("odd"),
+    ],
     ids=["EMFILE", "ENOMEM", "MemoryError", "ValueError"],
 )
 def test_a_process_that_cannot_start_is_one_rows_error(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
@@ -133,9 +138,7 @@ def test_a_process_that_cannot_start_is_one_rows_error(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("stop", [SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_what_ends_the_interpreter_is_no_rows_error(
-    monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
-) -> None:
+def test_what_ends_the_interpreter_is_no_rows_error(monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
     monkeypatch.setattr(Image, "open", _once(Image.open, stop, 0))
 
     with pytest.raises((qwenvl_kit.errors.BackendFailed, stop)) as raised:

@@ -27,7 +27,9 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "n_cases", "seed"), [("files", 5000, 1), ("cells", 2000, 2), ("servers", 400, 3)], ids=lambda value: str(value)
+    ("kind", "n_cases", "seed"),
+    [("files", 5000, 1), ("cells", 2000, 2), ("servers", 400, 3)],
+    ids=lambda value: str(value),
 )
 def test_malformed_inputs_hurt_no_good_row(kind: str, n_cases: int, seed: int) -> None:
     report = script("fuzz").fuzz(kind, n_cases, seed)
@@ -41,7 +43,11 @@ def test_malformed_inputs_hurt_no_good_row(kind: str, n_cases: int, seed: int) -
 
 def test_there_is_a_seed_of_every_format_that_pillow_knows() -> None:
     Image.init()
-    found = {Image.open(io.BytesIO(data)).format for name, data in seeds().items() if name.split()[0] in Image.OPEN and _opens(data)}
+    found = {
+        Image.open(io.BytesIO(data)).format
+        for name, data in seeds().items()
+        if name.split()[0] in Image.OPEN and _opens(data)
+    }
 
     assert {name.upper() for name in found if name} >= set(Image.OPEN) - UNOPENED - {"HEIF"}
     assert {name.split()[0] for name in seeds()} >= set(Image.SAVE) - {"HEIF"}
