@@ -62,7 +62,8 @@ def image_of(number: int) -> bytes:
 def answers(seed: int, n_answers: int, address: str = "http://127.0.0.1:0") -> list[Answer]:
     """Return that many odd answers, which know the `address` of their own server; equal seeds give equal answers."""
     chance = random.Random(seed)
-    makers = (_status_line, _header_lines, _lengths, _chunked, _encoded, _redirect, _redirect, _cookies, _patience, _patience, _informational, _cut, _noise, _dressed, _dressed)  # fmt: skip
+    makers = (_status_line, _header_lines, _lengths, _chunked, _encoded, _redirect, _redirect, _cookies, _patience,
+    _patience, _informational, _cut, _noise, _dressed, _dressed)  # fmt: skip
     made = []
     for number in range(n_answers):
         maker = chance.choice(makers)
@@ -78,12 +79,18 @@ def _whole(body: bytes, *lines: bytes, status: bytes = b"HTTP/1.1 200 OK", lengt
 def _status_line(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
     line = chance.choice(
         (
-            b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/0.9 200 OK", b"HTTP/2 200", b"HTTP/9.9 200 OK", b"http/1.1 200 ok",
-            b"HTTP/1.1  200  OK", b"HTTP/1.1\t200\tOK", b"HTTP/1.1 0 ", b"HTTP/1.1 099 ", b"HTTP/1.1 999 X", b"HTTP/1.1 1000 X", b"HTTP/1.1 -1 X",
-            b"HTTP/1.1 2e2 X", b"HTTP/1.1 200.0 X", b"HTTP/1.1 \xd9\xa2\xd9\xa0\xd9\xa0 X", b"HTTP/1.1 two", b"HTTP/1.1", b"HTTP/", b"", b"\xff\xfe", b"ICY 200 OK", b"SSH-2.0-OpenSSH_9",
-            b"HTTP/1.1 200 " + b"A" * chance.choice((60_000, 65_600, _LONGEST)), b"HTTP/1.1 404 \x1b[2J\x1b]0;title\x07", b"HTTP/1.1 404 \x00\x08",
-            b"HTTP/1.1 404 " + "找不到".encode(), b"HTTP/1.1 404 " + bytes(range(128, 256)), b"HTTP/1.1 500 line\rbreak", b"HTTP/1.1 204 No Content",
-            b"HTTP/1.1 206 Partial Content", b"HTTP/1.1 304 Not Modified", b"HTTP/1.1 205 Reset", b"HTTP/1.1 407 Proxy", b"HTTP/1.1 418 " + b"tea " * 9000,
+            b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/0.9 200 OK", b"HTTP/2 200",
+            b"HTTP/9.9 200 OK", b"http/1.1 200 ok",
+            b"HTTP/1.1  200  OK", b"HTTP/1.1\t200\tOK", b"HTTP/1.1 0 ", b"HTTP/1.1 099 ", b"HTTP/1.1 999 X",
+            b"HTTP/1.1 1000 X", b"HTTP/1.1 -1 X",
+            b"HTTP/1.1 2e2 X", b"HTTP/1.1 200.0 X", b"HTTP/1.1 \xd9\xa2\xd9\xa0\xd9\xa0 X", b"HTTP/1.1 two",
+            b"HTTP/1.1", b"HTTP/", b"", b"\xff\xfe", b"ICY 200 OK", b"SSH-2.0-OpenSSH_9",
+            b"HTTP/1.1 200 " + b"A" * chance.choice((60_000, 65_600, _LONGEST)),
+            b"HTTP/1.1 404 \x1b[2J\x1b]0;title\x07", b"HTTP/1.1 404 \x00\x08",
+            b"HTTP/1.1 404 " + "找不到".encode(), b"HTTP/1.1 404 " + bytes(range(128, 256)),
+            b"HTTP/1.1 500 line\rbreak", b"HTTP/1.1 204 No Content",
+            b"HTTP/1.1 206 Partial Content", b"HTTP/1.1 304 Not Modified", b"HTTP/1.1 205 Reset",
+            b"HTTP/1.1 407 Proxy", b"HTTP/1.1 418 " + b"tea " * 9000,
             b"HTTP/1.1 %d X" % chance.randrange(100, 600),
         )
     )  # fmt: skip
@@ -102,7 +109,8 @@ def _header_lines(chance: random.Random, body: bytes, address: str, number: int)
             lambda: [b"X: a\rY: b"],
             lambda: [b"X : space"],
             lambda: [b"Content-Type: " + b"image/png; " * 500],
-            lambda: [b"ETag: " + chance.choice((b'"a', b"\xff", b"x" * 60_000, b"\x1b[31m", b'W/"\r')), b"Last-Modified: yesterday"],
+            lambda: [b"ETag: " + chance.choice((b'"a', b"\xff", b"x" * 60_000, b"\x1b[31m", b'W/"\r')),
+            b"Last-Modified: yesterday"],
             lambda: [b"Connection: " + chance.choice((b"close, keep-alive", b"upgrade", b"\xff"))],
             lambda: [b"Upgrade: h2c", b"Alt-Svc: h3=\":443\"", b"Strict-Transport-Security: max-age=x"],
             lambda: [b"Content-Disposition: attachment; filename*=UTF-8''%ff"],
@@ -115,8 +123,10 @@ def _header_lines(chance: random.Random, body: bytes, address: str, number: int)
 def _lengths(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
     length = chance.choice(
         (
-            b"0", b"1", b"-1", b"abc", b"", b" ", b"1e3", b"0x10", b"+5", b"5, 5", b"5, 6", b"9" * 20, b"9" * 5000, b"99999999999", b"\xd9\xa3",
-            str(len(body) - 1).encode(), str(len(body) + 1).encode(), str(len(body)).encode() + b" ", b"1_000", b"65000000", b"67108865",
+            b"0", b"1", b"-1", b"abc", b"", b" ", b"1e3", b"0x10", b"+5", b"5, 5", b"5, 6", b"9" * 20, b"9" * 5000,
+            b"99999999999", b"\xd9\xa3",
+            str(len(body) - 1).encode(), str(len(body) + 1).encode(), str(len(body)).encode() + b" ", b"1_000",
+            b"65000000", b"67108865",
         )
     )  # fmt: skip
     more = chance.choice(((), (b"Content-Length: 7",), (b"Transfer-Encoding: chunked",)))
@@ -131,8 +141,10 @@ def _chunked(chance: random.Random, body: bytes, address: str, number: int) -> A
     size = b"%x" % len(body)
     odd = chance.choice(
         (
-            b"-1", b"", b" ", b"zz", b"0x10", b"g", size + b";" + b"a" * 70_000, size + b"; x=\"", b"f" * 17, b"f" * 5000, b"1_0", b"\xff",
-            b"7fffffffffffffff", b"+" + size, size.upper(), size + b" ", b"00000000" + size, b"%x" % (len(body) + 9), b"1",
+            b"-1", b"", b" ", b"zz", b"0x10", b"g", size + b";" + b"a" * 70_000, size + b"; x=\"", b"f" * 17,
+            b"f" * 5000, b"1_0", b"\xff",
+            b"7fffffffffffffff", b"+" + size, size.upper(), size + b" ", b"00000000" + size, b"%x" % (len(body) + 9),
+            b"1",
         )
     )  # fmt: skip
     tail = chance.choice(
@@ -164,7 +176,8 @@ def _chunked(chance: random.Random, body: bytes, address: str, number: int) -> A
 
 
 def _encoded(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
-    encodings = (b"gzip", b"deflate", b"br", b"zstd", b"x-gzip", b"identity", b"compress", b"aws-chunked", b"gzip, gzip", b"gzip, deflate, gzip, gzip, gzip, gzip, gzip",
+    encodings = (b"gzip", b"deflate", b"br", b"zstd", b"x-gzip", b"identity", b"compress", b"aws-chunked",
+    b"gzip, gzip", b"gzip, deflate, gzip, gzip, gzip, gzip, gzip",
                  b"UTF-8", b"none", b"\xff", b"", b"gzip;q=1", b",,,", b"gzip" * 2000)  # fmt: skip
     packed = gzip.compress(body, mtime=0)
     content = chance.choice(
@@ -199,12 +212,17 @@ def _bomb() -> bytes:
 def _redirect(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
     place = chance.choice(
         (
-            b"", b"/", b"?", b"#", b"#a", b".", b"..", b"//", b"///", b"//127.0.0.1:1/", b"http:", b"http://", b"http:///a", b"http://[", b"http://[::1", b"http://[::1]:1/",
-            b"http://127.0.0.1:1/", b"http://127.0.0.1:0/", b"http://127.0.0.1:65536/", b"http://127.0.0.1:-1/", b"http://127.0.0.1:x/", b"http://a..b/",
+            b"", b"/", b"?", b"#", b"#a", b".", b"..", b"//", b"///", b"//127.0.0.1:1/", b"http:", b"http://",
+            b"http:///a", b"http://[", b"http://[::1", b"http://[::1]:1/",
+            b"http://127.0.0.1:1/", b"http://127.0.0.1:0/", b"http://127.0.0.1:65536/", b"http://127.0.0.1:-1/",
+            b"http://127.0.0.1:x/", b"http://a..b/",
             b"http://127.0.0.1:1@127.0.0.1:1/", b"\\\\h\\s", b"file:///etc/passwd", b"FILE:///etc/passwd",
-            b"ftp://127.0.0.1:1/", b"gopher://127.0.0.1:1/", b"data:image/png;base64,AAAA", b"javascript:alert(1)", b"s3://b/k", b"memory://a", b"simplecache::file:///etc/passwd", b"about:blank",
-            b"/" + b"a" * 60_000, b"/%ff%00", "/图".encode(), b"/\xe9", b"/a b c", b"/\x00", b"/\x1b[2J", b"http://127.0.0.1:1/\tx", b"https://127.0.0.1:1/", b"http://0x7f000001:1/", b"http://2130706433:1/",
-            address.encode() + b"/%d" % number, address.encode() + b"/%d" % (number + 1), b"/%d" % max(0, number - 1), b"%d" % number, address.encode() + b"/good%d" % number,
+            b"ftp://127.0.0.1:1/", b"gopher://127.0.0.1:1/", b"data:image/png;base64,AAAA", b"javascript:alert(1)",
+            b"s3://b/k", b"memory://a", b"simplecache::file:///etc/passwd", b"about:blank",
+            b"/" + b"a" * 60_000, b"/%ff%00", "/图".encode(), b"/\xe9", b"/a b c", b"/\x00", b"/\x1b[2J",
+            b"http://127.0.0.1:1/\tx", b"https://127.0.0.1:1/", b"http://0x7f000001:1/", b"http://2130706433:1/",
+            address.encode() + b"/%d" % number, address.encode() + b"/%d" % (number + 1), b"/%d" % max(0, number - 1),
+            b"%d" % number, address.encode() + b"/good%d" % number,
         )
     )  # fmt: skip
     status = chance.choice((b"301 M", b"302 F", b"303 S", b"307 T", b"308 P", b"300 C", b"399 X", b"201 C"))
@@ -216,8 +234,10 @@ def _redirect(chance: random.Random, body: bytes, address: str, number: int) -> 
 def _cookies(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
     cookie = chance.choice(
         (
-            b"a=b", b"=", b"", b"a", b"a=" + b"b" * 60_000, b"a=b; Expires=never; Max-Age=" + b"9" * 400, b"a=b; Domain=.com", b"a=b; Path=" + b"/x" * 2000,
-            b"\xff=\xfe", b"a=b\x00c", b"a=\"\\", b"; ; ;", b"a=b; Max-Age=-1e9", b"a=b, c=d; Secure; HttpOnly; SameSite=x", b"__Host-a=b; Expires=Mon, 01 Jan 99999999999 00:00:00 GMT",
+            b"a=b", b"=", b"", b"a", b"a=" + b"b" * 60_000, b"a=b; Expires=never; Max-Age=" + b"9" * 400,
+            b"a=b; Domain=.com", b"a=b; Path=" + b"/x" * 2000,
+            b"\xff=\xfe", b"a=b\x00c", b"a=\"\\", b"; ; ;", b"a=b; Max-Age=-1e9",
+            b"a=b, c=d; Secure; HttpOnly; SameSite=x", b"__Host-a=b; Expires=Mon, 01 Jan 99999999999 00:00:00 GMT",
         )
     )  # fmt: skip
     lines = [b"Set-Cookie: " + cookie] * chance.choice((1, 1, 80))
@@ -230,9 +250,12 @@ def _cookies(chance: random.Random, body: bytes, address: str, number: int) -> A
 def _patience(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
     after = chance.choice(
         (
-            b"0", b"-1", b"1", b"3600", b"1e9", b"nan", b"inf", b"", b" ", b"9" * 20, b"9" * 5000, b"0.5", b"1,2", b"\xd9\xa3", b"Mon, 01 Jan 99999999999 00:00:00 GMT",
-            b"Mon, 01 Jan 2026 00:00:00 +" + b"9" * 400, b"Mon, 01 Jan 1969 00:00:00 GMT", b"Mon, 99 Foo 2026 99:99:99 GMT", b"Mon, 01 Jan 0000 00:00:00 GMT", b"tomorrow", b"\xff\xfe",
-            b"Fri, 31 Dec 9999 23:59:59 GMT", b"Mon, 01 Jan 2026 00:00:00 -9999", b"Mon, 01 Jan -5 00:00:00 GMT", b"Mon, 01 Jan 2026 " + b"0:" * 999, b"+5", b"1_0",
+            b"0", b"-1", b"1", b"3600", b"1e9", b"nan", b"inf", b"", b" ", b"9" * 20, b"9" * 5000, b"0.5", b"1,2",
+            b"\xd9\xa3", b"Mon, 01 Jan 99999999999 00:00:00 GMT",
+            b"Mon, 01 Jan 2026 00:00:00 +" + b"9" * 400, b"Mon, 01 Jan 1969 00:00:00 GMT",
+            b"Mon, 99 Foo 2026 99:99:99 GMT", b"Mon, 01 Jan 0000 00:00:00 GMT", b"tomorrow", b"\xff\xfe",
+            b"Fri, 31 Dec 9999 23:59:59 GMT", b"Mon, 01 Jan 2026 00:00:00 -9999", b"Mon, 01 Jan -5 00:00:00 GMT",
+            b"Mon, 01 Jan 2026 " + b"0:" * 999, b"+5", b"1_0",
         )
     )  # fmt: skip
     status = chance.choice(
@@ -255,7 +278,8 @@ def _patience(chance: random.Random, body: bytes, address: str, number: int) -> 
 
 
 def _informational(chance: random.Random, body: bytes, address: str, number: int) -> Answer:
-    early = chance.choice((b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 102 P\r\n\r\n", b"HTTP/1.1 199 X\r\n\r\n", b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n"))  # fmt: skip
+    early = chance.choice((b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+    b"HTTP/1.1 102 P\r\n\r\n", b"HTTP/1.1 199 X\r\n\r\n", b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n"))  # fmt: skip
     if chance.random() < 0.15:
         return Answer("informational flood", (early * 20_000,), "hold")
     return Answer(
@@ -300,7 +324,8 @@ def _dressed(chance: random.Random, body: bytes, address: str, number: int) -> A
             ("without a length", (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body,), "close"),
             ("HTTP/1.0", (b"HTTP/1.0 200 OK\r\n\r\n" + body,), "close"),
             ("chunked", (chunked + pieces + b"0\r\n\r\n",), "keep"),
-            ("chunk extension and trailer", (chunked + b"%x;a=b\r\n%b\r\n0\r\nT: t\r\n\r\n" % (len(body), body),), "keep"),
+            ("chunk extension and trailer", (chunked + b"%x;a=b\r\n%b\r\n0\r\nT: t\r\n\r\n" % (len(body), body),),
+            "keep"),
             ("gzip", (_whole(packed, b"Content-Encoding: gzip"),), "keep"),
             ("deflate", (_whole(zlib.compress(body), b"Content-Encoding: deflate"),), "keep"),
             ("continue first", (b"HTTP/1.1 100 Continue\r\n\r\n" + _whole(body),), "keep"),

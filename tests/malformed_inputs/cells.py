@@ -60,7 +60,8 @@ FAULTS: tuple[Callable[[], Exception], ...] = (
 """Makers of what the code of a cell or of a library may raise."""
 
 _HOOKS = (
-    "__array__", "__array_interface__", "__array_struct__", "__buffer__", "__fspath__", "__len__", "__iter__", "__getitem__",
+    "__array__", "__array_interface__", "__array_struct__", "__buffer__", "__fspath__", "__len__", "__iter__",
+    "__getitem__",
     "__eq__", "__bool__", "__float__", "__int__", "__index__", "__str__", "__repr__", "__hash__", "__class__",
     "__getattr__", "__contains__", "__dlpack__", "__arrow_array__", "__length_hint__", "__bytes__",
 )  # fmt: skip
@@ -97,18 +98,26 @@ def _text(chance: random.Random) -> str:
     good = base64.b64encode(whole if chance.random() < 0.5 else mutated(chance, whole, whole)).decode()
     start = chance.choice(
         (
-            "", "", "data:", "data:image/png;base64,", "DATA:;base64,", "data:;charset=utf-8,", "data:image/svg+xml,%3Csvg", "data:,",
-            "file:", "file://", "file:///", "file://elsewhere/", "FILE:///dev/", "//", "/", "~", "~nobody/", "C:\\", "\\\\host\\share\\",
-            "gopher://127.0.0.1:1/", "ftp://127.0.0.1:1/", "jar:file:///a!/", "view-source:", "javascript:", "memory://", "local://", "simplecache::file://",
-            "zip://a::file:///", "filecache::", "::", "reference://", "blockcache::memory://", "dir::/", "cached::", "s3a::", "git://127.0.0.1:1/", "http:", "http://127.0.0.1:1?",
-            "http:///", "http://[", "http://[::", "http://127.0.0.1:1/", "http://127.0.0.1:99999/", "http://user:pw@127.0.0.1:1/",
-            "https://127.0.0.1:1/", "HTTP://127.0.0.1:1/", "http://127.1:1/", "http://0:1/", "http://127.0.0.1:1@127.0.0.1:1/",
-            "\x00", "\ud800", "\u202e", "\ufeff", "\u2028", " \t\n", "<svg ", "<!doctype html>", "%", "{", "[", "None", "nan",
+            "", "", "data:", "data:image/png;base64,", "DATA:;base64,", "data:;charset=utf-8,",
+            "data:image/svg+xml,%3Csvg", "data:,",
+            "file:", "file://", "file:///", "file://elsewhere/", "FILE:///dev/", "//", "/", "~", "~nobody/", "C:\\",
+            "\\\\host\\share\\",
+            "gopher://127.0.0.1:1/", "ftp://127.0.0.1:1/", "jar:file:///a!/", "view-source:", "javascript:",
+            "memory://", "local://", "simplecache::file://",
+            "zip://a::file:///", "filecache::", "::", "reference://", "blockcache::memory://", "dir::/", "cached::",
+            "s3a::", "git://127.0.0.1:1/", "http:", "http://127.0.0.1:1?",
+            "http:///", "http://[", "http://[::", "http://127.0.0.1:1/", "http://127.0.0.1:99999/",
+            "http://user:pw@127.0.0.1:1/",
+            "https://127.0.0.1:1/", "HTTP://127.0.0.1:1/", "http://127.1:1/", "http://0:1/",
+            "http://127.0.0.1:1@127.0.0.1:1/",
+            "\x00", "\ud800", "\u202e", "\ufeff", "\u2028", " \t\n", "<svg ", "<!doctype html>", "%", "{", "[",
+            "None", "nan",
         )
     )  # fmt: skip
     middle = chance.choice(
         (
-            lambda: "".join(chr(chance.choice((chance.randrange(128), chance.randrange(0x11000)))) for _ in range(chance.randrange(30))),
+            lambda: "".join(chr(chance.choice((chance.randrange(128),
+            chance.randrange(0x11000)))) for _ in range(chance.randrange(30))),
             lambda: good,
             lambda: good.replace("+", "-").replace("/", "_").rstrip("="),
             lambda: good[: chance.randrange(len(good) + 1)],
@@ -117,8 +126,10 @@ def _text(chance: random.Random) -> str:
             lambda: base64.b64encode(good.encode()).decode(),
             lambda: "a" * chance.choice((1, 255, 256, 4096, 4097, 200_000)),
             lambda: "../" * chance.choice((1, 40, 3000)) + "a.png",
-            lambda: "a.png" + chance.choice(("\x00", "?", "#", "%00", "%", "%zz", "\n", "\r\nX: y", "\ud83d", "é", "?a=" + "b" * 9000)),
-            lambda: chance.choice(("proc/self/mem", "/proc/kmsg", "dev/zero", "dev/null", "dev/stdin", "etc", ".", "..", "tmp/", "sys/kernel")),
+            lambda: "a.png" + chance.choice(("\x00", "?", "#", "%00", "%", "%zz", "\n", "\r\nX: y", "\ud83d", "é",
+            "?a=" + "b" * 9000)),
+            lambda: chance.choice(("proc/self/mem", "/proc/kmsg", "dev/zero", "dev/null", "dev/stdin", "etc", ".",
+            "..", "tmp/", "sys/kernel")),
             lambda: "",
         )
     )()  # fmt: skip
@@ -167,21 +178,30 @@ def _released(data: bytes) -> memoryview:
 def _plain(chance: random.Random) -> object:
     colours = enum.Enum("colours", "RED GREEN")
     values: tuple[object, ...] = (
-        None, pd.NA, pd.NaT, float("nan"), float("inf"), 0, -1, 2**70, 1.5, True, 1j, ..., NotImplemented, object(), object, int,
-        np.nan, np.float32("nan"), np.datetime64("NaT"), np.timedelta64(1, "s"), np.int8(1), np.float16(1), np.bool_(True),
-        np.str_("a.png"), np.bytes_(b"a"), np.complex64(1), np.void(b"abc"), np.datetime64("2026-01-01"), np.longdouble(1),
-        decimal.Decimal("NaN"), decimal.Decimal(1), fractions.Fraction(1, 3), datetime.datetime(2026, 1, 1), datetime.timedelta(1),
-        uuid.UUID(int=1), range(3), range(0), slice(1), iter([1]), (n for n in range(3)), map(str, [1]), zip(), enumerate([1]),
-        set(), {1}, frozenset({b"a"}), collections.deque([1]), collections.Counter("a"), colours.RED, colours, lambda: 1, print,
-        types.SimpleNamespace(path="a.png"), types.ModuleType("m"), pathlib.Path("a.png"), pathlib.Path("/"), pathlib.PurePosixPath("\x00"),
-        Exception("a"), KeyboardInterrupt, re.match("a", "a"), open, io.StringIO("a"), np, pd, np.dtype("uint8"), np.random.default_rng(0),
+        None, pd.NA, pd.NaT, float("nan"), float("inf"), 0, -1, 2**70, 1.5, True, 1j, ..., NotImplemented, object(),
+        object, int,
+        np.nan, np.float32("nan"), np.datetime64("NaT"), np.timedelta64(1, "s"), np.int8(1), np.float16(1),
+        np.bool_(True),
+        np.str_("a.png"), np.bytes_(b"a"), np.complex64(1), np.void(b"abc"), np.datetime64("2026-01-01"),
+        np.longdouble(1),
+        decimal.Decimal("NaN"), decimal.Decimal(1), fractions.Fraction(1, 3), datetime.datetime(2026, 1, 1),
+        datetime.timedelta(1),
+        uuid.UUID(int=1), range(3), range(0), slice(1), iter([1]), (n for n in range(3)), map(str, [1]), zip(),
+        enumerate([1]),
+        set(), {1}, frozenset({b"a"}), collections.deque([1]), collections.Counter("a"), colours.RED, colours,
+        lambda: 1, print,
+        types.SimpleNamespace(path="a.png"), types.ModuleType("m"), pathlib.Path("a.png"), pathlib.Path("/"),
+        pathlib.PurePosixPath("\x00"),
+        Exception("a"), KeyboardInterrupt, re.match("a", "a"), open, io.StringIO("a"), np, pd, np.dtype("uint8"),
+        np.random.default_rng(0),
     )  # fmt: skip
     return chance.choice(values)
 
 
 def _sequence(chance: random.Random) -> object:
     good = seeds()["PNG RGB"]
-    parts = [chance.choice((good, "a.png", None, b"", [], [good], (), 1, np.zeros((9, 9, 3), np.uint8), {"bytes": good}, float("nan"), _liar(chance)))
+    parts = [chance.choice((good, "a.png", None, b"", [], [good], (), 1, np.zeros((9, 9, 3), np.uint8),
+    {"bytes": good}, float("nan"), _liar(chance)))
              for _ in range(chance.randrange(5))]  # fmt: skip
     nested: object = good
     for _ in range(chance.choice((1, 5, 3000))):
@@ -226,7 +246,7 @@ def _mapping(chance: random.Random) -> object:
     )
     key = chance.choice(("bytes", "path", "url", "image_url", "Bytes", b"bytes", 0, None, "array", "image"))
     dresses: tuple[Callable[[], object], ...] = (
-        lambda: {},
+        dict,
         lambda: {key: value},
         lambda: {"bytes": None, "path": value},
         lambda: {"bytes": value, "path": "missing.png"},
@@ -243,9 +263,11 @@ def _mapping(chance: random.Random) -> object:
 
 
 def _array(chance: random.Random) -> object:
-    shapes = ((), (0,), (3,), (9, 9), (9, 9, 1), (9, 9, 2), (9, 9, 3), (9, 9, 4), (9, 9, 5), (3, 9, 9), (1, 9, 9, 3), (2, 9, 9, 3),
+    shapes = ((), (0,), (3,), (9, 9), (9, 9, 1), (9, 9, 2), (9, 9, 3), (9, 9, 4), (9, 9, 5), (3, 9, 9), (1, 9, 9, 3),
+    (2, 9, 9, 3),
               (0, 9, 3), (9, 0, 3), (1, 1, 3), (1, 300, 3), (300, 1), (9, 9, 3, 1, 1), (1,) * 20)  # fmt: skip
-    kinds = ("u1", "i1", "u2", ">u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", ">f4", "f8", "g", "c8", "c16", "?", "M8[s]", "m8[ns]",
+    kinds = ("u1", "i1", "u2", ">u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", ">f4", "f8", "g", "c8", "c16", "?",
+    "M8[s]", "m8[ns]",
              "S3", "U3", "V5", "O", [("r", "u1"), ("g", "u1")])  # fmt: skip
     kind = np.dtype(chance.choice(kinds))
     try:

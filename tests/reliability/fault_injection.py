@@ -64,9 +64,12 @@ FAULTS: dict[str, Callable[[], Exception]] = {
 
 _PACKAGE = str(Path(qwenvl_kit.images.__file__).parent) + os.sep
 # Locks, clocks and context managers are the language's own: a release that raised would leave any program waiting.
-_SPARED = {"threading", "_thread", "contextlib", "time", "typing", "dataclasses", "functools", "queue", "weakref", "abc", "types", "_abc",
-           "collections", "_collections", "collections.abc", "_weakref", "_weakrefset", "gc", "sys", "warnings", "_warnings", "logging", "traceback",
-           "copyreg", "enum", "linecache", "atexit", "signal", "selectors", "select", "concurrent", "itertools", "operator",
+_SPARED = {"threading", "_thread", "contextlib", "time", "typing", "dataclasses", "functools", "queue", "weakref",
+"abc", "types", "_abc",
+           "collections", "_collections", "collections.abc", "_weakref", "_weakrefset", "gc", "sys", "warnings",
+           "_warnings", "logging", "traceback",
+           "copyreg", "enum", "linecache", "atexit", "signal", "selectors", "select", "concurrent", "itertools",
+           "operator",
            "_functools", "_operator", "reprlib"}  # fmt: skip
 _NEVER_FAIL = {"posix.getpid", "nt.getpid"}  # https://man7.org/linux/man-pages/man2/getpid.2.html#ERRORS
 _HOLDERS = (str, bytes, bytearray, memoryview)  # builtin types whose methods allocate, encode and decode
@@ -150,7 +153,9 @@ class Injector:
             n_before = self.n_seen if self.deep else self.seen.get(site, 0)
             self.seen[site] = self.seen.get(site, 0) + 1
             self.n_seen += 1
-            is_due = self.raised is None and n_before == self.nth and (self.deep and self.nth >= 0 or site == self.site)
+            is_due = (
+                self.raised is None and n_before == self.nth and ((self.deep and self.nth >= 0) or site == self.site)
+            )
             if not is_due:
                 return
             self.raised = site
@@ -219,7 +224,7 @@ class Column:
         try:
             with injector.at_work():
                 frame = self.run()
-        except BaseException as error:  # noqa: BLE001  # it is the finding
+        except BaseException as error:  # it is the finding
             if isinstance(error, AssertionError) and "still at work" in str(error):
                 raise Hangs(f"{where}{injector.raised}: {error}") from error
             cause = error.__cause__ or error

@@ -23,7 +23,8 @@ import qwenvl_kit
 
 HANGS_S = 60.0
 COLUMNS = (
-    "quick bytes", "slow bytes", "drafts", "odd modes", "paths", "file addresses", "base64", "data addresses", "http", "fsspec",
+    "quick bytes", "slow bytes", "drafts", "odd modes", "paths", "file addresses", "base64", "data addresses", "http",
+    "fsspec",
     "images", "open images", "arrays", "several", "known paths", "known addresses",
 )  # fmt: skip
 JPEGS = [encoded(noise(24, 20 + number, number), "JPEG") for number in range(5)]
@@ -106,15 +107,18 @@ def test_a_thread_that_cannot_start_loses_no_row(
         return counted(thread) if thread.name.startswith("qwenvl_kit") else started(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    try:
-        statuses = run(cells)["status"].tolist()
-    except (qwenvl_kit.errors.BackendFailed, RuntimeError) as error:
-        assert "thread" in str(error)
-    else:
-        assert statuses.count("ok") >= 4
-        assert set(statuses) <= {"ok", "error"}
+    outcome = _statuses_or_message(cells)
     monkeypatch.undo()
+
+    assert "thread" in outcome or (outcome.count("ok") >= 4 and set(outcome) <= {"ok", "error"})
     assert set(run(cells)["status"]) == {"ok"}
+
+
+def _statuses_or_message(cells: list[object]) -> list[str] | str:
+    try:
+        return list(run(cells)["status"])
+    except RuntimeError as error:  # `BackendFailed` is one
+        return str(error)
 
 
 @pytest.mark.parametrize(
