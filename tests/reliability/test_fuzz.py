@@ -28,7 +28,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("kind", "n_cases", "seed"),
-    [("files", 5000, 1), ("cells", 2000, 2), ("servers", 400, 3)],
+    [("files", 2500, 1), ("cells", 2000, 2), ("servers", 300, 3)],
     ids=lambda value: str(value),
 )
 def test_malformed_inputs_hurt_no_good_row(kind: str, n_cases: int, seed: int) -> None:
