@@ -196,7 +196,7 @@ class Config:
     max_image_bytes: int = _option(64 * 2**20, "run", "largest encoded picture, in bytes")
     max_image_pixels: int = _option(89_478_485, "run", "largest decoded picture, in pixels (Pillow's own limit)")
     decode_timeout_s: float = _option(
-        2.0, "run", "most CPU time for decoding one picture, in seconds; larger pictures get it per 32 megapixels"
+        2.0, "run", "most CPU time for decoding one picture, in seconds; larger ones get it per 4 MB or 32 megapixels"
     )
     allow_private_hosts: bool = _option(True, "run", "False refuses addresses in private networks")
     headers: Mapping[str, str] | None = _option(

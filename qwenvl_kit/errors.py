@@ -14,19 +14,20 @@
     ├── RowErrors                               some rows failed under ``on_error="raise"``
     ├── ExportFailed       (RuntimeError)       an ONNX export was not written, or is not equal to its source
     ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
-    ├── ForkedProcess      (RuntimeError)       a call in a process that was forked from one with a loaded model
+    ├── ForkedProcess      (RuntimeError)       a call in a process that was forked while a model or a run was up
     └── BackendFailed      (RuntimeError)       the backend itself broke; nothing of one row
     Interrupted            (KeyboardInterrupt)  the run was stopped by Ctrl-C
     QwenVLWarning          (UserWarning)
     ├── OptionWarning                           an option was given that cannot take effect
     ├── RowErrorWarning                         some rows of a finished run are errors
-    └── StoreWarning                            a broken store was moved aside
+    └── StoreWarning                            a store was moved aside, or something of it left out
 
 Errors whose arguments are more than a message say how they are rebuilt, since workers hand them on as pickles.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,6 +35,30 @@ if TYPE_CHECKING:
 
 Stage = Literal["fetch", "decode", "resize", "generate"]
 """Where in its way through the house a row failed."""
+
+# Messages quote what strangers wrote, and end in terminals and tables: control characters and half characters (C0, C1,
+# surrogates), line and paragraph separators, marks that reverse the direction of writing, and tags are replaced.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_LONGEST_MESSAGE = 2000
+
+
+def printable(text: str, length: int = _LONGEST_MESSAGE) -> str:
+    r"""Return a text on one line, without control characters, and with at most `length` characters.
+
+    Examples
+    --------
+    >>> printable("red: \x1b[31m, next:\nline")
+    'red: �[31m, next: line'
+    >>> printable("A" * 10, 5)
+    'AAAA…'
+    """
+    text = text[: length + 1]
+    if not text.isprintable():
+        text = _UNPRINTABLE.sub(lambda found: " " if found.group().isspace() else "�", text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 class QwenVLError(Exception):
@@ -95,10 +120,12 @@ class RowError(QwenVLError):
     stage : {"fetch", "decode", "resize", "generate"}
         Where the row failed.
     message : str
-        What went wrong, with the source, and what to do about it. Never contains a secret.
+        What went wrong, with the source, and what to do about it. Never contains a secret. Control characters are
+        replaced, and a very long message is cut.
     """
 
     def __init__(self, stage: Stage, message: str) -> None:
+        message = printable(message)
         super().__init__(message)
         self.stage: Stage = stage
         self.message = message
@@ -180,4 +207,4 @@ class RowErrorWarning(QwenVLWarning):
 
 
 class StoreWarning(QwenVLWarning):
-    """A broken store was moved aside and a new one begun; the message names the file it was moved to."""
+    """A broken store was moved aside, the record of a run was not stored, or rows of a store cannot be read."""

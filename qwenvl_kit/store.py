@@ -1,7 +1,7 @@
-"""Results that outlive a run: a key goes in, the `Result` kept under it comes out.
+"""Keep results beyond a run: each is stored under the key of its answer.
 
 One SQLite file in WAL mode; every result is committed before it is counted, so a killed process loses none that was
-shown as done. It knows nothing of pictures or models: equal keys are equal answers.
+shown as done. Equal keys are equal answers.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ import sqlite3
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from qwenvl_kit import sqlite_errors, sqlite_file
 from qwenvl_kit.errors import StoreError, StoreWarning
 from qwenvl_kit.records import Result
 
-_APPLICATION_ID = 0x51564B31  # "QVK1": tells our files from other SQLite databases
-_CHECKED_BYTES = 2**29  # larger files are not read through at each opening
+Access = Literal["write", "existing", "read"]
 _KEPT = ("text", "finish_reason", "prompt_tokens", "new_tokens", "height", "width", "flag")
-_SCHEMA = f"""
-PRAGMA application_id = {_APPLICATION_ID};
-CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, result TEXT NOT NULL, stored_at REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sources (name TEXT PRIMARY KEY, mark TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started TEXT NOT NULL, record TEXT NOT NULL);
-"""
+_FINISHES = (None, "stop", "length", "repetition")
+_PAGE = 256  # rows that are fetched at once while others may use the store
+_OPENERS = {
+    "write": sqlite_file.open_to_write,
+    "existing": sqlite_file.open_existing,
+    "read": sqlite_file.open_to_read,
+}
 
 
 class SqliteStore:
@@ -38,12 +40,17 @@ class SqliteStore:
     Parameters
     ----------
     path : str or Path
-        The file; made where there is none. A broken one is moved aside, with a warning, and a new one begun.
+        The file; ``~`` is the home folder. It is made where there is none, readable by its owner only. A broken store
+        is moved aside, with a warning, and a new one begun.
+    access : {"write", "existing", "read"}
+        ``existing`` makes no file and moves none; ``read`` also writes nothing.
 
     Raises
     ------
     StoreError
-        The file is a database of something else, or cannot be read or written.
+        The file is no store, one of a later version, or cannot be read or written.
+    ConfigError
+        The name is none of a file.
 
     Examples
     --------
@@ -54,141 +61,203 @@ class SqliteStore:
     'a cat'
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._lock = threading.Lock()
+    def __init__(self, path: str | Path, *, access: Access = "write") -> None:
+        self._shown = os.fspath(path)
+        self._path = sqlite_file.locate(path)
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._odd: set[str] = set()  # keys whose rows cannot be read
+        if self._path in _inherited:
+            raise StoreError(_forked(self._shown))
         with self._told():
-            try:
-                self._connection = _open(self._path)
-            except sqlite3.DatabaseError as error:
-                if not _is_broken(error):
-                    raise
-                _move_aside(self._path, error)
-                self._connection = _open(self._path)
+            self._connection = _OPENERS[access](self._path, self._shown)
+        _open_stores.add(self)
 
     def get(self, key: str) -> Result | None:
-        """Give the result kept under `key`; None where there is none. Its row number is 0."""
-        with self._lock, self._told():
-            found = self._connection.execute("SELECT result FROM results WHERE key = ?", (key,)).fetchone()
-        return None if found is None else Result(0, "ok", **json.loads(found[0]))
+        """Return the result kept under `key`, as row 0; None where there is none that can be read."""
+        with self._lent() as connection:
+            found = connection.execute("SELECT CAST(result AS BLOB) FROM results WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            return None
+        values = _values(found[0])
+        if values is None or not _is_result(values):
+            self._odd.add(key)
+            return None
+        return Result(0, "ok", **values)
 
     def put(self, key: str, result: Result) -> None:
-        """Keep a result, committed when this returns; the first one under a key stays."""
+        """Keep a result, committed when this returns; the first one under a key stays, unless it cannot be read."""
         kept = {name: value for name, value in asdict(result).items() if name in _KEPT}
-        self._write("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", key, _json(kept), time.time())
+        rule = "REPLACE" if key in self._odd else "IGNORE"
+        self._write(
+            f"INSERT OR {rule} INTO results (key, result, stored_at) VALUES (?, ?, ?)", key, _json(kept), time.time()
+        )
+        self._odd.discard(key)
 
     def get_source(self, name: str) -> tuple[str, str] | None:
-        """Mark and digest of the picture that stood at an address when it was read last."""
-        with self._lock, self._told():
-            found = self._connection.execute("SELECT mark, digest FROM sources WHERE name = ?", (name,)).fetchone()
-        return None if found is None else (found[0], found[1])
+        """Return mark and digest of the image that an address held when it was last read."""
+        with self._lent() as connection:
+            found = connection.execute(
+                "SELECT CAST(mark AS BLOB), CAST(digest AS BLOB) FROM sources WHERE name = ?", (name,)
+            ).fetchone()
+        try:
+            return None if found is None else (found[0].decode(), found[1].decode())
+        except (UnicodeDecodeError, AttributeError):  # no text: the address is read again
+            return None
 
     def put_source(self, name: str, mark: str, digest: str) -> None:
-        """Keep which picture stood at an address."""
-        self._write("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", name, mark, digest)
+        """Keep which image an address held."""
+        whole = mark.encode("utf-8", "backslashreplace").decode()
+        self._write("INSERT OR REPLACE INTO sources (name, mark, digest) VALUES (?, ?, ?)", name, whole, digest)
 
     def add_run(self, record: dict[str, Any]) -> None:
-        """Keep what a run was asked and what ran."""
+        """Keep the record of a run."""
         self._write("INSERT INTO runs (started, record) VALUES (?, ?)", record["started"], _json(record))
 
     def runs(self) -> list[dict[str, Any]]:
-        """Records of the runs that used this store, oldest first."""
-        with self._lock, self._told():
-            return [json.loads(row[0]) for row in self._connection.execute("SELECT record FROM runs ORDER BY id")]
+        """Return the records of the runs that used this store, oldest first, without those that cannot be read."""
+        with self._lent() as connection:
+            rows = connection.execute("SELECT CAST(record AS BLOB) FROM runs ORDER BY id").fetchall()
+        return [record for row in rows if (record := _values(row[0])) is not None]
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Every result that is kept, with its key and the time it was stored at, in seconds since 1970."""
-        with self._lock, self._told():
-            for key, result, stored_at in self._connection.execute("SELECT * FROM results ORDER BY stored_at"):
-                yield {"key": key, **json.loads(result), "stored_at": stored_at}
+        """Yield every result, with its key and the time it was stored at, in seconds since 1970.
+
+        Rows that cannot be read are left out, with a warning in the end.
+        """
+        n_odd = 0
+        with self._lent() as connection:
+            rows = connection.execute(
+                "SELECT CAST(key AS BLOB), CAST(result AS BLOB), stored_at FROM results ORDER BY stored_at, key"
+            )
+        try:
+            while True:
+                with self._lent():
+                    page = rows.fetchmany(_PAGE)
+                if not page:
+                    break
+                for key, result, stored_at in page:
+                    values = _values(result)
+                    if values is None or not _is_result(values):
+                        n_odd += 1
+                        continue
+                    yield {"key": key.decode(errors="replace"), **values, "stored_at": stored_at}
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                rows.close()
+        if n_odd:
+            warnings.warn(
+                f"store={self._shown!r} has {n_odd} rows that cannot be read; they are left out.",
+                StoreWarning,
+                stacklevel=2,
+            )
 
     def counts(self) -> dict[str, int]:
-        """How many results, sources and runs are kept."""
-        with self._lock, self._told():
+        """Return how many results, sources and runs are kept."""
+        with self._lent() as connection:
             return {
-                table: self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
                 for table in ("results", "sources", "runs")
             }
 
     def prune(self, before: float) -> int:
-        """Forget results stored before a time, in seconds since 1970, give their space back and say how many."""
-        with self._lock, self._told():
-            n_pruned = self._connection.execute("DELETE FROM results WHERE stored_at < ?", (before,)).rowcount
-            self._connection.execute("VACUUM")
+        """Delete results stored before a time, in seconds since 1970, give their space back and return how many."""
+        with self._lent() as connection:
+            n_pruned = connection.execute("DELETE FROM results WHERE stored_at < ?", (before,)).rowcount
+            connection.execute("VACUUM")
         return n_pruned
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
+        """Close the file; nothing of it may be used in a forked child, where this does nothing."""
+        if os.getpid() == self._process:
+            with self._lock, self._told():
+                self._connection.close()
+            _open_stores.discard(self)
 
     def _write(self, statement: str, *values: object) -> None:
+        with self._lent() as connection:
+            connection.execute(statement, values)
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[sqlite3.Connection]:
+        if os.getpid() != self._process:  # the parent's thread may hold the lock for ever
+            raise StoreError(_forked(self._shown))
         with self._lock, self._told():
-            self._connection.execute(statement, values)
+            yield self._connection
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"store={str(self._path)!r} cannot be used: {error}; it is left as it is: free the disk, or move "
-                "the file aside and pass store= again"
-            ) from error
+        except StoreError:
+            raise
+        # Also what sqlite3 raises where SQLite is out of memory, or a value does not fit or is no text.
+        except (sqlite3.Error, sqlite3.Warning, OSError, MemoryError, OverflowError, UnicodeError) as error:
+            what = sqlite_errors.explain(error, self._path)
+            raise StoreError(f"store={self._shown!r} cannot be used: {what}") from error
 
 
 @contextlib.contextmanager
-def open_store(path: str | Path) -> Iterator[SqliteStore]:
-    """Open a store for the time of a run."""
-    store = SqliteStore(path)
+def open_store(path: str | Path, *, access: Access = "write") -> Iterator[SqliteStore]:
+    """Open a store for the time of a run; see `SqliteStore`."""
+    store = SqliteStore(path, access=access)
     try:
         yield store
     finally:
         store.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
-    try:
-        _prepare(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+_open_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_inherited: dict[Path, list[sqlite3.Connection]] = {}
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    owner = connection.execute("PRAGMA application_id").fetchone()[0]
-    n_tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if n_tables and owner != _APPLICATION_ID:
-        raise StoreError(f"store={str(path)!r} is an SQLite file of something else; name another file")
-    if path.stat().st_size <= _CHECKED_BYTES:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")  # a commit survives the process; power loss costs the last few
-    connection.executescript(_SCHEMA)
+def _after_fork() -> None:
+    """Never use or close in a child what the parent opened: SQLite would take the parent's locks for the child's."""
+    # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+    for store in list(_open_stores):
+        _inherited.setdefault(store._path, []).append(store._connection)
+    sqlite_file.after_fork()
 
 
-def _is_broken(error: sqlite3.DatabaseError) -> bool:
-    return "malformed" in str(error) or "not a database" in str(error)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
-def _move_aside(path: Path, error: sqlite3.DatabaseError) -> None:
-    """Keep what is broken under another name: some of it may yet be saved."""
-    stamp = time.strftime("%Y%m%dT%H%M%S")
-    aside = path.with_name(f"{path.name}.broken-{stamp}-{os.getpid()}")
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    warnings.warn(
-        f"store={str(path)!r} is broken ({error}); it was moved to {aside.name} and a new one is begun",
-        StoreWarning,
-        stacklevel=2,
+def _forked(shown: str) -> str:
+    return (
+        f"store={shown!r} was open when this process was forked, and SQLite allows no use of it here. Start workers "
+        "with multiprocessing's 'spawn' or 'forkserver', or before the run."
     )
 
 
+def _values(packed: object) -> dict[str, Any] | None:
+    """Return a JSON object; None for what is none, as other hands or programs may have written."""
+    try:
+        values = json.loads(packed) if isinstance(packed, bytes) else None
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _is_result(values: dict[str, Any]) -> bool:
+    """Whether these are the fields of a result, of types that a frame can hold."""
+    return (
+        values.keys() <= set(_KEPT)
+        and _is_text(values.get("text"))
+        and (values.get("flag") is None or _is_text(values["flag"]))
+        and values.get("finish_reason") in _FINISHES
+        and all(_is_count(values.get(name)) for name in ("prompt_tokens", "new_tokens", "height", "width"))
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value == value.encode("utf-8", "replace").decode()
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63)
+
+
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _is_text(text) else json.dumps(value)  # half characters as escapes

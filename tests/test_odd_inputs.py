@@ -359,7 +359,7 @@ JPEG = encoded(Image.effect_noise((200, 200), 80).convert("RGB"), "JPEG")
         (JPEG[:20], "decode", ""),
         (b"<!DOCTYPE html><html>404</html>", "decode", "HTML"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "decode", "SVG"),
-        (b"\x00" * 100, "decode", "no picture"),
+        (b"\x00" * 100, "decode", "no image"),
         ("no-such-file.png", "fetch", "does not exist"),
         (".", "fetch", "no regular file"),
         (12.5, "fetch", "type float"),

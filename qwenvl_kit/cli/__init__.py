@@ -1,7 +1,7 @@
 """The command line: ``qwenvl-kit bench | caption | demo | doctor | export | store``; words in, lines and a status out.
 
-Exit status: 0 when done (failed rows are named but kept), 1 when rows failed under ``--on-error raise`` or the backend
-broke, 2 for a wrong option or a missing model, 130 after Ctrl-C.
+Exit status: 0 when done (failed rows are named but kept), 1 when rows failed under ``--on-error raise``, the backend
+broke or a file could not be written, 2 for a wrong option or a missing model, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Sequence
 
 from qwenvl_kit._version import __version__
 from qwenvl_kit.cli import bench, caption, demo, doctor, export, store
+from qwenvl_kit.cli.terminal import escape, safe_output, silence
 from qwenvl_kit.errors import Interrupted, QwenVLError, QwenVLWarning, RowErrors
 
 _COMMANDS = (caption, demo, bench, doctor, export, store)
+_LINE_END = "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,20 +38,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["caption", "no-such-folder/", "--backend", "echo"])
     2
     """
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
+    with safe_output():
+        try:
+            try:
+                return _work(arguments)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except OSError as error:  # such as a full disk behind the standard output
+            _say(error)
+            if sys.stdout is not None:
+                silence(sys.stdout)
+            return 1
+
+
+def _work(arguments: Sequence[str] | None) -> int:
+    parsed = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", QwenVLWarning)
             warnings.showwarning = _show_warning
             status: int = parsed.work(parsed)
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"qwenvl-kit: {error or 'interrupted'}", file=sys.stderr)
+        _say(error or "interrupted")
         return 130
     except QwenVLError as error:
-        print(f"qwenvl-kit: {error}", file=sys.stderr)
+        _say(error)
         return 1 if isinstance(error, RowErrors) or getattr(error, "results", None) is not None else 2
     return status
+
+
+def _say(message: object) -> None:
+    print(f"qwenvl-kit: {escape(str(message), keep=_LINE_END)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,4 +84,4 @@ def _parser() -> argparse.ArgumentParser:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """One line for our own warnings, without the place in the code that Python would add."""
     name = "" if issubclass(category, QwenVLWarning) else f"{category.__name__}: "
-    print(f"qwenvl-kit: {name}{message}", file=sys.stderr)
+    _say(f"{name}{message}")

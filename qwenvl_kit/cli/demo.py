@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.demo import gallery
+from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -25,6 +26,10 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def work(parsed: argparse.Namespace) -> int:
     """Draw, caption, print and write the gallery."""
+    try:
+        parsed.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out must be a folder that can be made; {parsed.out}: {error.strerror}") from error
     exhibits = gallery.exhibits(max(1, parsed.pictures), seed=parsed.seed)
     print(gallery.table(exhibits))
     page = gallery.write(exhibits, parsed.out)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qwenvl_kit.cli.tables import check_out, write_table
+from qwenvl_kit.cli.tables import OUT_HELP, check_out, save
+from qwenvl_kit.cli.terminal import escape
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.store import open_store
 
@@ -25,7 +28,7 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     show = actions.add_parser("show", help="count results and list runs")
     export = actions.add_parser("export", help="write all results to a table")
-    export.add_argument("--out", type=Path, required=True, help="table to write: *.parquet, *.csv or *.jsonl")
+    export.add_argument("--out", type=Path, required=True, help=OUT_HELP)
     prune = actions.add_parser("prune", help="forget old results and give their space back")
     prune.add_argument("--older-than-days", type=float, required=True, help="forget what was stored before this")
     for action, work in ((show, _show), (export, _export), (prune, _prune)):
@@ -34,35 +37,46 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    with open_store(_existing(parsed.file)) as store:
+    with open_store(_existing(parsed.file), access="read") as store:
         counts = store.counts()
         print(f"{parsed.file}: {counts['results']} results, {counts['sources']} known addresses, {counts['runs']} runs")
         for record in store.runs():
-            ran, rows = record["effective"], ", ".join(f"{n} {status}" for status, n in record["rows"].items())
-            print(
-                f"  {record['started']}  {ran['model']} ({ran['dtype']}, {ran['device']}): {rows or 'no rows'}, "
-                f"{record['cached']} of them known, {record['seconds']:.1f} s"
-            )
+            print(f"  {escape(_line(record))}")
     return 0
+
+
+def _line(record: dict[str, Any]) -> str:
+    try:
+        ran, rows = record["effective"], ", ".join(f"{n} {status}" for status, n in record["rows"].items())
+        return (
+            f"{record['started']}  {ran['model']} ({ran['dtype']}, {ran['device']}): {rows or 'no rows'}, "
+            f"{record['cached']} of them known, {record['seconds']:.1f} s"
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by other hands, or another version
+        return "a record of another form"
 
 
 def _export(parsed: argparse.Namespace) -> int:
     check_out(parsed.out)
-    with open_store(_existing(parsed.file)) as store:
+    with open_store(_existing(parsed.file), access="read") as store:
         table = pd.DataFrame(store.results())
-    write_table(table, parsed.out)
+    saved, why = save(table, parsed.out)
+    if why is not None:
+        print(f"qwenvl-kit: {parsed.out} cannot be written ({why}); the results are in {saved}", file=sys.stderr)
+        return 1
     print(f"{len(table)} results in {parsed.out}")
     return 0
 
 
 def _prune(parsed: argparse.Namespace) -> int:
-    with open_store(_existing(parsed.file)) as store:
+    with open_store(_existing(parsed.file), access="existing") as store:
         n_pruned = store.prune(time.time() - parsed.older_than_days * _DAY_S)
         print(f"{n_pruned} results forgotten, {store.counts()['results']} kept")
     return 0
 
 
 def _existing(file: Path) -> Path:
-    if not file.is_file():
+    file = Path(os.path.expanduser(file))
+    if not os.path.isfile(file):
         raise ConfigError(f"there is no store {file}; relative paths start from {Path.cwd()}")
     return file

@@ -6,8 +6,12 @@ An engine takes cells and prompts and gives a `Run`: the same answers in the sam
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
+
+from qwenvl_kit.errors import StoreError, StoreWarning
 
 if TYPE_CHECKING:
     from qwenvl_kit.backends.base import Control
@@ -56,3 +60,22 @@ def execute(
     module, function = _REGISTRY[config.engine].split(":")
     engine = cast("Engine", getattr(importlib.import_module(module), function))
     return engine(cells, prompts, config, control=control, stacklevel=stacklevel + 1)
+
+
+def unrecorded(run: Run, error: BaseException, stacklevel: int) -> Run:
+    """Return a finished run whose record could not be stored: no error after the last row may cost the results.
+
+    Warns of the error at `stacklevel`. Where warnings raise, and after Ctrl-C, the run that is returned says so.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return replace(run, interrupted=True)
+    if isinstance(run.failure, StoreError):  # the same disk, which is told of already
+        return run
+    message = f"The record of this run was not stored; its results are complete. {error}"
+    try:
+        warnings.warn(message, StoreWarning, stacklevel=stacklevel + 1)
+    except StoreWarning:
+        failure = StoreError(message)
+        failure.__cause__ = error
+        return replace(run, failure=run.failure or failure)
+    return run

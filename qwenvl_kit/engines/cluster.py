@@ -11,12 +11,12 @@ import contextlib
 import functools
 import pickle
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.backends.base import Control, make_spec
 from qwenvl_kit.effective import announce
+from qwenvl_kit.engines.base import unrecorded
 from qwenvl_kit.engines.parcels import About, Parcel, from_fields, result_kinds, unpack_error
 from qwenvl_kit.engines.runners import check_cluster, check_gpus, gpus_of_cluster, start
 from qwenvl_kit.engines.worker import Worker
@@ -25,7 +25,7 @@ from qwenvl_kit.runner import Run, inside_run
 from qwenvl_kit.runner.ledger import Ledger
 from qwenvl_kit.runner.plan import Group, make_plan
 from qwenvl_kit.runner.progress import progress_bar
-from qwenvl_kit.runner.record import make_record, missing
+from qwenvl_kit.runner.record import RunClock, make_record, missing
 from qwenvl_kit.runner.threads import worker as thread_of_run
 from qwenvl_kit.store import open_store
 
@@ -63,7 +63,10 @@ def execute(
         )
     if inside_run():
         raise BackendBusy("a run was started from a callback of another run; start it after the first has returned")
-    started = time.time()
+    clock = RunClock()
+    if config.store is not None:
+        with open_store(config.store):  # what is wrong with it is told before any work
+            pass
     ledger = Ledger(len(cells), None, control.on_result)
     job = _Job(cells, prompts, config, control, ledger)
     interrupted = job.run_to_end()
@@ -71,11 +74,15 @@ def execute(
     about = job.about()
     if stacklevel is not None and job.failure is None:
         announce(config, about.effective, stacklevel=stacklevel + 1)
-    record = make_record(config, about.effective, results, about.notes, started)
+    record = make_record(config, about.effective, results, about.notes, clock)
+    done = Run(results, record, interrupted, job.failure)
     if config.store is not None:
-        with open_store(config.store) as store:
-            store.add_run(record)
-    return Run(results, record, interrupted, job.failure)
+        try:
+            with open_store(config.store) as store:
+                store.add_run(record)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # nothing may cost the results now
+            return unrecorded(done, error, 2 if stacklevel is None else stacklevel)
+    return done
 
 
 class _Job:
@@ -149,8 +156,14 @@ class _Job:
 
     def _send_all(self) -> None:
         for batch in self._answers():
+            failures = []
             for at, answer in zip(batch["at"], batch["answer"], strict=True):
-                self._enter(at, answer)
+                if answer["failure"] is not None:
+                    failures.append(unpack_error(answer["failure"]))
+                if answer["results"]:  # what a broken worker had finished counts
+                    self._enter(at, answer)
+            if failures:
+                raise _Broken(failures[0])
             if self._control.cancel.is_set():
                 return
 
@@ -188,8 +201,6 @@ class _Job:
         return api.cls(Qwen, gpus=self._gpus, max_concurrency=self._n_workers, name_override="QwenVL")().answer
 
     def _enter(self, at: int, answer: dict[str, Any]) -> None:
-        if answer["failure"] is not None:
-            raise _Broken(unpack_error(answer["failure"]))
         if answer["about"] is not None:
             about: About = pickle.loads(answer["about"])
             self._about = self._about or about

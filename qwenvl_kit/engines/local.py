@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from qwenvl_kit.backends.base import make_spec
 from qwenvl_kit.effective import announce
-from qwenvl_kit.errors import BackendBusy, ForkedProcess
+from qwenvl_kit.engines.base import unrecorded
+from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
+from qwenvl_kit.images import is_null
 from qwenvl_kit.runner import inside_run, run
 from qwenvl_kit.store import open_store
 
@@ -30,16 +32,36 @@ class _Warm:
         self._turn = threading.Lock()
         self._identity: str | None = None
         self._backend: Backend | None = None
+        self._n_runs = 0
+        self._counting = threading.Lock()
         self._was_forked = False
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a run while it lasts.
+
+        Raises
+        ------
+        ForkedProcess
+            The process was forked when a model was loaded or a run was under way.
+        """
+        if self._was_forked:
+            raise ForkedProcess(
+                "this process was forked while a model was loaded or a run was under way, and the threads that they "
+                "need did not come along; start workers with multiprocessing's 'spawn' or 'forkserver', or fork "
+                "between runs, after qwenvl_kit.unload()"
+            )
+        with self._counting:
+            self._n_runs += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._n_runs -= 1
 
     @contextlib.contextmanager
     def lend(self, spec: BackendSpec) -> Iterator[Backend]:
         """Give the loaded model of `spec`, loading it if another one, or none, is warm."""
-        if self._was_forked:
-            raise ForkedProcess(
-                "this process was forked after a model was loaded, and its threads did not come along; start workers "
-                "with multiprocessing's 'spawn' or 'forkserver', or call qwenvl_kit.unload() before forking"
-            )
         with self._turn:
             if self._backend is None or self._identity != spec.identity:
                 self._drop()
@@ -53,9 +75,9 @@ class _Warm:
 
     def after_fork(self) -> None:
         """Forget in a forked child what only the parent can use; the parent may have held the lock."""
-        self._turn = threading.Lock()
-        self._was_forked = self._was_forked or self._backend is not None
-        self._backend = self._identity = None
+        self._turn, self._counting = threading.Lock(), threading.Lock()
+        self._was_forked = self._was_forked or self._backend is not None or self._n_runs > 0
+        self._backend, self._identity, self._n_runs = None, None, 0
 
     def _drop(self) -> None:
         backend, self._backend, self._identity = self._backend, None, None
@@ -86,6 +108,8 @@ def execute(
     ------
     BackendBusy
         Called from a callback of a run, which would wait for itself.
+    ForkedProcess
+        The process was forked while a model was loaded or a run was under way; nothing is loaded or asked.
     ConfigError, ModelNotFound
         See `qwenvl_kit.backends.make_spec`.
     """
@@ -94,16 +118,25 @@ def execute(
             "a run was started from a callback of another run, which would wait for itself; "
             "start it after the first has returned, or from a thread of your own"
         )
-    spec = make_spec(config)
-    if stacklevel is not None:
-        announce(config, spec.effective, stacklevel=stacklevel + 1)
-    if config.store is None:
-        return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
-    with open_store(config.store) as store:
-        done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
-        if keeps_record:
-            store.add_run(done.record)
-    return done
+    with _warm.running():
+        spec = make_spec(config)
+        if stacklevel is not None:
+            announce(config, spec.effective, stacklevel=stacklevel + 1)
+        if config.store is None:
+            return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+        done: Run | None = None
+        try:
+            with open_store(config.store) as store:
+                done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
+                if keeps_record:
+                    store.add_run(done.record)
+        except (Exception, KeyboardInterrupt) as error:
+            if done is None and isinstance(error, StoreError) and all(map(is_null, cells)):  # rows that need no store
+                done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+            if done is None:
+                raise
+            done = unrecorded(done, error, 2 if stacklevel is None else stacklevel)
+        return done
 
 
 def unload() -> None:

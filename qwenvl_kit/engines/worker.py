@@ -46,27 +46,30 @@ class Worker:
         -------
         list of dict
             One per parcel: ``results`` with the fields of a `Result` per prompt; with the first, ``about`` has what
-            ran, or ``failure`` what broke.
+            ran, or ``failure`` what broke. After a failure, ``results`` is empty for parcels that are not finished.
         """
         parcels = [Parcel.unpack(one) for one in packed]
         try:
-            about, results = self._run(parcels)
+            about, results, failure = self._run(parcels)
         except Exception as error:  # noqa: BLE001  # the driver raises it
             return self._answers([[] for _ in parcels], failure=pack_error(error))
+        if failure is not None:
+            return self._answers(results, failure=pack_error(failure))
         return self._answers(results, about=pickle.dumps(about))
 
-    def _run(self, parcels: Sequence[Parcel]) -> tuple[About, list[list[dict[str, Any]]]]:
+    def _run(self, parcels: Sequence[Parcel]) -> tuple[About, list[list[dict[str, Any]]], BaseException | None]:
         effective = make_spec(self._config).effective
         if self._config.strict:
             announce(self._config, effective)
         cells = [parcel.cell for parcel in parcels for _ in parcel.prompts]
         prompts = [prompt for parcel in parcels for prompt in parcel.prompts]
         run = local.execute(cells, prompts, self._config, stacklevel=None, keeps_record=False)
-        if run.failure is not None:
-            raise run.failure
         notes = run.record["effective"]["notes"][len(effective.notes) :]
         results = iter(run.results)
-        return About(effective, tuple(notes)), [[to_fields(next(results)) for _ in one.prompts] for one in parcels]
+        answers = [[next(results) for _ in one.prompts] for one in parcels]
+        if run.failure is not None:  # rows that it cost have errors, which are no answers
+            answers = [some if all(one.status in ("ok", "null_image") for one in some) else [] for some in answers]
+        return About(effective, tuple(notes)), [[to_fields(one) for one in some] for some in answers], run.failure
 
     def _answers(self, results: list[list[dict[str, Any]]], **first: bytes) -> list[dict[str, Any]]:
         return [

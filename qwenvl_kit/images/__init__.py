@@ -4,8 +4,22 @@ The way is ``identify`` (what is it) → ``fetch`` (bytes) → ``decode`` (uprig
 Nothing here knows of frames, prompts or models beyond their `Geometry`.
 """
 
-from qwenvl_kit.images.fetch import is_unchanged
-from qwenvl_kit.images.load import Limits, Sizing, load
+from qwenvl_kit.images.fetch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
+from qwenvl_kit.images.load import ImageLoader, Limits, load
+from qwenvl_kit.images.resize import Sizing
 from qwenvl_kit.images.sources import identify, is_null
 
-__all__ = ["Limits", "Sizing", "identify", "is_null", "is_unchanged", "load"]
+__all__ = [
+    "Fetch",
+    "Fetched",
+    "ImageLoader",
+    "Limits",
+    "RetryAt",
+    "Sizing",
+    "close_idle_connections",
+    "host_of",
+    "identify",
+    "is_null",
+    "is_unchanged",
+    "load",
+]

@@ -1,49 +1,70 @@
-"""Encoded bytes, a PIL image or an array in, upright RGB pixels out.
+"""Decode encoded bytes, PIL images and arrays to upright RGB pixels.
 
-It never sees an address: `label` is only for its messages.
+Readers of files raise whatever they like (an AVIF with one flipped bit: RuntimeError; odd EXIF: AttributeError), so
+that every exception of theirs is the row's error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import struct
+import re
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,  # noqa: F401  # each registers its reader with Pillow, where Pillow was built with it
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    IcoImagePlugin,  # noqa: F401
+    Image,
+    Jpeg2KImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.probe import check_pixels, format_of, probe
+from qwenvl_kit.images.resize import resize_image, to_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# What Pillow's readers raise on broken files; decoders for single formats add to OSError.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    ZeroDivisionError,
-    struct.error,
-    Image.DecompressionBombError,
-    Warning,  # of which Pillow has many, and which the caller may have turned into errors
-)
+    from qwenvl_kit.errors import Stage
+    from qwenvl_kit.images.resize import Sizing
+
+_READERS = {"JPEG": ("JPEG", "MPO"), "AVIF": ("AVIF", "HEIF")}
+_BAND = 256  # rows that are converted at a time, so that no second copy of a large image is needed
+_ORIENTATION = 0x0112
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LOST_WITHOUT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")  # where an object lies in memory is nobody's business
+_of_open_files = threading.Lock()
 
 
 def decode_bytes(
     data: bytes, label: str, *, max_image_pixels: int, draft_size: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode the first frame of an encoded picture.
+    """Decode the first frame of an encoded image.
 
     Parameters
     ----------
     data : bytes
-        A file of any format that Pillow reads.
+        A file of a format that `qwenvl_kit.images.probe.FORMATS` lists.
     label : str
         Name of the source, for messages.
     max_image_pixels : int
@@ -56,39 +77,62 @@ def decode_bytes(
     pixels : uint8 array (H, W, 3)
         Upright, alpha laid over white.
     source_size : tuple of int
-        ``(height, width)`` of the whole upright picture.
+        ``(height, width)`` of the whole upright image.
 
     Raises
     ------
     RowError
-        No picture, a broken one, or too large a one, of the stage ``decode``.
+        No image, a broken one, or too large a one, of the stage ``decode``.
+    """
+    with row_error("decode", label, "cannot be decoded"):
+        probe(data, label, max_image_pixels=max_image_pixels)
+        image, source_size = _read(data, label, max_image_pixels, draft_size)
+        return to_array(image), source_size
+
+
+def decode_resized(
+    data: bytes, label: str, sizing: Sizing, *, max_image_pixels: int
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode the first frame of an encoded image, which `probe` accepted, and bring it to the size that the model sees.
+
+    Returns
+    -------
+    pixels : uint8 array (H, W, 3)
+        Upright, resized once.
+    source_size : tuple of int
+        ``(height, width)`` of the whole upright image.
+
+    Raises
+    ------
+    RowError
+        As `decode_bytes`; or it cannot be resized, of the stage ``resize``.
+    """
+    image, source_size = decode_resized_image(data, label, sizing, max_image_pixels=max_image_pixels)
+    with row_error("resize", label, "cannot be resized"):
+        return to_array(image), source_size
+
+
+def decode_resized_image(
+    data: bytes, label: str, sizing: Sizing, *, max_image_pixels: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Do as `decode_resized`, but return an RGB image."""
+    with row_error("decode", label, "cannot be decoded"):
+        draft_size = _draft_size(data, sizing, max_image_pixels) if sizing.draft else None
+        image, source_size = _read(data, label, max_image_pixels, draft_size)
+    with row_error("resize", label, "cannot be resized"):
+        return resize_image(image, sizing.target(source_size, label)), source_size
+
+
+def read_size(data: bytes, *, max_image_pixels: int = 89_478_485) -> tuple[int, int] | None:
+    """Return the upright ``(height, width)`` that the header of an encoded image tells; None where there is none.
+
+    No pixel is decoded, and nothing beyond `max_image_pixels` is opened.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            whole_size, upright_size = image.size, _check_size(image, label, max_image_pixels)
-            if draft_size is not None:
-                height, width = draft_size if upright_size == (image.height, image.width) else draft_size[::-1]
-                image.draft(None, (width, height))
-            is_reduced = image.size != whole_size
-            pixels = to_rgb(image)
-            # Some readers turn a picture themselves, so that only the pixels tell its upright size for certain.
-            return pixels, upright_size if is_reduced else (pixels.shape[0], pixels.shape[1])
-    except RowError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _bomb(label, error) from error
-    except UnidentifiedImageError as error:
-        raise RowError("decode", f"{label} is no picture that Pillow can read{_hint(data)}") from error
-    except _BROKEN as error:
-        raise RowError("decode", f"{label} cannot be decoded: {_first_line(error)}") from error
-
-
-def read_size(data: bytes) -> tuple[int, int] | None:
-    """Upright ``(height, width)`` from the header of an encoded picture; None where there is none to read."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _upright_size(image)
-    except _BROKEN:
+        probe(data, "the image", max_image_pixels=max_image_pixels)
+        with _open(data) as image:
+            return _upright_size(image, _orientation(image, reads_pixels=False))
+    except Exception:  # noqa: BLE001  # whatever a reader raises, decoding tells it
         return None
 
 
@@ -100,15 +144,40 @@ def decode_pil(image: Image.Image, label: str, *, max_image_pixels: int) -> NDAr
     RowError
         The file behind the image is broken, or the image is too large, of the stage ``decode``.
     """
-    try:
-        _check_size(image, label, max_image_pixels)
+    with row_error("decode", label, "cannot be decoded"):
+        check_pixels(image.height, image.width, label, max_image_pixels)
+        with _alone(image):
+            image.load()
         return to_rgb(image)
+
+
+@contextlib.contextmanager
+def row_error(stage: Stage, label: str, what: str) -> Iterator[None]:
+    """Make any exception of the work on one image that image's error.
+
+    Libraries raise what no list foresees; cancellation and the interpreter's exits are no `Exception` and pass.
+
+    Raises
+    ------
+    RowError
+        In the place of any other exception, with its class in the message.
+    """
+    try:
+        yield
     except RowError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _bomb(label, error) from error
-    except _BROKEN as error:
-        raise RowError("decode", f"{label} cannot be decoded: {_first_line(error)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit is lower
+        raise RowError(
+            stage,
+            f"{label} is too large for Pillow: {_first_line(error)}; raise max_image_pixels and "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+        ) from error
+    except UnidentifiedImageError as error:  # whose message holds an address in memory
+        raise RowError(stage, f"{label} {what}: its header is broken or cut short") from error
+    except MemoryError as error:
+        raise RowError(stage, f"{label} {what}: memory ran out; lower max_image_pixels, or free memory") from error
+    except Exception as error:
+        raise RowError(stage, f"{label} {what}: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def decode_array(array: np.ndarray[Any, Any], label: str, *, max_image_pixels: int) -> NDArray[np.uint8]:
@@ -132,7 +201,7 @@ def decode_array(array: np.ndarray[Any, Any], label: str, *, max_image_pixels: i
         raise RowError("decode", f"{label} has its channels first; pass np.moveaxis(array, 0, -1)")
     if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise RowError("decode", f"{label} is no picture; its shape must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    _check_pixels(array.shape[0], array.shape[1], label, max_image_pixels)
+    check_pixels(array.shape[0], array.shape[1], label, max_image_pixels)
     levels = _to_uint8(array, label)
     if levels.ndim == 2 or levels.shape[2] == 1:
         return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
@@ -148,29 +217,171 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     ----------
     image : PIL.Image.Image
         Of any mode; its current frame counts, which is the first one of a file just opened. Floats are levels from 0
-        to 1 if none is above 1, else from 0 to 255.
+        to 1 if none is above 1, else from 0 to 255; whole numbers of 32 bits are levels from 0 to 255 if none is above
+        255, else from 0 to 65535.
 
     Returns
     -------
     uint8 array (H, W, 3)
         RGB.
     """
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16") or upright.mode == "I":
-        levels = np.asarray(upright).astype(np.float64) / 257  # 16 bits a channel; Pillow's own convert would clip them
-        upright = Image.fromarray(np.clip(np.round(levels), 0, 255).astype(np.uint8))
-    elif upright.mode == "F":
-        upright = Image.fromarray(_float_levels(np.asarray(upright)))
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        upright = _over_white(upright.convert("RGBA"))
-    return np.asarray(upright.convert("RGB"))
+    return to_array(_upright_rgb(image))
 
 
-def _float_levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite levels")
-    scale = 255 if values.max() <= 1 else 1
-    return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+def _read(
+    data: bytes, label: str, max_image_pixels: int, draft_size: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Upright RGB image, and the upright size of the whole."""
+    try:
+        return _read_once(data, label, max_image_pixels, draft_size)
+    except (RowError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception:
+        if format_of(data, label) != "PNG" or (essential := _without_metadata(data)) is None:
+            raise
+        # Pillow refuses the pixels together with metadata that is too long or broken.
+        return _read_once(essential, label, max_image_pixels, draft_size)
+
+
+def _read_once(
+    data: bytes, label: str, max_image_pixels: int, draft_size: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    with _open(data) as image:
+        check_pixels(image.height, image.width, label, max_image_pixels)
+        whole_size = image.size
+        if draft_size is not None:
+            upright_size = _upright_size(image, _orientation(image, reads_pixels=False))
+            height, width = draft_size if upright_size == (image.height, image.width) else draft_size[::-1]
+            image.draft(None, (width, height))
+        is_reduced = image.size != whole_size
+        upright = _upright_rgb(image)
+        # Some readers turn an image themselves, so that only the pixels tell its upright size for certain.
+        return upright, upright_size if is_reduced else (upright.height, upright.width)
+
+
+def _open(data: bytes) -> Image.Image:
+    kind = format_of(data, "the image")
+    if kind == "HEIF":
+        _register_heif()
+    readers = [name for name in _READERS.get(kind, (kind,)) if name in Image.OPEN]
+    if not readers:
+        raise ValueError(f"this build of Pillow reads no {kind}; install the wheel of Pillow from PyPI")
+    return Image.open(io.BytesIO(data), formats=readers)
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError("it is HEIF, which needs an extra: pip install 'qwenvl_kit[heif]'") from None
+    register_heif_opener()
+
+
+@contextlib.contextmanager
+def _alone(image: Image.Image) -> Iterator[None]:
+    """Let one thread at a time read images whose file objects may share a file, as members of a tar archive do."""
+    file = getattr(image, "fp", None)
+    is_own = file is None or type(file) is io.BytesIO or getattr(image, "_exclusive_fp", False)
+    with contextlib.nullcontext() if is_own else _of_open_files:
+        yield
+
+
+def _draft_size(data: bytes, sizing: Sizing, max_image_pixels: int) -> tuple[int, int] | None:
+    """Smallest size to decode at; None where the image is refused anyway, which decoding tells, and beside JPEGs."""
+    size = read_size(data, max_image_pixels=max_image_pixels) if data.startswith(b"\xff\xd8") else None
+    if size is None:
+        return None
+    try:
+        return sizing.target(size, "the image")
+    except RowError:
+        return None
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """A PNG of the chunks alone that its pixels need; None where there are no others."""
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] in _LOST_WITHOUT:
+            kept.append(data[at : at + 12 + length])
+        at += 12 + length
+    essential = b"".join(kept)
+    return essential if len(essential) < len(data) else None
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    orientation = _orientation(image, reads_pixels=True)
+    rgb = image if image.mode == "RGB" and "transparency" not in image.info else _to_rgb_by_bands(image)
+    turn = _TRANSPOSED.get(orientation)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_rgb_by_bands(image: Image.Image) -> Image.Image:
+    to_levels = _levels_of(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        rgb.paste(_opaque(band) if to_levels is None else to_levels(band), (0, top))
+    return rgb
+
+
+def _opaque(band: Image.Image) -> Image.Image:
+    has_alpha = band.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in band.info
+    return _over_white(band.convert("RGBA")) if has_alpha else band.convert("RGB")
+
+
+def _levels_of(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
+    """How a band of levels beyond 8 bits becomes RGB; None where Pillow's own conversion does."""
+    if image.mode.startswith("I;16"):
+        clear = image.info.get("transparency")  # a level that stands for nothing
+        return lambda band: _grey(np.asarray(band).astype(np.uint32), clear=clear, most=65535)
+    if image.mode not in ("I", "F"):
+        return None
+    least, most = image.getextrema()
+    if image.mode == "F":
+        return _floats_of(image)
+    if not (isinstance(least, int | float) and isinstance(most, int | float) and least >= 0 and most <= 65535):
+        raise ValueError(f"its levels lie from {least} to {most}; give levels from 0 to 255, or to 65535")
+    return lambda band: _grey(np.asarray(band).astype(np.uint32), clear=None, most=255 if most <= 255 else 65535)
+
+
+def _grey(levels: NDArray[np.uint32], *, clear: object, most: int) -> Image.Image:
+    # Equal to round(level / 257) for all 16 bits, without floats: https://www.w3.org/TR/png-3/#13Sample-depth-rescaling
+    small = levels if most == 255 else (levels * 255 + 32895) >> 16
+    if isinstance(clear, int):
+        small = np.where(levels == clear, 255, small)
+    return Image.fromarray(small.astype(np.uint8)).convert("RGB")
+
+
+def _floats_of(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    most = -np.inf
+    for top in range(0, image.height, _BAND):
+        values = np.asarray(image.crop((0, top, image.width, min(top + _BAND, image.height))))
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinite levels")
+        most = max(most, float(values.max()))
+    scale = 255 if most <= 1 else 1
+    return lambda band: Image.fromarray(np.clip(np.round(np.asarray(band) * scale), 0, 255).astype(np.uint8)).convert(
+        "RGB"
+    )
+
+
+def _orientation(image: Image.Image, *, reads_pixels: bool) -> int:
+    """EXIF orientation, 1 where there is none that can be read.
+
+    Odd metadata is no fault of the pixels. PNG is the one format whose reader decodes the whole image for it.
+    """
+    if not reads_pixels and image.format == "PNG":
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  # readers of EXIF raise SyntaxError, struct.error, AttributeError, …
+        return 1
+
+
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -184,52 +395,15 @@ def _to_uint8(array: np.ndarray[Any, Any], label: str) -> NDArray[np.uint8]:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
-        return np.round(array / 257).astype(np.uint8)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
+        return ((array.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1:
         return np.round(array * 255).astype(np.uint8)
     raise RowError("decode", f"{label} is no picture; give uint8, or floats from 0 to 1")
 
 
-def _check_size(image: Image.Image, label: str, max_image_pixels: int) -> tuple[int, int]:
-    """Upright ``(height, width)`` from the header, before any pixel is decoded."""
-    _check_pixels(image.height, image.width, label, max_image_pixels)
-    return _upright_size(image)
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def _check_pixels(height: int, width: int, label: str, max_image_pixels: int) -> None:
-    if height * width > max_image_pixels:
-        raise RowError(
-            "decode",
-            f"{label} has {width}×{height} = {height * width} pixels, more than max_image_pixels={max_image_pixels}; "
-            "raise max_image_pixels if you trust it",
-        )
-
-
-def _bomb(label: str, error: Exception | Warning) -> RowError:
-    """Pillow has a limit of its own, below which the caller's can only lower it."""
-    return RowError(
-        "decode",
-        f"{label} is too large for Pillow: {_first_line(error)}; raise max_image_pixels and "
-        "PIL.Image.MAX_IMAGE_PIXELS if you trust it",
-    )
-
-
-def _hint(data: bytes) -> str:
-    head = data[:256].lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        return ": it is an HTML page"
-    if head.startswith((b"<svg", b"<?xml")):
-        return ": it is SVG or XML; convert it to PNG first"
-    if b"ftypheic" in head or b"ftypmif1" in head:
-        return ": it is HEIF; install pillow-heif and call pillow_heif.register_heif_opener()"
-    return ""
-
-
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    try:
+        return _ADDRESS.sub("", (str(error).splitlines() or ["without a message"])[0])[:200]
+    except Exception:  # noqa: BLE001  # a message that cannot be made is none
+        return "without a message"

@@ -1,37 +1,43 @@
-"""The whole way of one picture: `ImageSource` → bytes → upright RGB → `Picture` of the size the model sees.
+"""Load an image: fetch its bytes, decode them to upright RGB, and resize them once to what the model sees.
 
-It holds the order of the steps and their limits; each step knows only its own.
+Whatever a library raises on the way is the image's own error. What is not provably quick to decode goes to a process
+of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from PIL import Image
 
 from qwenvl_kit._cpu import available_cpus
-from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, read_size
-from qwenvl_kit.images.fetch import FetchLimits, fetch
-from qwenvl_kit.images.resize import resize, target_size
+from qwenvl_kit.images import decode_pool
+from qwenvl_kit.images.budget import Budget
+from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized, row_error
+from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
+from qwenvl_kit.images.probe import SHORT_PIXELS, Probe, probe
+from qwenvl_kit.images.resize import Sizing, resize
 from qwenvl_kit.records import Picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qwenvl_kit.config import Config
-    from qwenvl_kit.records import Geometry, ImageSource
+    from qwenvl_kit.records import ImageSource
 
-# Fetching waits, decoding works: more decoders than cores would only hold more full-size pictures in memory.
-_decoding = threading.BoundedSemaphore(max(2, available_cpus()))
+# Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
+_SLOTS = max(2, available_cpus())
+_decoding = Budget(_SLOTS)
+_pixels = Budget(max(100_000_000, 12_000_000 * _SLOTS))  # that are decoded at a time, by all threads together
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one picture may cost."""
+    """What one image may cost."""
 
     fetch: FetchLimits
     max_image_pixels: int
@@ -39,45 +45,122 @@ class Limits:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The limits that a config asks for."""
+        """Return the limits that a config asks for."""
         return cls(FetchLimits.of(config), config.max_image_pixels, config.decode_timeout_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizing:
-    """What size pictures are brought to."""
+class ImageLoader:
+    """Loads images under one set of limits, at once or step by step.
 
-    geometry: Geometry
-    resized_height: int | None = None
-    resized_width: int | None = None
-    draft: bool = False
+    Parameters
+    ----------
+    sizing : Sizing
+        The size wanted.
+    limits : Limits
+        What one image may cost.
+    cancel : threading.Event, optional
+        Ends decoding once it is set.
+    """
 
-    @classmethod
-    def of(cls, config: Config, geometry: Geometry) -> Self:
-        """The checkpoint's geometry with the config's limits and sizes in it.
+    def __init__(self, sizing: Sizing, limits: Limits, cancel: threading.Event | None = None) -> None:
+        self._sizing, self._limits, self._cancel = sizing, limits, cancel
 
-        A limit given alone moves the other where they would cross.
+    def load(self, source: ImageSource) -> Picture:
+        """Fetch, decode and resize.
+
+        Raises
+        ------
+        RowError
+            Of the stage ``fetch``, ``decode`` or ``resize``.
         """
-        least = config.min_pixels or geometry.min_pixels
-        most = config.max_pixels or geometry.max_pixels
-        if least > most:
-            least, most = (least, least) if config.max_pixels is None else (most, most)
-        return cls(
-            replace(geometry, min_pixels=least, max_pixels=most),
-            config.resized_height,
-            config.resized_width,
-            config.decode == "draft",
+        if source.kind in ("pil", "array"):
+            return self.decode(source, None)
+        fetched = fetch(source, self._limits.fetch)
+        return self.decode(source, fetched, apart=not self.is_short(source, fetched))
+
+    def begin(self, source: ImageSource) -> Fetch:
+        """Return the fetch of an image that is not in memory as pixels; nothing is asked yet."""
+        return Fetch(source, self._limits.fetch)
+
+    def is_short(self, source: ImageSource, fetched: Fetched) -> bool:
+        """Whether bytes are decoded and resized in less than a second, whatever they hold.
+
+        Raises
+        ------
+        RowError
+            They are no image, or too large a one, of the stage ``decode``.
+        """
+        with row_error("decode", source.label, "cannot be decoded"):
+            return self._probe(source, fetched).is_short and self._most_pixels(source, fetched) <= SHORT_PIXELS
+
+    def decode(self, source: ImageSource, fetched: Fetched | None, *, apart: bool = False) -> Picture:
+        """Decode and resize fetched bytes, or the pixels that a source holds.
+
+        With `apart`, in a process that can be ended; else in this thread, for what `is_short` and for pixels.
+
+        Raises
+        ------
+        RowError
+            Of the stage ``decode`` or ``resize``; also where it took too long.
+        """
+        with row_error("decode", source.label, "cannot be decoded"):
+            if fetched is None:
+                with _decoding.take(1), _pixels.take(self._most_pixels(source, None)):
+                    return self._of_pixels(source)
+            n_pixels = self._most_pixels(source, fetched)
+            with _pixels.take(n_pixels):
+                if apart:
+                    pixels, source_size = self._decode_apart(source, fetched, n_pixels)
+                else:
+                    with _decoding.take(1):
+                        pixels, source_size = decode_resized(
+                            fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
+                        )
+            return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+
+    def _decode_apart(
+        self, source: ImageSource, fetched: Fetched, n_pixels: int
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        return decode_pool.pool.decode(
+            fetched.data,
+            source.label,
+            self._sizing,
+            max_image_pixels=self._limits.max_image_pixels,
+            n_pixels=n_pixels,
+            timeout_s=self._limits.decode_timeout_s,
+            cancel=self._cancel,
         )
 
-    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
-        """``(height, width)`` in pixels that a picture of `source_size` is given to the model in."""
-        return target_size(
-            source_size, self.geometry, resized_height=self.resized_height, resized_width=self.resized_width
-        )
+    def _of_pixels(self, source: ImageSource) -> Picture:
+        decode = decode_pil if source.kind == "pil" else decode_array
+        pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=self._limits.max_image_pixels)
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+        digest.update(repr(pixels.shape).encode())
+        height, width = pixels.shape[:2]
+        with row_error("resize", source.label, "cannot be resized"):
+            sized = resize(pixels, self._sizing.target((height, width), source.label))
+        return Picture(sized, digest.hexdigest(), (height, width), source.label)
+
+    def _most_pixels(self, source: ImageSource, fetched: Fetched | None) -> int:
+        """Pixels of the image or of what the model sees of it, whichever are more; 0 where they are not known."""
+        size = _size_of_pixels(source.value) if fetched is None else self._probe(source, fetched).size
+        if size is None or not all(size):
+            return 0
+        height, width = self._sizing.target(size, source.label)
+        return max(size[0] * size[1], height * width)
+
+    def _probe(self, source: ImageSource, fetched: Fetched) -> Probe:
+        return probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
+
+
+def _size_of_pixels(value: Image.Image | np.ndarray[Any, Any]) -> tuple[int, int] | None:
+    if isinstance(value, Image.Image):
+        return value.height, value.width
+    return (value.shape[0], value.shape[1]) if value.ndim > 1 else None
 
 
 def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
-    """Make a `Picture` of a source.
+    """Load one image.
 
     Parameters
     ----------
@@ -98,47 +181,8 @@ def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
     RowError
         Of the stage ``fetch``, ``decode`` or ``resize``.
     """
-    if source.kind in ("pil", "array"):
-        with _decoding:
-            return _from_pixels(source, sizing, limits)
-    fetched = fetch(source, limits.fetch)
-    with _decoding:
-        return replace(_from_bytes(fetched.data, source, sizing, limits), mark=fetched.mark)
+    return ImageLoader(sizing, limits).load(source)
 
 
-def _from_bytes(data: bytes, source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
-    draft_size = _draft_size(data, sizing) if sizing.draft else None
-    pixels, source_size = decode_bytes(
-        data, source.label, max_image_pixels=limits.max_image_pixels, draft_size=draft_size
-    )
-    return _picture(pixels, hashlib.blake2b(data, digest_size=16).hexdigest(), source_size, source, sizing)
-
-
-def _from_pixels(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
-    decode = decode_pil if source.kind == "pil" else decode_array
-    pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=limits.max_image_pixels)
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
-    digest.update(repr(pixels.shape).encode())
-    return _picture(pixels, digest.hexdigest(), pixels.shape[:2], source, sizing)
-
-
-def _picture(
-    pixels: NDArray[np.uint8], digest: str, source_size: tuple[int, ...], source: ImageSource, sizing: Sizing
-) -> Picture:
-    height, width = source_size
-    try:
-        size = sizing.target((height, width))
-    except RowError as error:
-        raise RowError(error.stage, f"{source.label}: {error.message}") from error
-    return Picture(resize(pixels, size), digest, (height, width), source.label)
-
-
-def _draft_size(data: bytes, sizing: Sizing) -> tuple[int, int] | None:
-    """Smallest size to decode at; None where the picture is refused anyway, which decoding will tell."""
-    size = read_size(data)
-    if size is None:
-        return None
-    try:
-        return sizing.target(size)
-    except RowError:
-        return None
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

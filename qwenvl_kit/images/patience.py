@@ -1,12 +1,13 @@
-"""Whether, and when, a host that failed once is asked again: a fault goes in, a pause or a refusal comes out.
+"""When a host that failed once is asked again: a pause, or no further try.
 
 What may pass (a busy server, a connection that broke off) is asked for a few times, later each time and never all at
-once. It knows nothing of pictures or of how they are asked for.
+once. Nothing here waits: callers get the time from which to try again.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import random
 import threading
 import time
@@ -19,6 +20,7 @@ from qwenvl_kit.errors import RowError
 MAX_RETRIES = 3
 _FIRST_PAUSE_S = 0.1
 _CREDIT, _EARNED = 50.0, 0.2  # retries that a host is worth at first, and what each good answer adds
+_LONGEST_WAIT_S = 86_400.0
 # urllib3 knows which answers may pass and reads Retry-After in both its forms; its own loop would neither try a body
 # that is cut short while we read it again, nor end at a deadline:
 # https://urllib3.readthedocs.io/en/stable/reference/urllib3.util.html#urllib3.util.Retry
@@ -32,14 +34,14 @@ class Passing(RowError):
     Attributes
     ----------
     wait_s : float or None
-        After how many seconds the server wishes to be asked again.
+        After how many seconds the server allows the next request.
     """
 
     wait_s: float | None = None
 
 
 def passing(message: str, response: Any) -> RowError:
-    """The fault that an answer other than 200 is: one that may pass, or one that stays."""
+    """Return the fault for an answer without success: one that may pass, or one that stays."""
     wait_s = _wait_s(response)
     if not _POLICY.is_retry("GET", response.status, wait_s is not None):
         return RowError("fetch", message)
@@ -49,7 +51,7 @@ def passing(message: str, response: Any) -> RowError:
 
 
 class Host:
-    """What is known of one host: how long it wants to be left alone, and how many retries it is still worth.
+    """The state of one host: until when it rests, and how many retries it is still worth.
 
     A host that answers nothing but errors gets about as many requests as there are pictures, not four times as many.
     """
@@ -59,33 +61,30 @@ class Host:
         self._credit = _CREDIT
         self._resting_until = 0.0
 
-    def wait(self, deadline: float) -> None:
-        """Wait while the host rests, at most until `deadline`."""
-        with self._lock:
-            until = min(self._resting_until, deadline)
-        time.sleep(max(0.0, until - time.monotonic()))
+    @property
+    def resting_until(self) -> float:
+        """Time of ``time.monotonic()`` before which no request is sent."""
+        return self._resting_until
 
     def answered(self) -> None:
-        """Enter a good answer."""
+        """Record a good answer."""
         with self._lock:
             self._credit = min(_CREDIT, self._credit + _EARNED)
 
-    def rest(self, fault: Passing, n_retries: int, deadline: float) -> bool:
-        """Wait until the host may be asked again; False where it should not be."""
+    def retry_at(self, fault: Passing, n_retries: int, deadline: float) -> float | None:
+        """Return the time from which on to try again, or None where there is no further try."""
         now = time.monotonic()
-        if n_retries >= MAX_RETRIES or now + (fault.wait_s or 0.0) >= deadline:
-            return False
-        if not self._grant(fault, now):
-            return False
-        pause_s = (fault.wait_s or 0.0) + _FIRST_PAUSE_S * 2**n_retries * _random.uniform(0.5, 1.5)
-        time.sleep(max(0.0, min(pause_s, deadline - now)))
-        return True
+        wait_s = fault.wait_s or 0.0
+        pause_s: float = wait_s + _FIRST_PAUSE_S * 2**n_retries * _random.uniform(0.5, 1.5)
+        if n_retries >= MAX_RETRIES or now + pause_s >= deadline or not self._grant(wait_s, now):
+            return None
+        return now + pause_s
 
-    def _grant(self, fault: Passing, now: float) -> bool:
-        """Pay for a retry; a server that says when is waited for by all, which costs nothing."""
+    def _grant(self, wait_s: float, now: float) -> bool:
+        """Pay for a retry; a pause that the server named holds for all, and costs nothing."""
         with self._lock:
-            if fault.wait_s is not None:
-                self._resting_until = max(self._resting_until, now + fault.wait_s)
+            if wait_s > 0:
+                self._resting_until = max(self._resting_until, now + wait_s)
                 return True
             if self._credit < 1:
                 return False
@@ -94,13 +93,24 @@ class Host:
 
 
 @functools.lru_cache(maxsize=1024)
-def host(scheme: str, name: str) -> Host:
-    """The one `Host` of this process for a scheme and a name with its port."""
+def host(key: str) -> Host:
+    """Return the one `Host` of this process for a key such as ``https://example.org:443``."""
     return Host()
 
 
 def _wait_s(response: Any) -> float | None:
     try:
-        return _POLICY.get_retry_after(response)
-    except urllib3.exceptions.InvalidHeader:
+        wait_s = _POLICY.get_retry_after(response)
+        return None if wait_s is None else min(float(wait_s), _LONGEST_WAIT_S)
+    except Exception:  # noqa: BLE001  # years and zones beyond C's int, numbers of thousands of digits, no date at all
         return None
+
+
+def _after_fork() -> None:
+    """Begin anew in a forked child: the parent's threads may have held locks, and its random numbers repeat."""
+    host.cache_clear()
+    _random.seed()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -8,7 +8,9 @@ which cannot be imported without torch.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from PIL import Image
@@ -18,10 +20,54 @@ from qwenvl_kit.errors import RowError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from qwenvl_kit.config import Config
     from qwenvl_kit.records import Geometry
 
+_BAND_PIXELS = 1 << 21
 MAX_ASPECT = 200
 """Longest side over shortest side above which the family refuses a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What size pictures are brought to."""
+
+    geometry: Geometry
+    resized_height: int | None = None
+    resized_width: int | None = None
+    draft: bool = False
+
+    @classmethod
+    def of(cls, config: Config, geometry: Geometry) -> Self:
+        """The checkpoint's geometry with the config's limits and sizes in it.
+
+        A limit given alone moves the other where they would cross.
+        """
+        least = config.min_pixels or geometry.min_pixels
+        most = config.max_pixels or geometry.max_pixels
+        if least > most:
+            least, most = (least, least) if config.max_pixels is None else (most, most)
+        return cls(
+            replace(geometry, min_pixels=least, max_pixels=most),
+            config.resized_height,
+            config.resized_width,
+            config.decode == "draft",
+        )
+
+    def target(self, source_size: tuple[int, int], label: str = "") -> tuple[int, int]:
+        """Return the ``(height, width)`` in pixels that an image of `source_size` is given to the model in.
+
+        Raises
+        ------
+        RowError
+            As `target_size`; `label` names the image in the message.
+        """
+        try:
+            return target_size(
+                source_size, self.geometry, resized_height=self.resized_height, resized_width=self.resized_width
+            )
+        except RowError as error:
+            raise RowError(error.stage, f"{label}: {error.message}" if label else error.message) from error
 
 
 def target_size(
@@ -102,10 +148,37 @@ def smart_resize(height: int, width: int, geometry: Geometry) -> tuple[int, int]
 
 def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize uint8 ``(H, W, 3)`` to ``size = (height, width)``, bicubic as ``qwen_vl_utils`` does it."""
-    height, width = size
-    if pixels.shape[:2] == (height, width):
+    if pixels.shape[:2] == size:
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return to_array(resize_image(Image.fromarray(pixels), size))
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB image, uint8 ``(H, W, 3)``.
+
+    NumPy's own conversion holds three copies on the way; a large image takes it in bands.
+    """
+    if image.width * image.height <= _BAND_PIXELS:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    top = 0
+    for band in bands(image):
+        pixels[top : top + len(band)] = band
+        top += len(band)
+    return pixels
+
+
+def bands(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
+    """Give the pixels of an RGB image some rows at a time, uint8 ``(h, W, 3)``."""
+    n_rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, n_rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + n_rows, image.height))))
+
+
+def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an RGB image to ``size = (height, width)``, as `resize` does."""
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _floor(value: float, factor: int) -> int:

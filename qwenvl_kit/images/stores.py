@@ -1,22 +1,47 @@
-"""An address in a store of objects goes in, its bytes come out, within limits.
+"""Objects in stores, within limits.
 
-tos:// goes through TOS's own SDK, everything else with a scheme through fsspec. The clients find their credentials
+tos:// goes through TOS's own SDK, s3:// and the other schemes through fsspec. The clients find their credentials
 themselves and keep their connections from one picture to the next; what they say of a failure is not repeated, since
 it may hold keys and signed addresses.
+
+Only schemes on a list are read. fsspec knows dozens more, and chains of them (``a://…::b://…``): some of these connect
+to hosts that the text names, open local files, or evaluate what they read as templates:
+https://filesystem-spec.readthedocs.io/en/latest/features.html#url-chaining
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenvl_kit.errors import MissingExtra, RowError
-from qwenvl_kit.images.fetch import too_slow
+from qwenvl_kit.images.fetch import (
+    WITHOUT_LEASE,
+    Fetched,
+    RetryAt,
+    check_bytes,
+    host_key,
+    lease,
+    reason,
+    too_large,
+    too_slow,
+)
+from qwenvl_kit.images.logs import quiet
+from qwenvl_kit.images.offload import ThreadGroup
+from qwenvl_kit.images.patience import Passing, host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwenvl_kit.images.budget import Lease
     from qwenvl_kit.images.fetch import FetchLimits
+
+SCHEMES = ("http", "https", "file", "s3", "s3a", "gs", "gcs", "tos", "hf", "data")
+"""Schemes that are always allowed; the first three and the last are not read here."""
 
 # Packages that a scheme needs, and the extra that brings them; hf:// needs what the models need.
 _NEEDS = {
@@ -35,10 +60,36 @@ _CREDENTIALS = {
     "hf": "HF_TOKEN",
 }
 _KNOWN = {"FileNotFoundError": "not found", "PermissionError": "access denied"}
+_STATUSES: dict[object, str] = {401: "access denied", 403: "access denied", 404: "not found"}
+# Clients' exceptions for an answer that broke off, by name: none of their packages need be installed.
+_BROKEN_OFF = frozenset(
+    (
+        *("ChunkedEncodingError", "ClientPayloadError", "ConnectionResetError", "IncompleteRead"),
+        *("IncompleteReadError", "ProtocolError", "RemoteProtocolError", "ResponseStreamingError"),
+        *("ServerDisconnectedError",),
+    )
+)
+_CHUNK = 1 << 20
+_READ_AHEAD = 1 << 16  # where a client must read ahead
+# The clients retry for minutes, and most cannot be ended from outside.
+_readers = ThreadGroup("qwenvl_kit-store", 128, 16)
 
 
-def read(address: str, label: str, limits: FetchLimits) -> bytes:
-    """Read an object, at most one byte more than the limit.
+class Opened(Protocol):
+    """An object that is open for reading."""
+
+    size: int | None
+    """Its bytes, None where they are not known before all are read."""
+
+    def read(self, n_bytes: int) -> bytes:
+        """Return at most so many bytes, none at the end."""
+
+    def close(self) -> None:
+        """Give its connection back or up."""
+
+
+class ObjectGet:
+    """One object's fetch under way.
 
     Parameters
     ----------
@@ -47,77 +98,214 @@ def read(address: str, label: str, limits: FetchLimits) -> bytes:
     label : str
         Its name for messages, free of secrets.
     limits : FetchLimits
-        Time, bytes and hosts allowed.
-
-    Raises
-    ------
-    RowError
-        It cannot be had within the limits, of the stage ``fetch``.
+        Time, bytes, hosts and schemes allowed.
     """
-    scheme = address.partition("://")[0].lower()
-    if not limits.allow_private_hosts and (scheme not in _BUCKETS or "::" in address):
-        raise RowError(
-            "fetch",
-            f"{label}: where {scheme}:// addresses lead cannot be checked, so allow_private_hosts=False refuses "
-            "them; pass allow_private_hosts=True if that is meant",
-        )
-    try:
-        reader = _reader(scheme, label)
-        return _within(lambda: reader(address, label, limits.max_image_bytes), label, limits)
-    except RowError:
-        raise
-    except MissingExtra as error:
-        raise RowError("fetch", str(error)) from error
-    except ImportError as error:  # fsspec names the package that the scheme needs
-        raise RowError("fetch", f"{label} cannot be read: {error}") from error
-    except Exception as error:  # each store's client has a hierarchy of its own
-        raise RowError("fetch", f"{label} cannot be read: {_reason(scheme, error)}") from error
+
+    def __init__(self, address: str, label: str, limits: FetchLimits) -> None:
+        self._address, self._label, self._limits = address, label, limits
+        self._scheme = address.partition("://")[0].lower()
+        self._key = host_key(address)
+        self._deadline: float | None = None
+        self._n_retries = 0
+
+    def try_once(self) -> Fetched:
+        """Read the object, or tell when to try again.
+
+        Raises
+        ------
+        RetryAt
+            An answer broke off, which may have passed by then.
+        RowError
+            It cannot be had within the limits, of the stage ``fetch``.
+        """
+        self._check_scheme()
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._limits.timeout_s
+        try:
+            return self._read()
+        except Passing as fault:
+            at = host(self._key).retry_at(fault, self._n_retries, self._deadline)
+            if at is None:
+                tried = f" (asked {self._n_retries + 1} times)" if self._n_retries else ""
+                raise RowError("fetch", f"{fault.message}{tried}") from fault
+            self._n_retries += 1
+            raise RetryAt(at) from fault
+        except (RowError, RetryAt):
+            raise
+        except MissingExtra as error:
+            raise RowError("fetch", str(error)) from error
+        except TimeoutError as error:
+            raise too_slow(self._label, self._limits) from error
+        except Exception as error:  # each store's client has a hierarchy of its own
+            raise RowError("fetch", f"{self._label} cannot be read: {_reason(self._scheme, error)}") from error
+
+    def _check_scheme(self) -> None:
+        """Refuse whatever is not on the list, before anything is imported or asked for."""
+        allowed = (*SCHEMES, *self._limits.extra_schemes)
+        if "::" in self._address:
+            raise RowError("fetch", f"{self._label}: addresses that are chained with '::' are not read")
+        if self._scheme not in allowed:
+            more = "" if self._limits.allow_private_hosts else " and allow_private_hosts=True"
+            raise RowError(
+                "fetch",
+                f"{self._label}: {self._scheme}:// addresses are not read; allowed are {', '.join(allowed)}; pass "
+                f"extra_schemes=[{self._scheme!r}]{more} if you trust them",
+            )
+        if not self._limits.allow_private_hosts and self._scheme not in _BUCKETS:
+            raise RowError(
+                "fetch",
+                f"{self._label}: allow_private_hosts=False refuses {self._scheme}:// addresses, because their host "
+                "cannot be checked; pass allow_private_hosts=True if that is meant",
+            )
+
+    def _read(self) -> Fetched:
+        stop = threading.Event()
+        try:
+            opened = self._within(functools.partial(self._open, stop))
+            if opened.size is not None:
+                check_bytes(opened.size, self._label, self._limits)
+            held, waited_s = self._lease(opened.size)
+            self._deadline = self._end() + waited_s
+            return Fetched(self._within(functools.partial(self._body, opened, stop, held)), None, held)
+        finally:
+            stop.set()  # a thread that is left behind reads no further
+
+    def _lease(self, n_bytes: int | None) -> tuple[Lease | None, float]:
+        return lease(self._limits.max_image_bytes if n_bytes is None else n_bytes, self._label)
+
+    def _end(self) -> float:
+        assert self._deadline is not None, "the fetch has begun"
+        return self._deadline
+
+    def _within(self, work: Callable[[], Any]) -> Any:
+        """Work on a thread of its own, which is left behind where it is late."""
+        return _readers.call(work, timeout_s=max(0.0, self._end() - time.monotonic()), key=self._key)
+
+    def _open(self, stop: threading.Event) -> Opened:
+        opener = _opener(self._scheme, self._label)
+        with quiet(self._scheme):
+            opened = opener(self._address, self._label, self._end())
+        if stop.is_set():
+            opened.close()
+        return opened
+
+    def _body(self, opened: Opened, stop: threading.Event, held: Lease | None) -> bytes:
+        """Read up to the limit; `held` is kept for as long as this runs, also where nobody waits for it."""
+        body, n_most = io.BytesIO(), self._limits.max_image_bytes
+        with quiet(self._scheme):
+            try:
+                while not stop.is_set() and (chunk := opened.read(min(_CHUNK, n_most + 1 - body.tell()))):
+                    body.write(chunk)
+                    if body.tell() > n_most:
+                        raise too_large(self._label, None, self._limits)
+            except Exception as error:
+                if type(error).__name__ in _BROKEN_OFF:
+                    message = f"{self._label} cannot be read: the connection broke off"
+                    raise Passing("fetch", message) from error
+                raise
+            finally:
+                opened.close()
+        if opened.size is not None and body.tell() < opened.size:
+            raise Passing("fetch", f"{self._label} cannot be read: the connection broke off")
+        return body.getvalue()
 
 
-def _reader(scheme: str, label: str) -> Callable[[str, str, int], bytes]:
+def _opener(scheme: str, label: str) -> Callable[[str, str, float], Opened]:
     package, extra = _NEEDS.get(scheme, ("fsspec", "s3"))
     try:
         importlib.import_module(package)
         if scheme == "tos":
             from qwenvl_kit.images import tos
 
-            return tos.read
+            return tos.open_object
         fsspec = importlib.import_module("fsspec")
     except ImportError as error:
         raise MissingExtra(f"reading {scheme}:// addresses", extra) from error
     if scheme not in fsspec.available_protocols():
         raise RowError("fetch", f"{label}: nothing here reads {scheme}:// addresses; use https, s3 or tos")
-    return _read_fsspec
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:  # fsspec names the package that the scheme needs
+        raise RowError("fetch", f"{label} cannot be read: {error}") from error
+    return _open_s3 if scheme in ("s3", "s3a") else _open_fsspec
 
 
-def _read_fsspec(address: str, label: str, n_most: int) -> bytes:
-    """One request where the store can do with one; fsspec keeps its clients."""
+def _open_s3(address: str, label: str, deadline: float) -> Opened:
+    """Open with one request, whose answer is read as it comes; fsspec's own files ask for the size first."""
     import fsspec
 
-    files, path = fsspec.core.url_to_fs(address)
-    data: bytes = files.cat_file(path, end=n_most + 1)
-    return data
+    return _S3Object(fsspec.filesystem("s3", **_options("s3", address)), address, deadline)
 
 
-def _within(work: Callable[[], bytes], label: str, limits: FetchLimits) -> bytes:
-    """Work on a thread of its own, since the stores' clients retry for minutes; one that is late is left behind."""
-    done: list[bytes] = []
-    failed: list[Exception] = []
+class _S3Object:
+    """An object of S3, read from the answer to one request; what is late is cancelled."""
 
-    def run() -> None:
-        try:
-            done.append(work())
-        except Exception as error:  # noqa: BLE001  # each store's client has a hierarchy of its own
-            failed.append(error)
+    def __init__(self, files: Any, address: str, deadline: float) -> None:
+        self._files, self._deadline = files, deadline
+        bucket, key, version = files.split_path(files._strip_protocol(address))
+        if not key:
+            raise FileNotFoundError(address)
+        options = {**getattr(files, "req_kw", {}), **({"VersionId": version} if version else {})}
+        answer = self._sync(files._call_s3, "get_object", Bucket=bucket, Key=key, **options)
+        self.size: int | None = answer.get("ContentLength")
+        self._body = answer["Body"]
 
-    reader = threading.Thread(target=run, name="qwenvl_kit-store", daemon=True)
-    reader.start()
-    reader.join(limits.timeout_s)
-    if failed:
-        raise failed[0]
-    if not done:
-        raise too_slow(label, limits)
-    return done[0]
+    def read(self, n_bytes: int) -> bytes:
+        data: bytes = self._sync(self._read, n_bytes)
+        return data
+
+    def close(self) -> None:
+        self._files.loop.call_soon_threadsafe(self._body.close)
+
+    async def _read(self, n_bytes: int) -> bytes:
+        body = io.BytesIO()
+        while body.tell() < n_bytes and (chunk := await self._body.read(n_bytes - body.tell())):
+            body.write(chunk)
+        return body.getvalue()
+
+    def _sync(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        from fsspec.asyn import sync
+
+        return sync(
+            self._files.loop, function, *arguments, timeout=max(0.001, self._deadline - time.monotonic()), **options
+        )
+
+
+def _open_fsspec(address: str, label: str, deadline: float) -> Opened:
+    import fsspec
+
+    scheme = address.partition("://")[0].lower()
+    files = fsspec.filesystem(scheme, **_options(scheme, address))
+    # 0 makes the hub's files come as a stream, in one request; others are asked for piece by piece.
+    options = {"block_size": 0} if scheme == "hf" else {"block_size": _READ_AHEAD}
+    return _FsspecFile(files.open(files._strip_protocol(address), "rb", **options))
+
+
+def _options(scheme: str, address: str) -> dict[str, Any]:
+    """Return what an address says of its file system; of those always allowed, nothing but the wish for a version.
+
+    Where a store is, and who asks, is set by who runs this.
+    """
+    import fsspec
+
+    found: dict[str, Any] = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(address) or {}
+    return {name: value for name, value in found.items() if name == "version_aware" or scheme not in SCHEMES}
+
+
+class _FsspecFile:
+    """A file that fsspec opened."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        size = getattr(file, "size", None)
+        self.size = size if isinstance(size, int) else None
+
+    def read(self, n_bytes: int) -> bytes:
+        data: bytes = self._file.read(n_bytes)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _reason(scheme: str, error: Any) -> str:
@@ -126,4 +314,8 @@ def _reason(scheme: str, error: Any) -> str:
     if "credential" in name.lower():
         family = {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
         return f"no credentials; set {_CREDENTIALS.get(family, 'those of the store')} in the environment"
-    return _KNOWN.get(name, name)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return _KNOWN.get(name) or _STATUSES.get(status) or reason(error)
+
+
+assert WITHOUT_LEASE >= _CHUNK, "the first chunk is read before memory is asked for"

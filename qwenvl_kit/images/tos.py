@@ -1,7 +1,7 @@
-"""An address in TOS goes in, the object's bytes come out, through the official SDK.
+"""Objects in TOS, through the official SDK.
 
 Where TOS is and who asks is taken from the environment at the first read, kept with the client alone, and told to
-nobody. It knows nothing of limits on time.
+nobody.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.patience import Passing
 
 MAX_RETRIES = 3
+_MAX_CONNECTIONS = 16  # to one bucket
 _CHUNK = 1 << 16
+_clients: weakref.WeakSet[Any] = weakref.WeakSet()
 # What users of TOS have set: the SDK's own names, those of the data-lake service, those of the platform's tools.
 _KEYS = (
     ("TOS_ACCESS_KEY", "TOS_SECRET_KEY", "TOS_SECURITY_TOKEN"),
@@ -50,8 +53,8 @@ class Settings:
         return not _host(self.endpoint).startswith("tos-")
 
 
-def read(address: str, label: str, n_most: int) -> bytes:
-    """Read an object, at most one byte more than `n_most`.
+def open_object(address: str, label: str, _deadline: float) -> TosObject:
+    """Open an object.
 
     Raises
     ------
@@ -65,19 +68,42 @@ def read(address: str, label: str, n_most: int) -> bytes:
     bucket, _, key = address.partition("://")[2].partition("/")
     if not bucket or not key:
         raise RowError("fetch", f"{label} names no object; the form is tos://bucket/path/of/the/object")
-    for n_retries in range(MAX_RETRIES + 1):
+    client = _client(settings, os.getpid())
+    try:
+        return TosObject(client.get_object(bucket, key), label, settings)
+    except tos.exceptions.TosServerError as error:
+        raise RowError("fetch", f"{label} cannot be read: {_reason(error, settings)}") from None
+    except (tos.exceptions.TosClientError, requests.RequestException) as error:
+        raise _failure(error, label, settings) from None  # its message has signatures
+
+
+class TosObject:
+    """An object of TOS that is open for reading."""
+
+    def __init__(self, output: Any, label: str, settings: Settings) -> None:
+        self._output, self._label, self._settings = output, label, settings
+        self.size: int | None = output.content_length
+
+    def read(self, n_bytes: int) -> bytes:
+        """Return at most so many bytes, none at the end."""
+        import requests
+        import tos
+
         try:
-            return _body(_client(settings).get_object(bucket, key), n_most)
-        except tos.exceptions.TosServerError as error:
-            raise RowError("fetch", f"{label} cannot be read: {_reason(error, settings)}") from None
+            data: bytes = self._output.read(min(n_bytes, _CHUNK))
         except (tos.exceptions.TosClientError, requests.RequestException) as error:
-            # The SDK tries again until an answer begins; one that breaks off is ours to ask for again.
-            if n_retries == MAX_RETRIES or not _broke_off(error):
-                cause = getattr(error, "cause", None) or error
-                what = f"{settings.endpoint} cannot be reached or its answer is not whole ({type(cause).__name__})"
-                raise RowError("fetch", f"{label} cannot be read: {what}") from None  # its message has signatures
-            time.sleep(0.1 * 2**n_retries)
-    raise AssertionError("the last round returns or raises")
+            raise _failure(error, self._label, self._settings) from None
+        return data
+
+    def close(self) -> None:
+        """Close the connection where the object was not read to its end."""
+        self._output.content.resp.close()
+
+
+def close_idle_connections() -> None:
+    """Close the connections that clients keep for a next request."""
+    for client in list(_clients):
+        client.session.close()
 
 
 def settings_of(environment: Mapping[str, str], label: str) -> Settings:
@@ -112,32 +138,39 @@ def settings_of(environment: Mapping[str, str], label: str) -> Settings:
 
 
 @functools.lru_cache(maxsize=8)
-def _client(settings: Settings) -> Any:
-    """One client, and with it one pool of connections, for all reads under the same settings."""
+def _client(settings: Settings, process: int) -> Any:
+    """Return one client, and with it one pool of connections, for all reads of a process under the same settings.
+
+    A forked child makes its own: requests of both processes over one connection get each other's answers.
+    """
     import tos
 
     # Below this level the SDK writes requests' signatures, and whatever a server echoes, into the log.
     logging.getLogger("tos").setLevel(logging.WARNING)
-    return tos.TosClientV2(
+    client = tos.TosClientV2(
         ak=settings.access_key,
         sk=settings.secret_key,
         security_token=settings.security_token,
         endpoint=settings.endpoint,
         region=settings.region,
         is_custom_domain=settings.is_custom_domain,
+        max_connections=_MAX_CONNECTIONS,
         max_retry_count=MAX_RETRIES,
         dns_cache_time=0,  # it would replace the resolver of the whole process
         enable_crc=False,  # of uploads; the length of what is read is checked
     )
+    _clients.add(client)
+    return client
 
 
-def _body(output: Any, n_most: int) -> bytes:
-    body = bytearray()
-    while len(body) <= n_most and (chunk := output.read(_CHUNK)):
-        body += chunk
-    if len(body) > n_most:
-        output.content.resp.close()
-    return bytes(body)
+def _failure(error: Any, label: str, settings: Settings) -> RowError:
+    """Return the fault of an answer that did not come, or not whole.
+
+    The SDK tries again until an answer begins; one that breaks off is ours to ask for again.
+    """
+    cause = getattr(error, "cause", None) or error
+    what = f"{settings.endpoint} cannot be reached or its answer is not whole ({type(cause).__name__})"
+    return (Passing if _broke_off(error) else RowError)("fetch", f"{label} cannot be read: {what}")
 
 
 def _broke_off(error: Exception) -> bool:

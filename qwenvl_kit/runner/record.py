@@ -8,6 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.effective import asked_record
@@ -21,18 +22,34 @@ if TYPE_CHECKING:
 _DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow", "pandas", "numpy")
 
 
+@dataclass(frozen=True, slots=True)
+class RunClock:
+    """When a run began: by the calendar for people, and by a clock that nobody sets for its length.
+
+    Attributes
+    ----------
+    started : float
+        Seconds since 1970.
+    began : float
+        Of ``time.monotonic``.
+    """
+
+    started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+
+
 def make_record(
-    config: Config, effective: Effective, results: Sequence[Result], notes: Sequence[str], started: float
+    config: Config, effective: Effective, results: Sequence[Result], notes: Sequence[str], clock: RunClock
 ) -> dict[str, Any]:
-    """What was asked, what ran and how it went; `started` is in seconds since 1970."""
+    """Return what was asked, what ran and how it went, as plain JSON values."""
     ran = effective.record()
     return {
         "asked": asked_record(config),
         "effective": {**ran, "notes": [*ran["notes"], *notes]},
         "rows": dict(Counter(result.status for result in results)),
         "cached": sum(result.cached for result in results),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.started)),
+        "seconds": round(time.monotonic() - clock.began, 3),
         "versions": dict(_versions()),
     }
 

@@ -8,26 +8,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.backends.base import Backend, BackendSpec, Control
-from qwenvl_kit.images import Limits, Sizing, is_unchanged, load
+from qwenvl_kit.images import ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
+from qwenvl_kit.images.decode_pool import pool as decode_pool
 from qwenvl_kit.runner.feed import LoadingFeed
 from qwenvl_kit.runner.keys import Keys
 from qwenvl_kit.runner.ledger import Ledger
 from qwenvl_kit.runner.plan import make_plan
 from qwenvl_kit.runner.progress import progress_bar
 from qwenvl_kit.runner.recall import Recall
-from qwenvl_kit.runner.record import make_record, missing
+from qwenvl_kit.runner.record import RunClock, make_record, missing
 from qwenvl_kit.runner.threads import leave_cores, worker
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
-    from qwenvl_kit.records import ImageSource, Picture, Result
+    from qwenvl_kit.records import Result
     from qwenvl_kit.runner.ledger import Store
 
 _REFRESH_S = 0.1
@@ -99,14 +99,14 @@ def run(
     >>> run([None], ["What?"], config, spec, lambda: nullcontext(spec.load())).results[0].status
     'null_image'
     """
-    started = time.time()
+    clock = RunClock()
     control = control or Control()
     notes: list[str] = []
     ledger = Ledger(len(cells), store, control.on_result)
     job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger, store)
     interrupted = job.run_to_end()
     results = ledger.close(functools.partial(missing, failure=job.failure))
-    record = make_record(config, spec.effective, results, notes, started)
+    record = make_record(config, spec.effective, results, notes, clock)
     return Run(results, record, interrupted, job.failure)
 
 
@@ -135,18 +135,13 @@ class _Job:
             asks = functools.partial(is_unchanged, limits=limits.fetch)
             recall = Recall(store, asks, trusts=config.trust_sources)
 
-        def load_one(source: ImageSource) -> Picture:
-            picture = load(source, sizing, limits)
-            if recall is not None:
-                recall.remember(source, picture)
-            return picture
-
         self._feed = LoadingFeed(
             plan,
-            load_one,
+            ImageLoader(sizing, limits, control.cancel),
             Keys(spec.effective, config.system_prompt),
             ledger,
             recall=recall.digests if recall is not None else lambda _: None,
+            remember=recall.remember if recall is not None else lambda _source, _image: None,
             system=config.system_prompt,
             max_new_tokens=config.max_caption_length,
             cancel=control.cancel,
@@ -159,7 +154,12 @@ class _Job:
         backend_thread = worker(self._serve, "backend")
         leave_cores()
         try:
-            backend_thread.start()
+            try:
+                backend_thread.start()
+            except RuntimeError as error:  # the system gives no more threads
+                self.failure = error
+                self._control.cancel.set()
+                return False
             self._wait(shown=self._shown)
         except KeyboardInterrupt:
             self._control.cancel.set()
@@ -169,8 +169,8 @@ class _Job:
         return False
 
     def _serve(self) -> None:
-        self._feed.start()
         try:
+            self._feed.start()
             if self._feed.wait():
                 with self._acquire() as backend:
                     for result in backend.stream(self._feed, self._spec.effective, self._control):
@@ -181,6 +181,8 @@ class _Job:
             self._control.cancel.set()
         finally:
             self._feed.join()
+            decode_pool.close_idle()
+            close_idle_connections()
             if self._ledger.n_settled < self._n_rows and not self._control.cancel.is_set():
                 self.failure = RuntimeError("the backend returned without an answer for every row")
             self._ended.set()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,28 @@ def test_the_demo_shows_captions_beside_the_truth_and_writes_a_gallery(
     assert page.count("data:image/png;base64,") == 6
     assert "http" not in page, "the page needs nothing from elsewhere"
     assert page.count("alt=") == 6
+
+
+def test_the_demo_runs_where_the_output_lacks_its_characters_and_its_reader_goes_away(tmp_path: Path) -> None:
+    code = "import sys; from qwenvl_kit.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, "demo", "--pictures", "2", "--out", str(tmp_path / "gallery")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert b"?" in process.stdout.readline()
+    process.stdout.close()
+
+    assert process.wait(120) == 0
+    assert (tmp_path / "gallery" / "index.html").is_file()
+
+
+def test_a_gallery_that_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("qwenvl_kit.demo.gallery.exhibits", lambda *_, **__: pytest.fail("worked"))
+
+    assert main(["demo", "--out", str(tmp_path / "file" / "gallery")]) == 2
+    assert "--out must be a folder" in capsys.readouterr().err

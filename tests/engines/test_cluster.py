@@ -18,7 +18,7 @@ from faults import gray, within
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit import ConfigError, Control, ModelNotFound, OptionWarning, RowErrors
+from qwenvl_kit import ConfigError, Control, ModelNotFound, OptionWarning, RowErrors, StoreError, StoreWarning
 from qwenvl_kit.engines.parcels import pack_error, unpack_error
 from qwenvl_kit.engines.worker import Worker
 from qwenvl_kit.records import Result
@@ -242,6 +242,62 @@ def test_a_store_is_filled_and_asked_by_workers(tmp_path: Path) -> None:
 
     with open_store(store) as opened:
         assert len(list(opened.runs())) == 2, "a run is one run, however many workers it had"
+
+
+def test_results_are_returned_when_the_record_of_the_run_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwenvl_kit.store import SqliteStore
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(SqliteStore, "add_run", full)
+
+    with pytest.warns(StoreWarning, match="record of this run was not stored.*full"):
+        run = pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", do_sample=True, **ECHO)
+
+    assert (run["status"] == "ok").all()
+
+
+def test_a_store_that_cannot_be_used_is_told_before_any_work(tmp_path: Path) -> None:
+    told: list[Result] = []
+
+    with pytest.raises(StoreError, match="Make the folder first"):
+        pd.Series([gray(1), None]).vl.run(
+            store=tmp_path / "missing" / "a.db", control=Control(on_result=told.append), **ECHO
+        )
+
+    assert told == []
+
+
+def test_rows_that_a_worker_finished_before_it_broke_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwenvl_kit.engines import cluster
+    from qwenvl_kit.store import SqliteStore
+
+    put = SqliteStore.put
+    kept: list[str] = []
+
+    def full_after_two(self: SqliteStore, key: str, result: Result) -> None:
+        if len(kept) == 2:
+            raise StoreError("the disk is full")
+        put(self, key, result)
+        kept.append(key)
+
+    def answers(job: Any) -> Iterator[dict[str, Any]]:  # as Daft would give them, from a worker in this process
+        config = job._config.replace(engine="local", progress=False)
+        packed = list(job._packed.values())
+        yield {"at": list(job._packed), "answer": within(30, lambda: Worker(config).answer(packed))}
+
+    monkeypatch.setattr(SqliteStore, "put", full_after_two)
+    monkeypatch.setattr(cluster._Job, "_answers", answers)
+
+    with pytest.raises(StoreError, match="full"):
+        pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", batch_size=1, **ECHO)
+
+    last = qwenvl_kit.last_run()
+    assert last is not None
+    assert (last["status"] == "ok").sum() == 2
 
 
 def test_cancelling_keeps_what_is_done() -> None:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from faults import gray, within
 
 import qwenvl_kit
-from qwenvl_kit import BackendBusy, Control
+from qwenvl_kit import BackendBusy, Control, Interrupted, StoreError, StoreWarning
+from qwenvl_kit.store import SqliteStore
 
 ECHO = {"backend": "echo", "progress": False}
 
@@ -130,3 +132,58 @@ def test_a_forked_process_answers_rightly_or_says_why_it_cannot(when: str, child
     done = subprocess.run([sys.executable, "-c", FORKED, when], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout.splitlines() == [child, "True"]
+
+
+@pytest.mark.parametrize("step", ["add_run", "close"])
+@pytest.mark.parametrize("error", [StoreError("the disk is full"), OSError("unplugged"), RuntimeError("odd")], ids=repr)
+def test_results_are_returned_when_the_record_of_the_run_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    last_step_raises(monkeypatch, step, error)
+
+    with pytest.warns(StoreWarning, match=f"record of this run was not stored.*{error}"):
+        frame = pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", do_sample=True, **ECHO)
+
+    assert (frame["status"] == "ok").all()
+    assert qwenvl_kit.last_run() is frame
+
+
+def test_results_are_kept_when_that_warning_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last_step_raises(monkeypatch, "add_run", StoreError("the disk is full"))
+
+    # pytest makes errors of all warnings
+    with pytest.raises(StoreError, match="record of this run was not stored"):
+        pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", do_sample=True, **ECHO)
+
+    frame = qwenvl_kit.last_run()
+    assert frame is not None
+    assert (frame["status"] == "ok").sum() == 9
+
+
+@pytest.mark.parametrize("step", ["add_run", "close"])
+def test_ctrl_c_while_the_record_is_stored_keeps_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    last_step_raises(monkeypatch, step, KeyboardInterrupt())
+
+    with pytest.raises(Interrupted, match="9 of 9 rows done") as stopped:
+        pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", do_sample=True, **ECHO)
+
+    assert (stopped.value.results["status"] == "ok").all()
+
+
+def test_rows_without_a_picture_need_no_store(tmp_path: Path) -> None:
+    with pytest.warns(StoreWarning, match="record of this run was not stored.*folder"):
+        frame = pd.Series([None, ""]).vl.run(store=tmp_path / "missing" / "a.db", **ECHO)
+
+    assert frame["status"].tolist() == ["null_image"] * 2
+
+
+def last_step_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
+    real = getattr(SqliteStore, step)
+
+    def raises(self: SqliteStore, *rest: object) -> None:
+        real(self, *rest)
+        raise error
+
+    monkeypatch.setattr(SqliteStore, step, raises)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, Control
+from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.runner import Run, run
 from qwenvl_kit.runner import feed as feed_module
 
@@ -69,13 +70,13 @@ def test_every_row_comes_back_once_in_order_under_any_schedule(rows: list[tuple[
 
 def test_each_distinct_source_is_loaded_once_also_when_shared_between_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
-    real = run.__globals__["load"]
+    real = ImageLoader.decode
 
-    def counted(source: Any, *rest: Any) -> Any:
+    def counted(self: ImageLoader, source: Any, *rest: Any, **options: Any) -> Any:
         loads.append(source.key)
-        return real(source, *rest)
+        return real(self, source, *rest, **options)
 
-    monkeypatch.setitem(run.__globals__, "load", counted)
+    monkeypatch.setattr(ImageLoader, "decode", counted)
     reference = gray(1)
     cells = [[reference, gray(level)] for level in range(2, 30)] + [reference, reference, gray(2)]
 
@@ -176,15 +177,15 @@ def test_pictures_wait_within_bounds_for_a_slow_backend(monkeypatch: pytest.Monk
 
 
 def test_a_slow_picture_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run.__globals__["load"]
+    real = ImageLoader.decode
     order: list[int] = []
 
-    def slow_first(source: Any, *rest: Any) -> Any:
+    def slow_first(self: ImageLoader, source: Any, *rest: Any, **options: Any) -> Any:
         if source.value[0, 0, 0] == 0:
             time.sleep(0.5)
-        return real(source, *rest)
+        return real(self, source, *rest, **options)
 
-    monkeypatch.setitem(run.__globals__, "load", slow_first)
+    monkeypatch.setattr(ImageLoader, "decode", slow_first)
     go(
         [gray(level) for level in range(10)],
         Script(),
@@ -195,14 +196,22 @@ def test_a_slow_picture_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPa
     assert len(order) == 10
 
 
-def test_a_fault_in_loading_that_is_no_rows_fault_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
-        raise AssertionError("a bug of ours")
+@pytest.mark.parametrize(
+    "fault", [AssertionError("a bug"), MemoryError(), RuntimeError("odd"), StopIteration()], ids=repr
+)
+def test_whatever_loading_an_image_raises_is_that_rows_error(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ImageLoader.decode
 
-    monkeypatch.setitem(run.__globals__, "load", broken)
-    done = go([gray(1), gray(2)], Script())
+    def broken(self: ImageLoader, source: Any, *rest: Any, **options: Any) -> Any:
+        if source.value[0, 0, 0] == 2:
+            raise fault
+        return real(self, source, *rest, **options)
 
-    assert isinstance(done.failure, AssertionError)
+    monkeypatch.setattr(ImageLoader, "decode", broken)
+    done = go([gray(1), gray(2), gray(3)], Script())
+
+    assert done.failure is None
+    assert [result.status for result in done.results] == ["ok", "error", "ok"]
 
 
 def test_the_threads_of_a_run_end_with_it() -> None:

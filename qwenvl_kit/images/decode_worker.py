@@ -1,0 +1,121 @@
+"""Decode images in a process of its own, which `qwenvl_kit.images.decode_pool` starts, feeds and ends.
+
+Started as a script, without the package's ``__init__``: it needs NumPy and Pillow alone, and is ready in 0.1 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import struct
+import warnings
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from PIL import AvifImagePlugin, Image, ImageFile
+
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.decode import decode_resized_image
+from qwenvl_kit.images.resize import bands
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qwenvl_kit.images.resize import Sizing
+
+_Buffer = TypeVar("_Buffer", bytearray, "NDArray[np.uint8]")
+LENGTH = struct.Struct("<Q")
+MIN_MEMORY, MEMORY_PER_BYTE, MAX_MEMORY = 512 * 2**20, 64, 2 * 2**30
+
+
+def max_memory(n_bytes: int) -> int:
+    """Return the bytes that decoding a file of `n_bytes` may take: a lossless JPEG 2000 takes about 10 a byte."""
+    return min(MIN_MEMORY + MEMORY_PER_BYTE * n_bytes, MAX_MEMORY)
+
+
+def main() -> None:
+    """Serve requests from standard input on standard output until it ends."""
+    jobs, answers = os.dup(0), os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not stand between the answers
+    warnings.simplefilter("ignore")  # Pillow's, of odd metadata; nobody reads them here
+    # The pool runs as many processes as there are CPUs; a decoder's own threads would take address space and time.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    while (job := receive(jobs)) is not None and (data := receive(jobs)) is not None:
+        _answer(answers, data, *pickle.loads(job))
+
+
+def send(pipe: int, part: bytes) -> None:
+    """Write bytes behind their length to a file descriptor."""
+    _write(pipe, LENGTH.pack(len(part)))
+    _write(pipe, part)
+
+
+def receive(pipe: int) -> bytearray | None:
+    """Read what `send` wrote; None where the other end is closed."""
+    length = _length(pipe)
+    return None if length is None else _read(pipe, bytearray(length))
+
+
+def receive_pixels(pipe: int) -> NDArray[np.uint8] | None:
+    """Read pixels as `receive` reads bytes, without setting their memory to zero first."""
+    length = _length(pipe)
+    return None if length is None else _read(pipe, np.empty(length, np.uint8))
+
+
+def _length(pipe: int) -> int | None:
+    head = _read(pipe, bytearray(LENGTH.size))
+    return None if head is None else int(LENGTH.unpack(head)[0])
+
+
+def _write(pipe: int, part: Any) -> None:
+    left = memoryview(part).cast("B") if len(part) else memoryview(b"")
+    while left:
+        left = left[os.write(pipe, left) :]
+
+
+def _read(pipe: int, buffer: _Buffer) -> _Buffer | None:
+    left = memoryview(buffer).cast("B") if len(buffer) else memoryview(b"")  # type: ignore[arg-type]  # NumPy's too
+    while left:
+        n_read = os.readv(pipe, [left])
+        if not n_read:
+            return None
+        left = left[n_read:]
+    return buffer
+
+
+def _answer(
+    pipe: int,
+    data: bytearray,
+    label: str,
+    sizing: Sizing,
+    max_image_pixels: int,
+    of_pillow: tuple[int | None, bool],
+) -> None:
+    """Write a pickled head and the pixels, some rows at a time."""
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
+    _limit_memory(max_memory(len(data)))
+    try:
+        image, source_size = decode_resized_image(bytes(data), label, sizing, max_image_pixels=max_image_pixels)
+    except RowError as error:
+        send(pipe, pickle.dumps(("error", error.stage, error.message)))
+        send(pipe, b"")
+        return
+    shape = (image.height, image.width, 3)
+    send(pipe, pickle.dumps(("ok", shape, source_size)))
+    _write(pipe, LENGTH.pack(math.prod(shape)))
+    for band in bands(image):
+        _write(pipe, band)
+
+
+def _limit_memory(n_bytes: int) -> None:
+    """Let the process grow by so much: more is a MemoryError, which is the image's fault alone."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # there are no such limits on Windows
+        import resource
+
+        with open("/proc/self/statm") as statm:
+            now = int(statm.read().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        wanted = now + n_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))

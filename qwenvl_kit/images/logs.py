@@ -1,0 +1,48 @@
+"""Silence for the logs of the libraries that fetch, which repeat signed addresses, keys and what servers echo."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+from collections.abc import Iterator
+
+# The roots of the loggers of urllib3, of fsspec and of what the stores' clients are made of.
+_ROOTS = frozenset(
+    (
+        *("adal", "adlfs", "aiobotocore", "aiohttp", "aiohttp_retry", "azure", "boto3", "botocore", "fsspec", "gcsfs"),
+        *("google", "google_auth_httplib2", "hf_xet", "httpcore", "httpx", "huggingface_hub", "msal", "oss2", "ossfs"),
+        *("paramiko", "requests", "requests_oauthlib", "s3fs", "s3transfer", "smbprotocol", "tos", "urllib3"),
+    )
+)
+_is_quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("qwenvl_kit_is_quiet", default=False)
+_known: tuple[int, frozenset[str]] = (0, frozenset())
+
+
+@contextlib.contextmanager
+def quiet(*more_roots: str) -> Iterator[None]:
+    """Drop what those libraries log within the block, also from an event loop's thread that works for it.
+
+    The caller's own use of the same libraries logs on, since the filter looks at the context of the call.
+    """
+    _add_filters(_ROOTS.union(more_roots))
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+def _add_filters(roots: frozenset[str]) -> None:
+    global _known
+    loggers = logging.root.manager.loggerDict
+    if _known == (len(loggers), roots):  # a filter counts for one logger alone, and modules make new ones when imported
+        return
+    _known = len(loggers), roots
+    for name, logger in list(loggers.items()):
+        if name.partition(".")[0] in roots and isinstance(logger, logging.Logger) and _passes not in logger.filters:
+            logger.addFilter(_passes)
+
+
+def _passes(_: logging.LogRecord) -> bool:
+    return not _is_quiet.get()

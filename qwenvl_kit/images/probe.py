@@ -1,0 +1,312 @@
+"""Read what an encoded image's first bytes say of it, before any decoder is trusted with it.
+
+The format must be on an allow-list (Pillow's own advice for untrusted files:
+https://pillow.readthedocs.io/en/stable/handbook/security.html). The size is checked here, since some readers decode
+inside ``Image.open``. Files whose decoding is provably short are told from all others, which a process of their own
+decodes (`qwenvl_kit.images.decode_pool`).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qwenvl_kit.errors import RowError
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "HEIF")
+"""Names of Pillow's readers that may be used."""
+
+MAX_PNG_CHUNKS = 100_000
+"""Each costs Pillow about 1.7 µs; a 12-megapixel photograph has about 3,000."""
+
+SHORT_PIXELS = 24_000_000
+"""Most pixels, before and after resizing, of what is decoded in this process."""
+
+# What is decoded in this process takes less than a second at most, and less than 400 MB.
+_SHORT_BYTES = 16 * 2**20
+_SHORT_SCAN_PIXELS = 120_000_000  # 5 ns each, measured on progressive JPEGs of quality 100
+_SHORT_SCANS = 1_000
+_SHORT_CHUNKS = 2_000
+_SHORT_WEBP_PIXELS = 8_000_000  # its reader holds three copies of the canvas
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_OTHERS = (
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"%PDF", "PDF"),
+    (b"SIMPLE  =", "FITS"),
+    (b"DDS ", "DDS"),
+    (b"8BPS", "Photoshop's PSD"),
+    (b"icns", "ICNS"),
+    (b"qoif", "QOI"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"),
+    (b"\x01\x00\x00\x00", "EMF"),
+    (b"BLP1", "BLP"),
+    (b"BLP2", "BLP"),
+    (b"GRIB", "GRIB"),
+    (b"BUFR", "BUFR"),
+    (b"\x89HDF", "HDF5"),
+    (b"/* XPM */", "XPM"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"P1", "PBM"),
+    (b"P2", "PGM"),
+    (b"P3", "PPM"),
+    (b"P4", "PBM"),
+    (b"P5", "PGM"),
+    (b"P6", "PPM"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "gzip"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the first bytes of a file say.
+
+    Attributes
+    ----------
+    format : str
+        One of `FORMATS`.
+    size : tuple of int or None
+        ``(height, width)`` in pixels as stored; None where only the format's reader can tell.
+    is_short : bool
+        Decoding takes less than a second, whatever the rest of the file holds.
+    """
+
+    format: str
+    size: tuple[int, int] | None = None
+    is_short: bool = False
+
+
+def probe(data: bytes, label: str, *, max_image_pixels: int) -> Probe:
+    """Tell format, size and cost of an encoded image.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole file.
+    label : str
+        Name of the source, for messages.
+    max_image_pixels : int
+        Largest width × height.
+
+    Raises
+    ------
+    RowError
+        The format is not on the list, or the image is too large; of the stage ``decode``.
+
+    Examples
+    --------
+    >>> import io
+    >>> from PIL import Image
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (80, 60)).save(file, "PNG")
+    >>> probe(file.getvalue(), "a.png", max_image_pixels=10_000)
+    Probe(format='PNG', size=(60, 80), is_short=True)
+    """
+    name = format_of(data, label)
+    inspect = _INSPECTORS.get(name)
+    try:
+        found = Probe(name) if inspect is None else inspect(data)
+    except (struct.error, IndexError):  # cut short; the decoder says how
+        found = Probe(name)
+    except ValueError as error:
+        raise RowError("decode", f"{label} cannot be decoded: {error}") from error
+    if found.size is not None:
+        check_pixels(*found.size, label, max_image_pixels)
+    return found
+
+
+def format_of(data: bytes, label: str) -> str:
+    """Return the one of `FORMATS` that a file's signature belongs to; ``JPEG`` stands for MPO too.
+
+    Raises
+    ------
+    RowError
+        It belongs to none, of the stage ``decode``.
+    """
+    name = _format(data)
+    if name is None:
+        raise RowError("decode", f"{label} {_why_not(data)}")
+    return name
+
+
+def check_pixels(height: int, width: int, label: str, max_image_pixels: int) -> None:
+    """Refuse an image of more than `max_image_pixels`.
+
+    Raises
+    ------
+    RowError
+        It has more, of the stage ``decode``.
+    """
+    if height * width > max_image_pixels:
+        raise RowError(
+            "decode",
+            f"{label} has {width}×{height} = {height * width} pixels, more than max_image_pixels={max_image_pixels}; "
+            "raise max_image_pixels if you trust it",
+        )
+
+
+def _format(data: bytes) -> str | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"BM"):
+        return "BMP"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")):
+        return "TIFF"
+    if data.startswith(b"\0\0\1\0"):
+        return "ICO"
+    if data.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a")):
+        return "JPEG2000"
+    return _base_media_format(data) if data[4:8] == b"ftyp" else None
+
+
+def _base_media_format(data: bytes) -> str | None:
+    """Tell AVIF from HEIF by the brands of the file-type box: https://nokiatech.github.io/heif/technical.html."""
+    length = min(int.from_bytes(data[:4]), 256)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, length - 3, 4))}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIF" if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"} else None
+
+
+def _why_not(data: bytes) -> str:
+    head = data[:256].lstrip()
+    if head[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "is no image: it is an HTML page"
+    if head.startswith((b"<svg", b"<?xml", b"\xef\xbb\xbf<")):
+        return "is SVG or XML, which is not read; convert it to PNG first"
+    name = next((name for signature, name in _OTHERS if data.startswith(signature)), None)
+    if name is not None:
+        return f"is {name}, which is not read; convert it to PNG first"
+    return f"is no image of a format that is read ({', '.join(FORMATS)}); convert it to PNG first"
+
+
+def _jpeg(data: bytes) -> Probe:
+    at, size, is_progressive, n_components = 2, None, False, 0
+    while True:
+        while data[at] == 0xFF:
+            at += 1
+        marker = data[at]
+        if marker in (0x01, *range(0xD0, 0xDA)):  # without a length; an early end is the decoder's to tell
+            at += 1
+            if marker == 0xD9:
+                return Probe("JPEG", size)
+        elif marker == 0xDA:
+            break
+        else:
+            (length,) = struct.unpack_from(">H", data, at + 1)
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                height, width, n_components = struct.unpack_from(">HHB", data, at + 4)
+                size, is_progressive = (height, width), marker not in (0xC0, 0xC1)
+            at += 1 + max(2, length)
+        if data[at] != 0xFF and (at := data.find(b"\xff", at)) < 0:  # bytes between segments, which libjpeg skips
+            return Probe("JPEG", size)
+    if size is None:
+        return Probe("JPEG")
+    # One scan of all components is decoded row by row, and ends the image; several are all read first.
+    n_scans = 1 if not is_progressive and data[at + 3] == n_components else _count_scans(data, at)
+    n_pixels = size[0] * size[1]
+    is_short = (
+        n_scans <= _SHORT_SCANS
+        and n_pixels <= SHORT_PIXELS
+        and n_pixels * n_scans <= _SHORT_SCAN_PIXELS
+        and len(data) <= _SHORT_BYTES
+    )
+    return Probe("JPEG", size, is_short)
+
+
+def _count_scans(data: bytes, at: int) -> int:
+    n_scans = 1
+    for found in _MARKER.finditer(data, at + 1):
+        marker = data[found.start() + 1]
+        n_scans += marker == 0xDA
+        if marker == 0xD9 or n_scans > _SHORT_SCANS:
+            break
+    return n_scans
+
+
+def _png(data: bytes) -> Probe:
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 4)
+    n_chunks, at = 0, 8
+    while at + 8 <= len(data) and n_chunks <= MAX_PNG_CHUNKS:
+        (length,) = struct.unpack_from(">I", data, at)
+        if data[at + 4 : at + 8] == b"IEND":
+            break
+        n_chunks += 1
+        at += 12 + length
+    if n_chunks > MAX_PNG_CHUNKS:
+        raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks, which no encoder writes")
+    is_short = (
+        width * height * max(1, channels * depth // 8) <= 4 * SHORT_PIXELS
+        and n_chunks <= _SHORT_CHUNKS
+        and len(data) <= _SHORT_BYTES
+    )
+    return Probe("PNG", (height, width), is_short)
+
+
+def _gif(data: bytes) -> Probe:
+    width, height = struct.unpack_from("<HH", data, 6)
+    # The first frame may reach beyond the screen that the header tells: only its reader knows the size.
+    return Probe("GIF", (height, width), width * height <= _SHORT_WEBP_PIXELS and len(data) <= _SHORT_BYTES // 4)
+
+
+def _webp(data: bytes) -> Probe:
+    """Read the canvas, which Pillow allocates as it opens: https://developers.google.com/speed/webp/docs/riff_container."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        return Probe("WEBP")
+    return Probe("WEBP", (height, width), width * height <= _SHORT_WEBP_PIXELS and len(data) <= _SHORT_BYTES)
+
+
+def _bmp(data: bytes) -> Probe:
+    (header,) = struct.unpack_from("<I", data, 14)
+    if header == 12:
+        width, height = struct.unpack_from("<HH", data, 18)
+        compression = 0
+    else:
+        width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
+    # Run-length codes are read by Pillow in Python, a hundred times as slowly.
+    is_short = compression in (0, 3) and abs(width * height) <= SHORT_PIXELS and len(data) <= 4 * SHORT_PIXELS
+    return Probe("BMP", (abs(height), abs(width)), is_short)
+
+
+def _ico(data: bytes) -> Probe:
+    """The largest image within, which Pillow decodes as it opens the file, whatever the directory says of its size."""
+    (n_images,) = struct.unpack_from("<H", data, 4)
+    largest = (0, 0)
+    for entry in range(n_images):
+        (at,) = struct.unpack_from("<I", data, 6 + 16 * entry + 12)
+        if data[at : at + 8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack_from(">II", data, at + 16)
+        else:  # a bitmap header; its height counts the mask too
+            width, height = (abs(side) for side in struct.unpack_from("<ii", data, at + 4))
+            height //= 2
+        largest = max(largest, (height, width), key=lambda size: size[0] * size[1])
+    return Probe("ICO", largest)
+
+
+_INSPECTORS: dict[str, Callable[[bytes], Probe]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "GIF": _gif,
+    "WEBP": _webp,
+    "BMP": _bmp,
+    "ICO": _ico,
+}

@@ -1,0 +1,329 @@
+"""Open the SQLite file of a store: find it, check it, begin it, move a broken one aside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import stat
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from qwenvl_kit.errors import ConfigError, StoreError, StoreWarning
+from qwenvl_kit.sqlite_errors import PATIENCE_S, advice
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_T = TypeVar("_T")
+APPLICATION_ID = 0x51564B31  # "QVK1": tells our files from other SQLite databases
+SCHEMA_VERSION = 1  # files from before it was written have 0, and the same tables
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS results "
+    "(key TEXT PRIMARY KEY, result TEXT NOT NULL, stored_at REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS sources "
+    "(name TEXT PRIMARY KEY, mark TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started TEXT NOT NULL, record TEXT NOT NULL)",
+)
+_NAMING = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+_LOOKS = (  # fail where a table of ours lacks a column
+    "SELECT key, result, stored_at FROM results LIMIT 0",
+    "SELECT name, mark, digest FROM sources LIMIT 0",
+    "SELECT id, started, record FROM runs LIMIT 0",
+)
+# One statement is one read transaction: between two of them another process may begin the same file.
+_FACTS = (
+    "SELECT (SELECT count(*) FROM sqlite_master), application_id, user_version "
+    "FROM pragma_application_id, pragma_user_version"
+)
+_CHECKED_BYTES = 2**29  # larger files are not read through at each opening
+_PARTS = ("", "-wal", "-shm", "-journal")
+_creating = threading.Lock()
+
+
+def locate(name: str | os.PathLike[str]) -> Path:
+    """Return the file that a name stands for, with links and ``~`` resolved.
+
+    Raises
+    ------
+    ConfigError
+        The name cannot be that of a file.
+    StoreError
+        Its folder does not exist, or it is no regular file.
+    """
+    text = os.fspath(name)
+    if not text.strip() or text == ":memory:" or "\0" in text:
+        raise ConfigError(
+            f"store must be the name of a file; got {text!r}; pass a name such as 'captions.db', or leave store out to "
+            "keep nothing"
+        )
+    try:
+        path = Path(os.path.realpath(os.path.expanduser(text)))
+        mode = path.stat().st_mode if path.exists() else None
+        holds_folder = path.parent.is_dir()
+    except OSError as error:
+        raise StoreError(f"store={text!r} cannot be used: {error.strerror}. Name another file.") from error
+    if not holds_folder:
+        what = "is no folder" if path.parent.exists() else "does not exist"
+        raise StoreError(f"store={text!r} cannot be used: the folder {path.parent} {what}. Make the folder first.")
+    if mode is not None and not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise StoreError(f"store={text!r} cannot be used: it is {what}. Name a file, such as 'captions.db'.")
+    return path
+
+
+def open_to_write(path: Path, shown: str) -> sqlite3.Connection:
+    """Open a store, or begin one; a broken one is moved aside first, with a warning.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is, from `locate`.
+    shown : str
+        Its name in messages.
+
+    Raises
+    ------
+    StoreError
+        The file is no store, or one of a later version.
+    sqlite3.Error, OSError, MemoryError
+        It cannot be opened.
+    """
+    with contextlib.suppress(_Broken):
+        return _open(path, shown)
+    with _alone_in(path.parent):
+        try:
+            return _open(path, shown)  # by now another process may have begun a new one
+        except _Broken as error:
+            mode = _move_aside(path, shown, error)
+        return _open(path, shown, mode)
+
+
+def open_existing(path: Path, shown: str) -> sqlite3.Connection:
+    """Open a store that must be there and sound, to change it.
+
+    Raises
+    ------
+    StoreError, sqlite3.Error, OSError, MemoryError
+        As for `open_to_write`; also where there is no store.
+    """
+    open_to_read(path, shown).close()
+    try:
+        return _open(path, shown)
+    except _Broken as error:
+        raise StoreError(f"store={shown!r} cannot be used: {error}. {advice(sqlite3.SQLITE_CORRUPT)}") from error
+
+
+def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
+    """Open a store to look at it only; nothing is written, not even a lock file where the medium allows none.
+
+    Raises
+    ------
+    StoreError, sqlite3.Error, OSError, MemoryError
+        As for `open_to_write`; also where there is no store.
+    """
+    with contextlib.ExitStack() as copies:
+        # Readers need the -wal and -shm files, https://www.sqlite.org/wal.html#readonly. One that may write makes them
+        # and removes them when it closes, but then also moves into the file what stands in the -wal.
+        may_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        has_log = any(_size(path, part) for part in ("-wal", "-journal"))
+        if may_write:
+            choice = "mode=ro" if has_log else "mode=rw"
+        elif has_log:
+            path, choice = _copied(path, copies), "mode=rw"
+        else:
+            choice = "immutable=1"
+        connection = _connect(f"{path.as_uri()}?{choice}", is_uri=True)
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            if _checked_facts(connection, shown)[0] == 0:
+                raise StoreError(f"store={shown!r} is no store of this package: it is empty. Name another file.")
+            _look(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class _Broken(Exception):
+    """SQLite cannot read the file."""
+
+
+def _open(path: Path, shown: str, mode: int = 0o600) -> sqlite3.Connection:
+    _create(path, mode)
+    if path.stat().st_size == 1 and path.read_bytes() != b"S":  # SQLite takes one byte for nothing, and its own for "S"
+        raise _Broken("file is not a database")
+    try:
+        connection = _connect(path)
+        try:
+            _prepare(connection, path, shown)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.DatabaseError as error:
+        if _is_broken(error):
+            raise _Broken(str(error)) from error
+        raise
+    return connection
+
+
+def _connect(name: str | Path, *, is_uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(name, uri=is_uri, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None)
+
+
+def _create(path: Path, mode: int) -> None:
+    """Make an empty file that only its owner reads, where there is none; SQLite's other files take its mode."""
+    # Closing a file drops all locks that this process has on it, https://www.sqlite.org/howtocorrupt.html#_posix_advisory
+    # so no other thread may open it in between.
+    with _creating, contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        if mode != 0o600:  # that of a broken file, which others may share; not narrowed by the umask
+            path.chmod(mode)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, shown: str) -> None:
+    n_tables, owner, version = _checked_facts(connection, shown)
+    if n_tables and path.stat().st_size <= _CHECKED_BYTES:
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
+    is_named = owner == APPLICATION_ID and version == SCHEMA_VERSION
+    _patiently(lambda: _begin(connection, shown, _SCHEMA if is_named else _SCHEMA + _NAMING))
+    _look(connection)
+    _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
+    connection.execute("PRAGMA synchronous = NORMAL")  # a commit survives the process; power loss costs the last few
+
+
+def _checked_facts(connection: sqlite3.Connection, shown: str) -> tuple[int, int, int]:
+    n_tables, owner, version = connection.execute(_FACTS).fetchone()
+    if owner != APPLICATION_ID and (n_tables or owner):
+        raise StoreError(f"store={shown!r} is an SQLite file of something else, left as it is. Name another file.")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"store={shown!r} was written by a later version of qwenvl_kit (schema {version}; this one knows "
+            f"{SCHEMA_VERSION}). Update qwenvl_kit, or name another file."
+        )
+    return n_tables, owner, version
+
+
+def _look(connection: sqlite3.Connection) -> None:
+    for statement in _LOOKS:
+        connection.execute(statement).fetchall()
+
+
+def _begin(connection: sqlite3.Connection, shown: str, statements: tuple[str, ...]) -> None:
+    """Make what is missing in one transaction, which also finds out whether the file can be written."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _checked_facts(connection, shown)
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _patiently(work: Callable[[], _T]) -> _T:
+    """Try again while another process holds the file: SQLite's own time-out does not cover a change of journal mode."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not is_busy or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.005, 0.05))
+
+
+def _is_broken(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return "malformed" in str(error)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep out other processes that find the same file broken: the second would move the new file of the first."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        handle = None
+    if handle is None or fcntl is None:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+            except OSError:  # a file system without such locks
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def _move_aside(path: Path, shown: str, error: _Broken) -> int:
+    """Give what is broken another name, since some of it may be saved; return its mode."""
+    with path.open("rb") as file:
+        head = file.read(100)
+    # https://www.sqlite.org/fileformat.html#the_database_header
+    if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72]) != APPLICATION_ID:
+        raise StoreError(
+            f"store={shown!r} is no store of this package ({error}) and is left as it is. Name another file; if it is "
+            "a store that was damaged, move it aside yourself."
+        ) from error
+    mode = stat.S_IMODE(path.stat().st_mode)
+    aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    for part in _PARTS:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(_part(path, part), _part(aside, part))
+    warnings.warn(
+        f"store={shown!r} is broken ({error}). It was moved to {aside.name} and a new one is begun.",
+        StoreWarning,
+        stacklevel=2,
+    )
+    return mode
+
+
+def _copied(path: Path, copies: contextlib.ExitStack) -> Path:
+    folder = Path(copies.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-", ignore_cleanup_errors=True)))
+    for part in ("", "-wal", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(_part(path, part), _part(folder / "copy.db", part))
+    return folder / "copy.db"
+
+
+def _part(path: Path, part: str) -> Path:
+    return path.with_name(path.name + part)
+
+
+def _size(path: Path, part: str) -> int:
+    try:
+        return _part(path, part).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def after_fork() -> None:
+    """Make a lock that no thread of the parent holds."""
+    global _creating
+    _creating = threading.Lock()
