@@ -203,7 +203,7 @@ class Column:
             made[number] = cell
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return within(HANGS_S, lambda: pd.Series(made).vl.run(**{**ECHO, **self.options}))
+            return within(HANGS_S, lambda: pd.Series(made, dtype=object).vl.run(**{**ECHO, **self.options}))
 
     def prepare(self) -> None:
         """Run once without a fault, so that modules are loaded and texts known."""
@@ -248,6 +248,8 @@ class Column:
 def is_told(fault: BaseException, message: str) -> bool:
     """Whether a row's message says what the library raised."""
     words = [type(fault).__name__]
+    if isinstance(fault, StopIteration):
+        words.append("RuntimeError")  # what Python makes of it inside a generator
     if isinstance(fault, MemoryError):
         words.append("memory")
     if isinstance(fault, OSError | ValueError):  # whose own words are for people

@@ -225,11 +225,10 @@ class _Runner:
 
     def run(self, rows: Sequence[Row]) -> _Batch:
         """Run rows as they are."""
-        column = pd.Series([None] * len(rows), dtype=object)
         made = np.empty(len(rows), dtype=object)
         for number, row in enumerate(rows):
             made[number] = row.cell
-        column = pd.Series(made)
+        column = pd.Series(made, dtype=object)
         frame: pd.DataFrame | None = None
         failed: BaseException | None = None
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -491,6 +490,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--save", type=Path)
     asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # Pillow's, of what is opened to be given as a cell
     report = fuzz(asked.kind, asked.cases, asked.seed, n_batch=asked.batch)
     _print(report, asked.kind, asked.seed)
     if asked.save is not None:
