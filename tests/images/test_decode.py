@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from malformed_inputs import encoded, noise
 from PIL import Image
-from rubbish import encoded, noise
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, read_size

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from malformed_inputs import encoded
 from PIL import Image
-from rubbish import encoded
 
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from malformed_inputs import encoded, noise
 from PIL import Image
-from rubbish import encoded, noise
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.sources import identify, is_null, mask
