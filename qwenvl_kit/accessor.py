@@ -5,8 +5,9 @@ They turn columns into rows and results into columns; what happens between is th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, TypeVar, Unpack, cast
 
 import pandas as pd
 
@@ -16,13 +17,17 @@ from qwenvl_kit.config import Config, Options
 from qwenvl_kit.engines.base import execute
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
 from qwenvl_kit.frames import deliver, result_frame, text_series
+from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.show import MAX_BYTES, Contact, contact_sheet
 from qwenvl_kit.signatures import spell_out
 
+if TYPE_CHECKING:
+    from qwenvl_kit.runner import Run
+
 Prompts = Hashable | Sequence[str | None] | pd.Series
 _T = TypeVar("_T")
-_last: pd.DataFrame | None = None
+_last: pd.DataFrame | Callable[[], pd.DataFrame] | None = None
 
 
 def last_run() -> pd.DataFrame | None:
@@ -38,7 +43,14 @@ def last_run() -> pd.DataFrame | None:
     >>> import qwenvl_kit
     >>> frame = qwenvl_kit.last_run()
     """
-    return _last
+    global _last
+    known = _last
+    if not callable(known):
+        return known
+    frame = known()
+    if _last is known:  # else a newer run has ended in the meantime
+        _last = frame
+    return frame
 
 
 class FrameAccessor:
@@ -431,13 +443,27 @@ def _execute(
     filled = [_fill(one, config, index) for one in prompts]
     flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
-    run = execute(flat_cells, flat_prompts, config, control=control, stacklevel=4)
-    frame = result_frame(run, index.repeat(n_prompts))
-    _remember(frame)
-    return deliver(run, frame, shape, config, n_prompts)
+    with InterruptGuard(len(flat_cells), control) as guard:
+        try:
+            run = execute(flat_cells, flat_prompts, config, control=guard.control, stacklevel=4)
+            guard.hold()
+        except KeyboardInterrupt:
+            guard.hold()
+            run = guard.rescued(config)
+        _remember(functools.partial(_frame, run, index, n_prompts))
+        frame = _frame(run, index, n_prompts)
+        _remember(frame)
+        results = shape(frame)
+        run = guard.settled(run)
+    return deliver(run, frame, lambda _: results, config, n_prompts)
 
 
-def _remember(frame: pd.DataFrame) -> None:
+def _frame(run: Run, index: pd.Index, n_prompts: int) -> pd.DataFrame:
+    return result_frame(run, index.repeat(n_prompts))
+
+
+def _remember(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> None:
+    """Keep the frame of the newest run, or what makes it."""
     global _last
     _last = frame
 

@@ -16,6 +16,7 @@ from qwenvl_kit.effective import announce
 from qwenvl_kit.engines import local
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frames import deliver, result_frame
+from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.signatures import spell_out
 
@@ -90,9 +91,17 @@ class QwenVLImageUnderstanding:
         """
         cells = _plain(images)
         prompts = fill(None if user_prompts is None else _plain(user_prompts), self._config.prompt, len(cells))
-        run = local.execute(cells, prompts, self._config, stacklevel=None)
-        assert len(run.results) == len(cells), "one result per picture"
-        return deliver(run, result_frame(run, pd.RangeIndex(len(cells))), lambda _: run.results, self._config)
+        with InterruptGuard(len(cells)) as guard:
+            try:
+                run = local.execute(cells, prompts, self._config, control=guard.control, stacklevel=None)
+                guard.hold()
+            except KeyboardInterrupt:
+                guard.hold()
+                run = guard.rescued(self._config)
+            assert len(run.results) == len(cells), "one result per picture"
+            frame = result_frame(run, pd.RangeIndex(len(cells)))
+            run = guard.settled(run)
+        return deliver(run, frame, lambda _: run.results, self._config)
 
 
 spell_out(QwenVLImageUnderstanding.__init__)
