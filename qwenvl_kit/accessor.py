@@ -334,13 +334,9 @@ class FrameAccessor:
 
     def _labels(self, captions: Hashable | Sequence[Hashable]) -> list[Hashable]:
         """Tell one label, which may be a tuple, from several."""
-        if (
-            isinstance(captions, str)
-            or not isinstance(captions, Sequence | pd.Index)
-            or has_column(self._frame, captions)
-        ):
-            return [cast("Hashable", captions)]
-        return list(captions)
+        if isinstance(captions, str | bytes) or has_column(self._frame, captions):
+            return [captions]
+        return list(captions) if isinstance(captions, Sequence | pd.Index) else [captions]
 
     def _column(self, column: Hashable) -> pd.Series:
         return pick_column(self._frame, column)

@@ -168,7 +168,7 @@ def _looks_like_image(cell: object) -> bool:
         return True
     try:
         n_axes = getattr(cell, "ndim", 0)
-        if n_axes == 1 and getattr(cell, "dtype", None) == object:
+        if n_axes == 1 and str(getattr(cell, "dtype", "")) == "object":
             return len(cell) > 0 and _looks_like_image(cell[0])  # type: ignore[arg-type, index]
         return n_axes in (2, 3)
     except Exception:  # noqa: BLE001  # a cell's own attributes may raise anything

@@ -62,7 +62,7 @@ def test_a_column_that_stands_twice_is_told_from_a_level() -> None:
 
 def test_what_cannot_be_a_label_is_said_in_words() -> None:
     df = pd.DataFrame({"image": [gray(1)]})
-    with pytest.raises(ColumnNotFound, match="label cannot be a list.*pass one label.*'image'"):
+    with pytest.raises(ColumnNotFound, match=r"label cannot be a list.*pass one label.*'image'"):
         df.vl.caption(["image"], **ECHO)
     with pytest.raises(ColumnNotFound, match="label cannot be a list"):
         df.vl.ask("image", ["What is it?"], **ECHO)

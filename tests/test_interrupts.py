@@ -56,7 +56,8 @@ def test_ctrl_c_while_results_become_a_frame_keeps_them(
         frame.vl.caption("image", **ECHO)
 
     last = qwenvl_kit.last_run()
-    assert last is not None and last["status"].tolist() == ["ok"] * 3
+    assert last is not None
+    assert last["status"].tolist() == ["ok"] * 3
     assert caught.value.results.tolist() == last["text"].tolist()
 
 
@@ -99,7 +100,8 @@ def test_the_last_run_is_the_newest_also_where_its_frame_was_never_made(
         frame.vl.run("image", prompt="second", **ECHO)
     monkeypatch.setattr(accessor, "result_frame", make)
     last = qwenvl_kit.last_run()
-    assert last is not None and last["text"].str.startswith("second").all()
+    assert last is not None
+    assert last["text"].str.startswith("second").all()
 
 
 def test_the_operator_keeps_results_too(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:

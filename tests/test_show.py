@@ -79,7 +79,9 @@ def test_a_frame_without_pictures_says_how_to_name_the_column() -> None:
 
 def test_half_characters_and_control_characters_are_shown_with_a_replacement() -> None:
     odd = "a\udcff\x00b"
-    df = pd.DataFrame({"image": [gray(1)], odd: pd.Series([odd], dtype=object, index=[odd])}, index=[odd])
+    index = pd.Index([odd], dtype=object)
+    df = pd.DataFrame({"image": [gray(1)], "odd": pd.Series([odd], dtype=object, index=index)}, index=index)
+    df.columns = pd.Index(["image", odd], dtype=object)
     page = df.vl.show("image").html
     page.encode()
     assert page.count("a��b") >= 3
