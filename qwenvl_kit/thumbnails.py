@@ -6,8 +6,10 @@ Whatever goes wrong becomes a sentence in the image's place. It knows neither fr
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +20,8 @@ from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import Limits, Sizing, identify, load
 from qwenvl_kit.images.decode import row_error
-from qwenvl_kit.records import Geometry
+from qwenvl_kit.images.fetch import fetch
+from qwenvl_kit.records import Geometry, ImageSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
     from qwenvl_kit.config import ImageSrcType
 
 AREA = 160 * 160
-_READERS = 24  # a slow host holds one each; 24 images are what a panel offers
+_THREADS = 24  # a slow host holds one each; 24 images are what a panel offers
+# What is kept of an image from elsewhere, to be drawn again: its bytes, or where they are more, a reduced copy.
+_KEPT_BYTES = 4 << 20
+_KEPT_PIXELS = 1 << 20
 _JPEG_QUALITY = 80
 _LONGEST_FAULT = 300
 
@@ -52,75 +58,107 @@ class Thumbnailer:
         """Return the thumbnailer that a config asks for."""
         return cls(Limits.of(config), config.image_src_type)
 
-    def thumbnail(self, cell: object, *, area: int = AREA) -> str:
-        """Return a data URI of a cell's first image, or a sentence that says why there is none."""
+    def thumbnail(self, cell: object, *, area: int = AREA, keep: Callable[[ImageSource], None] | None = None) -> str:
+        """Return a data URI of a cell's first image, or a sentence that says why there is none.
+
+        Parameters
+        ----------
+        cell : object
+            As for `identify`.
+        area : int
+            Most pixels.
+        keep : callable, optional
+            Called with the image as it is in memory, so that it can be drawn again without asking its host.
+        """
         try:
-            geometry = Geometry(patch=1, merge=1, min_pixels=1, max_pixels=area)
-            pixels = self.pixels(cell, Sizing(geometry))
-            if pixels is None:
+            source = self.source(cell)
+            if source is None:
                 return "no picture"
-            with row_error("resize", "the picture", "cannot be shown"):
+            if keep is not None:
+                source = self._in_memory(source)
+                keep(source)
+            pixels = self.pixels(source, Sizing(Geometry(patch=1, merge=1, min_pixels=1, max_pixels=area)))
+            with row_error("resize", source.label, "cannot be shown"):
                 return jpeg_uri(Image.fromarray(pixels), _JPEG_QUALITY)
         except RowError as error:
             return _sentence(error)
 
-    def thumbnails(self, cells: Sequence[object], *, within_s: float | None = None, area: int = AREA) -> list[str]:
-        """Return `thumbnail` of each cell, made at the same time.
+    def thumbnails(self, cells: Sequence[object]) -> list[str]:
+        """Return `thumbnail` of each cell, made at the same time."""
+        made = together([functools.partial(self.thumbnail, cell) for cell in cells])
+        return [self.late(cell, None) if one is None else one for cell, one in zip(cells, made, strict=True)]
 
-        Parameters
-        ----------
-        cells : sequence
-            One image, or list of images, each.
-        within_s : float, optional
-            Longest time for all of them together, in seconds. What is not there by then gets a sentence instead; its
-            thread ends by itself within the limits.
-        area : int
-            Most pixels of each.
+    def source(self, cell: object) -> ImageSource | None:
+        """Return a cell's first image, not yet read; None where it has none.
+
+        Raises
+        ------
+        RowError
+            The cell is no image.
         """
-        futures: list[Future[str]] = []
-        pool = ThreadPoolExecutor(min(_READERS, max(1, len(cells))), thread_name_prefix="qwenvl_kit-show")
-        try:
-            for cell in cells:
-                futures.append(pool.submit(self.thumbnail, cell, area=area))
-            wait(futures, timeout=within_s)
-        except RuntimeError:  # the system gives no more threads; those that have begun do what they can
-            wait(futures, timeout=within_s)
-        finally:  # also after Ctrl-C, which must not wait for slow hosts
-            pool.shutdown(wait=False, cancel_futures=True)
-        found = [future.result() if future.done() and not future.cancelled() else None for future in futures]
-        found += [None] * (len(cells) - len(found))
-        return [self._late(cell, within_s) if one is None else one for cell, one in zip(cells, found, strict=True)]
+        with row_error("fetch", "the cell", "cannot be read"):
+            sources = identify(cell, self.image_src_type)
+        return sources[0] if sources else None
 
-    def pixels(self, cell: object, sizing: Sizing) -> NDArray[np.uint8] | None:
-        """Return a cell's first image as uint8 (H, W, 3), resized; None where it has none.
+    def pixels(self, source: ImageSource, sizing: Sizing) -> NDArray[np.uint8]:
+        """Return an image as uint8 (H, W, 3), resized.
 
         Raises
         ------
         RowError
             It cannot be had within the limits.
         """
-        with row_error("fetch", "the picture", "cannot be read"):
-            sources = identify(cell, self.image_src_type)
-        if not sources:
-            return None
-        with row_error("decode", "the picture", "cannot be decoded"):
-            return load(sources[0], sizing, self.limits).pixels
+        with row_error("decode", source.label, "cannot be decoded"):
+            return load(source, sizing, self.limits).pixels
 
-    def _late(self, cell: object, within_s: float | None) -> str:
+    def late(self, cell: object, within_s: float | None) -> str:
+        """Return the sentence for an image that was not there within a time; None where no thread could be had."""
         try:
-            with row_error("fetch", "the picture", "cannot be read"):
-                label = identify(cell, self.image_src_type)[0].label
-            if within_s is None:
-                raise RowError("fetch", f"{label} was not read, since the system gives no more threads")
-            if within_s < self.limits.fetch.timeout_s:
-                raise RowError("fetch", f"{label} was not there within {within_s:g} s, the longest that is waited here")
-            raise RowError(
-                "fetch",
-                f"{label} was not fetched within timeout_s={self.limits.fetch.timeout_s:g}; raise it if the host is "
-                "slow",
-            )
+            source = self.source(cell)
+            label = "the picture" if source is None else source.label
         except RowError as error:
             return _sentence(error)
+        timeout_s = self.limits.fetch.timeout_s
+        if within_s is None:
+            why = f"{label} was not read, since the system gives no more threads"
+        elif within_s < timeout_s:
+            why = f"{label} was not there within {within_s:g} s, the longest that is waited for pictures here"
+        else:
+            why = f"{label} was not fetched within timeout_s={timeout_s:g}; raise it if the host is slow"
+        return _sentence(RowError("fetch", why))
+
+    def _in_memory(self, source: ImageSource) -> ImageSource:
+        if source.kind not in ("url", "remote"):
+            return source
+        with row_error("fetch", source.label, "cannot be read"):
+            data = fetch(source, self.limits.fetch).data
+        read = ImageSource("bytes", data, source.label, source.key)
+        if len(data) <= _KEPT_BYTES:
+            return read
+        reduced = self.pixels(read, Sizing(Geometry(patch=1, merge=1, min_pixels=1, max_pixels=_KEPT_PIXELS)))
+        return ImageSource("array", reduced, source.label, source.key)
+
+
+def together(jobs: Sequence[Callable[[], str]], *, within_s: float | None = None) -> list[str | None]:
+    """Do all jobs at the same time; None for those that are not done in time.
+
+    Parameters
+    ----------
+    jobs : sequence of callable
+        None of them raises.
+    within_s : float, optional
+        Longest time for all of them together, in seconds. Threads of late ones end by themselves.
+    """
+    futures: list[Future[str]] = []
+    pool = ThreadPoolExecutor(min(_THREADS, max(1, len(jobs))), thread_name_prefix="qwenvl_kit-show")
+    try:
+        with contextlib.suppress(RuntimeError):  # the system gives no more threads; those there are do what they can
+            futures.extend(map(pool.submit, jobs))
+        wait(futures, timeout=within_s)
+    finally:  # also after Ctrl-C, which must not wait for slow hosts
+        pool.shutdown(wait=False, cancel_futures=True)
+    done = [future.result() if future.done() and not future.cancelled() else None for future in futures]
+    return [*done, *[None] * (len(jobs) - len(done))]
 
 
 def jpeg_uri(image: Image.Image, quality: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import inspect
 import io
 import socket
@@ -19,7 +20,7 @@ from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, Config, ConfigError, UnknownOption, thumbnails
 from qwenvl_kit.show import SHOW_OPTIONS, _image_column
-from qwenvl_kit.thumbnails import Thumbnailer
+from qwenvl_kit.thumbnails import Thumbnailer, together
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -180,13 +181,16 @@ def test_thumbnails_together_take_no_longer_than_they_may(monkeypatch: pytest.Mo
     monkeypatch.setattr(thumbnails, "load", slow)
     maker = Thumbnailer.of(Config(timeout_s=1))
     started = time.monotonic()
-    found = maker.thumbnails([gray(1), *["slow.png"] * 60], within_s=1)
+    cells = [gray(1), *["slow.png"] * 60]
+    found = together([functools.partial(maker.thumbnail, cell) for cell in cells], within_s=1)
     took = time.monotonic() - started
     release.set()
 
     assert took < 5
-    assert found[0].startswith("data:image/jpeg")
-    assert all("slow.png was not fetched within timeout_s=1" in one for one in found[1:])
+    assert (found[0] or "").startswith("data:image/jpeg")
+    assert found[1:] == [None] * 60
+    assert "slow.png was not fetched within timeout_s=1" in maker.late("slow.png", 1)
+    assert "slow.png was not there within 0.5 s" in maker.late("slow.png", 0.5)
 
 
 def test_captions_may_be_tuples_that_are_labels() -> None:
