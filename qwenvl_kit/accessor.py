@@ -5,24 +5,30 @@ They turn columns into rows and results into columns; what happens between is th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, TypeVar, Unpack, cast
 
 import pandas as pd
 
 from qwenvl_kit.backends.base import Control
+from qwenvl_kit.columns import column_names, has_column, pick_column, shown
 from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.config import Config, Options
 from qwenvl_kit.engines.base import execute
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
 from qwenvl_kit.frames import deliver, result_frame, text_series
+from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.show import MAX_BYTES, Contact, contact_sheet
+from qwenvl_kit.show import MAX_BYTES, SHOW_OPTIONS, Contact, ShowOptions, contact_sheet, show_config
 from qwenvl_kit.signatures import spell_out
+
+if TYPE_CHECKING:
+    from qwenvl_kit.runner import Run
 
 Prompts = Hashable | Sequence[str | None] | pd.Series
 _T = TypeVar("_T")
-_last: pd.DataFrame | None = None
+_last: pd.DataFrame | Callable[[], pd.DataFrame] | None = None
 
 
 def last_run() -> pd.DataFrame | None:
@@ -38,7 +44,14 @@ def last_run() -> pd.DataFrame | None:
     >>> import qwenvl_kit
     >>> frame = qwenvl_kit.last_run()
     """
-    return _last
+    global _last
+    known = _last
+    if not callable(known):
+        return known
+    frame = known()
+    if _last is known:  # else a newer run has ended in the meantime
+        _last = frame
+    return frame
 
 
 class FrameAccessor:
@@ -267,6 +280,7 @@ class FrameAccessor:
             stacklevel=3,
         )
 
+    @spell_out(only=SHOW_OPTIONS)
     def show(
         self,
         column: Hashable | None = None,
@@ -274,6 +288,7 @@ class FrameAccessor:
         *,
         n_rows: int = 24,
         max_bytes: int = MAX_BYTES,
+        **options: Unpack[ShowOptions],
     ) -> Contact:
         """Show the pictures of a column as thumbnails, with the other columns' texts below them.
 
@@ -287,6 +302,8 @@ class FrameAccessor:
             Most pictures shown; the rest is counted.
         max_bytes : int
             Most bytes of HTML, since a notebook keeps them; pictures beyond are counted, not shown.
+        **options
+            Those that limit how images are read; see below.
 
         Returns
         -------
@@ -297,6 +314,8 @@ class FrameAccessor:
         ------
         ColumnNotFound
             There is no such column, or none that holds pictures.
+        ConfigError, UnknownOption
+            An option breaks its rule, or is none of these.
 
         Examples
         --------
@@ -305,35 +324,38 @@ class FrameAccessor:
         >>> "&lt;b&gt;black" in df.vl.show().html
         True
         """
-        named = [captions] if isinstance(captions, str) or not isinstance(captions, Sequence) else list(captions)
-        for name in named if captions is not None else []:
+        config = show_config(options)
+        named = None if captions is None else self._labels(captions)
+        for name in named or []:
             self._column(name)
         if column is not None:
             self._column(column)
-        return contact_sheet(
-            self._frame, column, None if captions is None else named, n_rows=n_rows, max_bytes=max_bytes
-        )
+        return contact_sheet(self._frame, column, named, n_rows=n_rows, max_bytes=max_bytes, config=config)
+
+    def _labels(self, captions: Hashable | Sequence[Hashable]) -> list[Hashable]:
+        """Tell one label, which may be a tuple, from several."""
+        if isinstance(captions, str | bytes) or has_column(self._frame, captions):
+            return [captions]
+        return list(captions) if isinstance(captions, Sequence | pd.Index) else [captions]
 
     def _column(self, column: Hashable) -> pd.Series:
-        if column not in self._frame.columns:
-            raise ColumnNotFound(f"there is no column {column!r}; the frame has: {_names(self._frame)}")
-        found = self._frame[column]
-        if isinstance(found, pd.DataFrame):
-            raise ColumnNotFound(f"column {column!r} stands {found.shape[1]} times in the frame; rename one of them")
-        return found
+        return pick_column(self._frame, column)
 
     def _prompts(self, prompts: Prompts | None) -> Sequence[object] | pd.Series | None:
-        if isinstance(prompts, pd.Series | list | tuple) or hasattr(prompts, "__array__") or prompts is None:
-            return cast("Sequence[object] | pd.Series | None", prompts)
+        if prompts is None or isinstance(prompts, pd.Series):
+            return prompts
+        is_label = isinstance(prompts, tuple) and has_column(self._frame, prompts)
+        if not is_label and (isinstance(prompts, list | tuple) or hasattr(prompts, "__array__")):
+            return cast("Sequence[object]", prompts)
         return self._column(prompts)
 
     def _question(self, question: Hashable) -> pd.Series | str:
         """Tell a column's name from a question; one plain word that names no column is a misspelt name."""
-        if question in self._frame.columns:
+        if not isinstance(question, Hashable) or question in self._frame.columns:
             return self._column(question)
         if not isinstance(question, str) or not question.strip() or (question.isascii() and question.isidentifier()):
             raise ColumnNotFound(
-                f"{question!r} is neither a question nor a column; the frame has: {_names(self._frame)}; "
+                f"{shown(question)} is neither a question nor a column; the frame has: {column_names(self._frame)}; "
                 "a question has more than one word or ends with a mark"
             )
         return question
@@ -431,13 +453,27 @@ def _execute(
     filled = [_fill(one, config, index) for one in prompts]
     flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
-    run = execute(flat_cells, flat_prompts, config, control=control, stacklevel=4)
-    frame = result_frame(run, index.repeat(n_prompts))
-    _remember(frame)
-    return deliver(run, frame, shape, config, n_prompts)
+    with InterruptGuard(len(flat_cells), control) as guard:
+        try:
+            run = execute(flat_cells, flat_prompts, config, control=guard.control, stacklevel=4)
+            guard.hold()
+        except KeyboardInterrupt:
+            guard.hold()
+            run = guard.rescued(config)
+        _remember(functools.partial(_frame, run, index, n_prompts))
+        frame = _frame(run, index, n_prompts)
+        _remember(frame)
+        results = shape(frame)
+        run = guard.settled(run)
+    return deliver(run, frame, lambda _: results, config, n_prompts)
 
 
-def _remember(frame: pd.DataFrame) -> None:
+def _frame(run: Run, index: pd.Index, n_prompts: int) -> pd.DataFrame:
+    return result_frame(run, index.repeat(n_prompts))
+
+
+def _remember(frame: pd.DataFrame | Callable[[], pd.DataFrame]) -> None:
+    """Keep the frame of the newest run, or what makes it."""
     global _last
     _last = frame
 
@@ -463,7 +499,3 @@ def _fill(prompts: object, config: Config, index: pd.Index) -> list[str | None]:
             )
         prompts = prompts.tolist()
     return fill(cast("Sequence[object] | None", prompts), config.prompt, len(index))
-
-
-def _names(frame: pd.DataFrame) -> str:
-    return ", ".join(map(repr, frame.columns)) or "no columns at all"

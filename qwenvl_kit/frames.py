@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from qwenvl_kit.errors import BackendFailed, Interrupted, QwenVLError, RowErrors, RowErrorWarning
+from qwenvl_kit.errors import BackendFailed, Interrupted, QwenVLError, RowErrors, RowErrorWarning, printable
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
@@ -33,6 +33,10 @@ _COLUMNS: dict[str, Any] = {
     "flag": _TEXT,
 }
 _SHOWN_ERRORS = 5
+# The frame has each error whole. A message of many lines hides what follows it in a notebook.
+_LONGEST_ERROR = 300
+_LONGEST_LABEL = 100
+_LONGEST_FAILURE = 1000
 
 
 def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
@@ -93,7 +97,8 @@ def deliver(
         if isinstance(run.failure, QwenVLError):
             run.failure.add_note("rows that were finished are in qwenvl_kit.last_run()")
             raise run.failure
-        message = f"the {run.record['effective']['backend']} backend broke: {run.failure}; .results holds finished rows"
+        broke = printable(str(run.failure), _LONGEST_FAILURE)
+        message = f"the {run.record['effective']['backend']} backend broke: {broke}; .results holds finished rows"
         raise BackendFailed(message, results) from run.failure
     if run.interrupted:
         done = sum(result.status != "cancelled" for result in run.results)
@@ -118,7 +123,7 @@ def _message(frame: pd.DataFrame, failed: np.ndarray[tuple[int], np.dtype[np.int
     counts = ", ".join(f"{stage}: {n}" for stage, n in stages.items())
     lines = [
         f"  row {at // n_prompts} (index {_label(frame.index, at)}), {frame['stage'].iloc[at]}: "
-        f"{frame['error'].iloc[at]}"
+        f"{printable(str(frame['error'].iloc[at]), _LONGEST_ERROR)}"
         for at in failed[:_SHOWN_ERRORS]
     ]
     more = [f"  … and {len(failed) - _SHOWN_ERRORS} more"] if len(failed) > _SHOWN_ERRORS else []
@@ -127,4 +132,4 @@ def _message(frame: pd.DataFrame, failed: np.ndarray[tuple[int], np.dtype[np.int
 
 def _label(index: pd.Index, at: int) -> str:
     label = index[at]
-    return repr(label.item() if isinstance(label, np.generic) else label)
+    return printable(repr(label.item() if isinstance(label, np.generic) else label), _LONGEST_LABEL)

@@ -5,17 +5,19 @@ It is the same on one machine and in a worker of Daft or Ray; how it got there i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
 from qwenvl_kit.backends.base import make_spec
+from qwenvl_kit.batches import rows_of
 from qwenvl_kit.config import Config, Options
 from qwenvl_kit.effective import announce
 from qwenvl_kit.engines import local
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frames import deliver, result_frame
+from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.signatures import spell_out
 
@@ -61,8 +63,8 @@ class QwenVLImageUnderstanding:
 
         Parameters
         ----------
-        images : list, Series or Arrow array
-            One picture, or a list of pictures, each.
+        images : list, Series, Arrow array, numpy array or tensor
+            One picture, or a list of pictures, each; an array of shape (N, H, W, 3) is N pictures.
         user_prompts : list, Series or Arrow array, optional
             One per picture; where it is missing, the ``prompt`` option serves.
 
@@ -74,7 +76,7 @@ class QwenVLImageUnderstanding:
         Raises
         ------
         ConfigError
-            `user_prompts` has another length.
+            `user_prompts` has another length, or one value was given in place of a list.
         RowErrors
             Rows failed under ``on_error="raise"``, after all are finished.
         """
@@ -88,17 +90,24 @@ class QwenVLImageUnderstanding:
         >>> QwenVLImageUnderstanding(backend="echo").results([None])[0].status
         'null_image'
         """
-        cells = _plain(images)
-        prompts = fill(None if user_prompts is None else _plain(user_prompts), self._config.prompt, len(cells))
-        run = local.execute(cells, prompts, self._config, stacklevel=None)
-        assert len(run.results) == len(cells), "one result per picture"
-        return deliver(run, result_frame(run, pd.RangeIndex(len(cells))), lambda _: run.results, self._config)
+        cells = rows_of(images)
+        asked = (
+            user_prompts
+            if user_prompts is None or isinstance(user_prompts, str)
+            else rows_of(user_prompts, "user_prompts")
+        )
+        prompts = fill(asked, self._config.prompt, len(cells))
+        with InterruptGuard(len(cells)) as guard:
+            try:
+                run = local.execute(cells, prompts, self._config, control=guard.control, stacklevel=None)
+                guard.hold()
+            except KeyboardInterrupt:
+                guard.hold()
+                run = guard.rescued(self._config)
+            assert len(run.results) == len(cells), "one result per picture"
+            frame = result_frame(run, pd.RangeIndex(len(cells)))
+            run = guard.settled(run)
+        return deliver(run, frame, lambda _: run.results, self._config)
 
 
 spell_out(QwenVLImageUnderstanding.__init__)
-
-
-def _plain(values: Iterable[object]) -> Sequence[object]:
-    """A list of Python values: Arrow arrays and Daft series have a method for it, others iterate."""
-    to_list = getattr(values, "to_pylist", None) or getattr(values, "tolist", None)
-    return cast("Sequence[object]", to_list() if to_list is not None else list(values))

@@ -19,7 +19,15 @@ from qwenvl_kit.compare.metrics import signature
 from qwenvl_kit.compare.settings import Setting, expand
 from qwenvl_kit.compare.tidy import tidy
 from qwenvl_kit.config import Options
-from qwenvl_kit.errors import BackendFailed, ConfigError, Interrupted, QwenVLError, RowErrors, RowErrorWarning
+from qwenvl_kit.errors import (
+    BackendFailed,
+    ConfigError,
+    Interrupted,
+    QwenVLError,
+    RowErrors,
+    RowErrorWarning,
+    printable,
+)
 
 __all__ = ["Comparison", "GridRun", "Setting", "compare", "expand", "run_grid", "tidy"]
 
@@ -76,7 +84,8 @@ def _end(gave: GridRun, found: Comparison, n_wanted: int, *, on_error: str, stac
     if gave.failure is not None:
         if isinstance(gave.failure, QwenVLError):
             raise gave.failure
-        raise BackendFailed(f"the backend broke: {gave.failure}; .results holds finished rows", found) from gave.failure
+        broke = printable(str(gave.failure), 1000)
+        raise BackendFailed(f"the backend broke: {broke}; .results holds finished rows", found) from gave.failure
     if gave.interrupted:
         raise Interrupted(f"interrupted with {len(frame)} of {n_wanted} rows done; they are in .results", found)
     failed = frame[frame["status"] == "error"]
@@ -84,7 +93,8 @@ def _end(gave: GridRun, found: Comparison, n_wanted: int, *, on_error: str, stac
         return
     stages = ", ".join(f"{stage}: {n}" for stage, n in Counter(failed["stage"]).items())
     first = failed.iloc[0]
-    message = f"{len(failed)} of {len(frame)} rows failed ({stages}); the first: {first['label']!r}: {first['error']}"
+    label, error = printable(repr(first["label"]), 100), printable(str(first["error"]), 300)
+    message = f"{len(failed)} of {len(frame)} rows failed ({stages}); the first: {label}: {error}"
     if on_error == "raise":
         raise RowErrors(message, found)
     warnings.warn(f"{message}\nAll are in .frame", RowErrorWarning, stacklevel=stacklevel)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import ipywidgets as widgets
 import pandas as pd
 
-from qwenvl_kit.errors import ColumnNotFound
-from qwenvl_kit.show import thumbnail
-from qwenvl_kit.widgets.render import picture_html
+from qwenvl_kit.batches import rows_of
+from qwenvl_kit.columns import pick_column
+from qwenvl_kit.html import plain
+from qwenvl_kit.thumbnails import Thumbnailer, together
+from qwenvl_kit.widgets.render import draw_thumbnail, picture_html
 from qwenvl_kit.widgets.state import Photo
 
 Pictures = pd.DataFrame | pd.Series | Sequence[object] | None
 
 MAX_OFFERED = 24
 MAX_UPLOAD = 32 * 2**20
+_LONGEST_NAME = 100
+_LONGEST_WAIT_S = 10.0  # the kernel's own thread waits for thumbnails
 
 
 class Gallery:
@@ -25,6 +30,8 @@ class Gallery:
     ----------
     photos : sequence of Photo
         Offered at first, all ticked.
+    maker : Thumbnailer
+        Reads them under the panel's limits.
     on_added : callable
         Called with pictures that were uploaded.
     on_refused : callable
@@ -32,8 +39,13 @@ class Gallery:
     """
 
     def __init__(
-        self, photos: Sequence[Photo], on_added: Callable[[Sequence[Photo]], None], on_refused: Callable[[str], None]
+        self,
+        photos: Sequence[Photo],
+        maker: Thumbnailer,
+        on_added: Callable[[Sequence[Photo]], None],
+        on_refused: Callable[[str], None],
     ) -> None:
+        self._maker = maker
         self._on_added, self._on_refused = on_added, on_refused
         self._boxes: list[widgets.Checkbox] = []
         self._strip = widgets.Box([], layout={"flex_flow": "row wrap"})
@@ -49,10 +61,13 @@ class Gallery:
         return [at for at, box in enumerate(self._boxes) if box.value]
 
     def _add(self, photos: Sequence[Photo]) -> None:
+        prepare(photos, self._maker)
         cards = []
         for photo in photos:
             box = widgets.Checkbox(value=True, description=photo.name, indent=False, layout={"width": "120px"})
-            image = widgets.HTML(picture_html(photo, alt=f"picture {photo.name}"), layout={"width": "120px"})
+            image = widgets.HTML(
+                picture_html(photo, self._maker, alt=f"picture {photo.name}"), layout={"width": "120px"}
+            )
             image.add_class("qwenvl")
             self._boxes.append(box)
             cards.append(widgets.VBox([image, box], layout={"margin": "0 8px 8px 0"}))
@@ -63,17 +78,35 @@ class Gallery:
         good: list[Photo] = []
         bad: list[str] = []
         for file in files:
-            name, data = str(file["name"]), bytes(file["content"])
-            why = _fault(data)
+            photo = Photo(plain(file["name"], _LONGEST_NAME), bytes(file["content"]))
+            why = self._fault(photo)
             if why:
-                bad.append(f"{name} was not added: {why}")
+                bad.append(f"{photo.name} was not added: {why}")
             else:
-                good.append(Photo(name, data))
+                good.append(photo)
         if good:
             self._add(good)
             self._on_added(good)
         if bad:
             self._on_refused("; ".join(bad))
+
+    def _fault(self, photo: Photo) -> str:
+        data: bytes = photo.cell
+        if not data:
+            return "the file is empty"
+        if len(data) > MAX_UPLOAD:
+            return f"it has {len(data)} bytes; {MAX_UPLOAD} at most can be uploaded, give its path instead"
+        found = draw_thumbnail(photo, self._maker)
+        return "" if found.startswith("data:") else found
+
+
+def prepare(photos: Sequence[Photo], maker: Thumbnailer) -> None:
+    """Draw all thumbnails at the same time, within the time that one fetch may take."""
+    within_s = min(maker.limits.fetch.timeout_s, _LONGEST_WAIT_S)
+    made = together([functools.partial(draw_thumbnail, photo, maker) for photo in photos], within_s=within_s)
+    for photo, found in zip(photos, made, strict=True):
+        if found is None:
+            photo.memo["late"] = maker.late(photo.cell, within_s)
 
 
 def offered(pictures: Pictures, column: Hashable) -> tuple[list[Photo], int]:
@@ -81,19 +114,11 @@ def offered(pictures: Pictures, column: Hashable) -> tuple[list[Photo], int]:
     if pictures is None:
         return [], 0
     if isinstance(pictures, pd.DataFrame):
-        if column not in pictures.columns:
-            names = ", ".join(map(repr, pictures.columns)) or "no columns at all"
-            raise ColumnNotFound(f"there is no column {column!r}; the frame has: {names}")
-        pictures = pictures[column]
-    labels = pictures.index.to_list() if isinstance(pictures, pd.Series) else list(range(len(pictures)))
-    photos = [Photo(str(label), cell) for label, cell in zip(labels, list(pictures), strict=True)]
-    return photos[:MAX_OFFERED], max(0, len(photos) - MAX_OFFERED)
-
-
-def _fault(data: bytes) -> str:
-    if not data:
-        return "the file is empty"
-    if len(data) > MAX_UPLOAD:
-        return f"it has {len(data)} bytes; {MAX_UPLOAD} at most can be uploaded, give its path instead"
-    found = thumbnail(data)
-    return "" if found.startswith("data:") else found
+        pictures = pick_column(pictures, column)
+    cells = rows_of(pictures, "pictures")
+    labels = pictures.index if isinstance(pictures, pd.Series) else range(len(cells))
+    photos = [
+        Photo(plain(label, _LONGEST_NAME), cell)
+        for label, cell in zip(labels[:MAX_OFFERED], cells[:MAX_OFFERED], strict=True)
+    ]
+    return photos, max(0, len(cells) - MAX_OFFERED)

@@ -17,7 +17,8 @@ from qwenvl_kit.backends.base import Control
 from qwenvl_kit.compare import GridRun, tidy
 from qwenvl_kit.compare.grid import Block
 from qwenvl_kit.config import Config, Options
-from qwenvl_kit.errors import ConfigError, Interrupted
+from qwenvl_kit.errors import ConfigError, Interrupted, printable
+from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets import worker
 from qwenvl_kit.widgets.code import to_code
 from qwenvl_kit.widgets.gallery import MAX_OFFERED, Pictures, offered
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.widgets.state import Trial
 
 _SHOWN_TAIL = 60
+_LONGEST_FAILURE = 1000
 
 
 class Panel(View):
@@ -59,7 +61,7 @@ class Panel(View):
             state = state.say(f"The first {MAX_OFFERED} of {n_all} pictures are offered; df.vl.compare takes all.")
         self._control: Control | None = None
         self._parts = dict[int, str]()
-        super().__init__(state, asked)
+        super().__init__(state, asked, Thumbnailer.of(config))
 
     def run(self) -> None:
         """Run as the Run button does, but wait for the end: for cells whose output is to be saved.
@@ -170,7 +172,7 @@ class Panel(View):
 
     def _on_ended(self, gave: GridRun | None, failure: BaseException | None) -> None:
         if failure is not None:
-            self._state = self._state.fail(f"The run broke: {failure}")
+            self._state = self._state.fail(f"The run broke: {printable(str(failure), _LONGEST_FAILURE)}")
         else:
             self._state = self._state.finish(time.monotonic(), gave.unheeded if gave else ())
         self._control = None

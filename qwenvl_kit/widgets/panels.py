@@ -13,7 +13,7 @@ from qwenvl_kit.widgets.controls import numbers
 from qwenvl_kit.widgets.gallery import Pictures
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
 from qwenvl_kit.widgets.panel import Panel
-from qwenvl_kit.widgets.render import setting_label, tokens_picture
+from qwenvl_kit.widgets.render import setting_label, thumbnailer, tokens_picture
 from qwenvl_kit.widgets.state import Place
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -264,4 +264,8 @@ class ResizeCompare(Panel):
         if result is None or block is None or not result.height or not result.width:
             return "", None, 1
         size = (result.height, result.width)
-        return tokens_picture(trial.photos[place[2]], size, block.factor, lines=False) or "", size, block.factor
+        return (
+            tokens_picture(trial.photos[place[2]], size, block.factor, thumbnailer(trial), lines=False) or "",
+            size,
+            block.factor,
+        )

@@ -5,20 +5,18 @@ Every text is escaped; nothing here needs a kernel, a script or a network to be 
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
 from qwenvl_kit.compare.metrics import token_edits
-from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images import Limits, Sizing, identify, load
+from qwenvl_kit.html import escape
+from qwenvl_kit.images import Sizing
+from qwenvl_kit.images.decode import row_error
 from qwenvl_kit.images.resize import resize
 from qwenvl_kit.records import Geometry
-from qwenvl_kit.show import thumbnail
+from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
 from qwenvl_kit.widgets.marks import mark
 
 if TYPE_CHECKING:
@@ -78,9 +76,9 @@ def trial_html(trial: Trial, at: int, *, before: Trial | None = None, grids: boo
     photo = trial.photos[at]
     rows = "".join(_row(trial, setting, repeat, at, before, grids) for setting, repeat in _places(trial))
     head = "<thead><tr><th class='setting'>setting</th><th>answer</th><th class='measures'>cost</th></tr></thead>"
-    name = html.escape(photo.name)
+    name = escape(photo.name)
     return (
-        f"<div class='qwenvl qwenvl-figure'><figure>{picture_html(photo, alt=f'picture {photo.name}')}"
+        f"<div class='qwenvl qwenvl-figure'><figure>{picture_html(photo, thumbnailer(trial), alt=f'picture {photo.name}')}"
         f"<figcaption>{name}</figcaption></figure><div><table>{head}<tbody>{rows}</tbody></table></div></div>"
     )
 
@@ -99,7 +97,7 @@ def saved_html(state: State, *, grids: bool = False) -> str:
             break
         parts.append(part)
     more = f"<p>{left_out} more pictures are not shown, to keep the notebook small.</p>" if left_out else ""
-    prompt = f"<p><b>Prompt:</b> {html.escape(_clip(trial.prompt))}</p>"
+    prompt = f"<p><b>Prompt:</b> {escape(_clip(trial.prompt))}</p>"
     return f"{STYLE}<div class='qwenvl qwenvl-saved'>{prompt}{''.join(parts)}{more}{notes_html(trial)}</div>"
 
 
@@ -111,54 +109,74 @@ def setting_label(setting: Setting) -> str:
 
 def notes_html(trial: Trial) -> str:
     """What did not take effect."""
-    return "".join(f"<p>Note: {html.escape(note)}</p>" for note in trial.notes)
+    return "".join(f"<p>Note: {escape(note)}</p>" for note in trial.notes)
 
 
-def picture_html(photo: Photo, *, alt: str) -> str:
-    """A thumbnail, or the reason why there is none."""
+def thumbnailer(trial: Trial) -> Thumbnailer:
+    """Return what reads images under the limits of a trial."""
+    return Thumbnailer.of(trial.settings[0].config)
+
+
+def draw_thumbnail(photo: Photo, maker: Thumbnailer) -> str:
+    """Make a photo's thumbnail, or the sentence in its place, once."""
     if "thumbnail" not in photo.memo:
-        photo.memo["thumbnail"] = thumbnail(photo.cell)
+        photo.memo["thumbnail"] = maker.thumbnail(photo.cell, keep=lambda source: photo.memo.update({"source": source}))
     found: str = photo.memo["thumbnail"]
+    return found
+
+
+def picture_html(photo: Photo, maker: Thumbnailer, *, alt: str) -> str:
+    """A thumbnail, or the reason why there is none."""
+    if "late" in photo.memo and "thumbnail" not in photo.memo:  # its thread may still be at work
+        found: str = photo.memo["late"]
+    else:
+        found = draw_thumbnail(photo, maker)
     if not found.startswith("data:"):
-        return f"<p class='error'>{html.escape(found)}</p>"
-    return f"<img src='{found}' alt='{html.escape(alt, quote=True)}'>"
+        return f"<p class='error'>{escape(found)}</p>"
+    return f"<img src='{found}' alt='{escape(alt)}'>"
 
 
-def tokens_picture(photo: Photo, size: tuple[int, int], factor: int, *, lines: bool = True) -> str | None:
+def tokens_picture(
+    photo: Photo, size: tuple[int, int], factor: int, maker: Thumbnailer, *, lines: bool = True
+) -> str | None:
     """A data URI of the picture as the model sees it, enlarged, each visual token framed.
 
     Parameters
     ----------
     photo : Photo
-        Its first picture is drawn.
+        Its first picture is drawn, from what its thumbnail was made of: no host is asked again.
     size : tuple of int
         ``(height, width)`` in pixels that the model saw.
     factor : int
         Side of a visual token in these pixels.
+    maker : Thumbnailer
+        Reads what is in memory or in a file.
     lines : bool
         Frame the tokens.
     """
     key = (size, factor, lines)
     if key not in photo.memo:
-        photo.memo[key] = _tokens_picture(photo, size, factor, lines)
+        photo.memo[key] = _tokens_picture(photo, size, factor, maker, lines)
     found: str | None = photo.memo[key]
     return found
 
 
-def _tokens_picture(photo: Photo, size: tuple[int, int], factor: int, lines: bool) -> str | None:
+def _tokens_picture(photo: Photo, size: tuple[int, int], factor: int, maker: Thumbnailer, lines: bool) -> str | None:
     try:
-        source = identify(photo.cell)[0]
+        source = photo.memo.get("source") or maker.source(photo.cell)
+        if source is None or source.kind in ("url", "remote"):
+            return None
         fixed = Geometry(patch=1, merge=1, min_pixels=1, max_pixels=max(size[0] * size[1], 1))
-        pixels = load(source, Sizing(fixed, *size), Limits.of(Config())).pixels
-    except (RowError, IndexError):
+        pixels = maker.pixels(source, Sizing(fixed, *size))
+        with row_error("resize", source.label, "cannot be shown"):
+            scale = max(1, round(2 * _SHOWN_SIDE / max(size)))
+            shape = (size[1] * scale, size[0] * scale)
+            image = Image.fromarray(resize(pixels, size)).resize(shape, Image.Resampling.NEAREST)
+            if lines:
+                _frame_tokens(image, factor * scale)
+            return jpeg_uri(image, 85)
+    except RowError:
         return None
-    scale = max(1, round(2 * _SHOWN_SIDE / max(size)))
-    image = Image.fromarray(resize(pixels, size)).resize((size[1] * scale, size[0] * scale), Image.Resampling.NEAREST)
-    if lines:
-        _frame_tokens(image, factor * scale)
-    encoded = io.BytesIO()
-    image.save(encoded, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def _frame_tokens(image: Image.Image, step: int) -> None:
@@ -178,10 +196,10 @@ def _places(trial: Trial) -> list[tuple[int, int]]:
 def _row(trial: Trial, setting: int, repeat: int, at: int, before: Trial | None, grids: bool) -> str:
     result = trial.answers.get((setting, repeat, at))
     block = trial.blocks.get((setting, repeat))
-    head = html.escape(_head(trial, setting, repeat, None if block is None else block.seed))
+    head = escape(_head(trial, setting, repeat, None if block is None else block.seed))
     if result is None or block is None or result.status == "cancelled":
         return f"<tr><td class='setting'>{head}</td><td>…</td><td class='measures'></td></tr>"
-    grid = _grid_html(trial.photos[at], result, block.factor) if grids else ""
+    grid = _grid_html(trial.photos[at], result, block.factor, thumbnailer(trial)) if grids else ""
     return (
         f"<tr><td class='setting'>{head}{grid}</td><td>{_answer(trial, setting, repeat, at, result, before)}</td>"
         f"<td class='measures'>{_measures(result, block.factor)}</td></tr>"
@@ -200,19 +218,19 @@ def _head(trial: Trial, setting: int, repeat: int, seed: int | None) -> str:
 
 def _answer(trial: Trial, setting: int, repeat: int, at: int, result: Result, before: Trial | None) -> str:
     if result.status == "error":
-        return f"<div class='error'>Error ({html.escape(result.stage or '')}): {html.escape(result.error or '')}</div>"
+        return f"<div class='error'>Error ({escape(result.stage or '')}): {escape(result.error or '')}</div>"
     if result.text is None:
         return "no picture here, so no answer"
     said, (wanted, name) = result.text, _reference(trial, setting, repeat, at, before)
     if wanted is None:
-        return html.escape(_clip(said))
+        return escape(_clip(said))
     if said == wanted:
-        return f"{html.escape(_clip(said))}<br><small>✓ equal to {html.escape(name)}</small>"
+        return f"{escape(_clip(said))}<br><small>✓ equal to {escape(name)}</small>"
     n_edits = token_edits(said, wanted)
     plural = "s" if n_edits != 1 else ""
     return (
         f"{mark(_clip(said), _clip(wanted))}<br><small>≠ {n_edits} token{plural} differ{'' if plural else 's'} from "
-        f"{html.escape(name)}</small>"
+        f"{escape(name)}</small>"
     )
 
 
@@ -246,18 +264,18 @@ def _measures(result: Result, factor: int) -> str:
     if result.status == "ok":
         parts.append("from an equal row" if result.cached else f"{result.seconds:.2f} s")
     if result.flag:
-        parts.append(f"⚠ {html.escape(result.flag)}")
+        parts.append(f"⚠ {escape(result.flag)}")
     return "<br>".join(parts)
 
 
-def _grid_html(photo: Photo, result: Result, factor: int) -> str:
+def _grid_html(photo: Photo, result: Result, factor: int, maker: Thumbnailer) -> str:
     if not result.height or not result.width:
         return ""
-    found = tokens_picture(photo, (result.height, result.width), factor)
+    found = tokens_picture(photo, (result.height, result.width), factor, maker)
     if found is None:
         return ""
     rows, columns = result.height // factor, result.width // factor
-    alt = html.escape(f"{photo.name} as the model sees it, {rows} × {columns} visual tokens", quote=True)
+    alt = escape(f"{photo.name} as the model sees it, {rows} × {columns} visual tokens")
     return f"<img src='{found}' alt='{alt}' style='max-width: 150px; max-height: 170px; margin-top: 4px'>"
 
 

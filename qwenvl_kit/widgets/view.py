@@ -5,7 +5,6 @@ It holds no rules of its own: what people do in it goes to the methods that a `P
 
 from __future__ import annotations
 
-import html
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.html import escape
+from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets.controls import make_controls
 from qwenvl_kit.widgets.gallery import Gallery
 from qwenvl_kit.widgets.render import PANEL_STYLE, STYLE, notes_html, saved_html, trial_html
@@ -33,14 +34,16 @@ class View(ABC):
         What to show at first.
     options : mapping
         How the controls stand at first.
+    maker : Thumbnailer
+        Reads images under the panel's limits.
     """
 
     title = "Playground"
     varied: tuple[str, ...] = ()
     draws_tokens = False
 
-    def __init__(self, state: State, options: dict[str, Any]) -> None:
-        self._state = state
+    def __init__(self, state: State, options: dict[str, Any], maker: Thumbnailer) -> None:
+        self._state, self._maker = state, maker
         self._drawn_at, self._drawn_answers = 0.0, dict[int, tuple[float, int]]()
         self._saved: Any = None
         self._n_tokens, self._heard = 0, ""
@@ -99,7 +102,7 @@ class View(ABC):
 
     def _build(self, options: dict[str, Any]) -> None:
         self._controls = make_controls(options, hidden=self.varied)
-        self._gallery = Gallery(self._state.photos, self._uploaded, self._refused)
+        self._gallery = Gallery(self._state.photos, self._maker, self._uploaded, self._refused)
         self._prompt = widgets.Textarea(
             value=self._state.prompt, description="Prompt", rows=2, layout={"width": "98%"}, continuous_update=False
         )
@@ -176,13 +179,13 @@ class View(ABC):
 
     def _status_html(self, now: float) -> str:
         state = self._state
-        parts = [html.escape(state.message)]
+        parts = [escape(state.message)]
         if state.phase == "running" and state.trial is not None:
             left = state.trial.seconds_left(now)
             parts.append(f"{state.trial.n_done} of {state.trial.n_wanted} answers")
             parts.append(f"{self._n_tokens} tokens")
             parts.append(f"{now - state.trial.started:.0f} s" + (f", about {left:.0f} s left" if left else ""))
-            parts.append(html.escape(self._heard))
+            parts.append(escape(self._heard))
         text = " · ".join(part for part in parts if part)
         sign = "⚠ " if state.tone == "error" else ""
         return f"<div class='qwenvl {state.tone}' role='status' aria-live='polite'>{sign}{text}</div>"

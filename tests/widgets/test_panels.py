@@ -20,11 +20,11 @@ import pytest
 from faults import gray
 from PIL import Image
 
-from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption
+from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption, thumbnails
 from qwenvl_kit.backends import echo
 from qwenvl_kit.compare.grid import _Work
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
-from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare, render
+from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare
 
 DEMO: dict[str, Any] = {
     "model_name": "demo",
@@ -180,8 +180,8 @@ def test_the_status_shows_the_words_as_they_come(monkeypatch: pytest.MonkeyPatch
 
 def test_a_large_picture_is_decoded_once_however_many_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[object] = []
-    make = render.thumbnail
-    monkeypatch.setattr(render, "thumbnail", lambda cell: decoded.append(cell) or make(cell))
+    load = thumbnails.load
+    monkeypatch.setattr(thumbnails, "load", lambda source, *rest: decoded.append(source) or load(source, *rest))
     panel = SamplingCompare([gray(1)], temperatures=[0.5, 1.0, 1.5], repeats=4, prompt="Hm?", backend="echo")
     panel.run()
     panel.to_html()
