@@ -19,8 +19,8 @@ from PIL import Image
 from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import Limits, Sizing, identify, load
-from qwenvl_kit.images.decode import row_error
 from qwenvl_kit.images.fetch import fetch
+from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import Geometry, ImageSource
 
 if TYPE_CHECKING:

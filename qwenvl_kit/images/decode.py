@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,18 +24,17 @@ from PIL import (
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
-    UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.probe import check_pixels, format_of, probe
 from qwenvl_kit.images.resize import resize_image, to_array
+from qwenvl_kit.images.row_errors import row_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.errors import Stage
     from qwenvl_kit.images.resize import Sizing
 
 _READERS = {"JPEG": ("JPEG", "MPO"), "AVIF": ("AVIF", "HEIF")}
@@ -52,7 +50,6 @@ _TRANSPOSED = {
     8: Image.Transpose.ROTATE_90,
 }
 _LOST_WITHOUT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")  # where an object lies in memory is nobody's business
 _of_open_files = threading.Lock()
 
 
@@ -149,35 +146,6 @@ def decode_pil(image: Image.Image, label: str, *, max_image_pixels: int) -> NDAr
         with _alone(image):
             image.load()
         return to_rgb(image)
-
-
-@contextlib.contextmanager
-def row_error(stage: Stage, label: str, what: str) -> Iterator[None]:
-    """Make any exception of the work on one image that image's error.
-
-    Libraries raise what no list foresees; cancellation and the interpreter's exits are no `Exception` and pass.
-
-    Raises
-    ------
-    RowError
-        In the place of any other exception, with its class in the message.
-    """
-    try:
-        yield
-    except RowError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit is lower
-        raise RowError(
-            stage,
-            f"{label} is too large for Pillow: {_first_line(error)}; raise max_image_pixels and "
-            "PIL.Image.MAX_IMAGE_PIXELS if you trust it",
-        ) from error
-    except UnidentifiedImageError as error:  # whose message holds an address in memory
-        raise RowError(stage, f"{label} {what}: its header is broken or cut short") from error
-    except MemoryError as error:
-        raise RowError(stage, f"{label} {what}: memory ran out; lower max_image_pixels, or free memory") from error
-    except Exception as error:
-        raise RowError(stage, f"{label} {what}: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def decode_array(array: np.ndarray[Any, Any], label: str, *, max_image_pixels: int) -> NDArray[np.uint8]:
@@ -400,10 +368,3 @@ def _to_uint8(array: np.ndarray[Any, Any], label: str) -> NDArray[np.uint8]:
     if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1:
         return np.round(array * 255).astype(np.uint8)
     raise RowError("decode", f"{label} is no picture; give uint8, or floats from 0 to 1")
-
-
-def _first_line(error: BaseException) -> str:
-    try:
-        return _ADDRESS.sub("", (str(error).splitlines() or ["without a message"])[0])[:200]
-    except Exception:  # noqa: BLE001  # a message that cannot be made is none
-        return "without a message"

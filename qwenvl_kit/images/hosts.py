@@ -25,10 +25,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from qwenvl_kit.images.addresses import is_metadata, is_public
+from qwenvl_kit.images.limits import MAX_PER_HOST
 from qwenvl_kit.images.offload import ThreadGroup
-
-MAX_PER_HOST = 16
-"""Connections to one host at a time; whoever wants another waits for one of them."""
 
 MAX_IDLE = 128
 """Connections kept for the next request, over all hosts; fewer where few files may be open."""

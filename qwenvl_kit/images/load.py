@@ -17,10 +17,11 @@ from PIL import Image
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
-from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized, row_error
+from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
 from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
 from qwenvl_kit.images.probe import SHORT_PIXELS, Probe, probe
 from qwenvl_kit.images.resize import Sizing, resize
+from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import Picture
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,6 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import ImageSource
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\-\s]+")
 _SEPARATOR = re.compile(r"([/\\])")
 _LONGEST_PATH = 4096
+_LONGEST_HEAD = 128
+_NO_NUMBERS = (
+    "OSTU"  # NumPy's kinds of objects, bytes and texts: https://numpy.org/doc/stable/reference/arrays.dtypes.html
+)
 _SIGNATURES = (
     b"\xff\xd8\xff",
     b"\x89PNG",
@@ -36,6 +41,9 @@ _SIGNATURES = (
     b"BM",
     b"II*\x00",
     b"MM\x00*",
+    b"II+\x00",
+    b"MM\x00+",
+    b"\xff\x4f\xff\x51",  # a bare JPEG 2000 code stream
     b"\x00\x00\x00",  # AVIF, HEIF, JPEG 2000
     b"\x00\x00\x01\x00",
     b"qoif",
@@ -49,7 +57,8 @@ def identify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
     ----------
     cell : object
         A URL, s3:// or tos:// address, path, base64 text, bytes, PIL image, array, a mapping with ``bytes`` or ``path``
-        (the form in which data sets on the hub keep pictures), or a sequence of these for several pictures.
+        (the form in which data sets on the hub keep pictures), or a list of these, or an array or Series of texts, for
+        several pictures.
     image_src_type : {"auto", "image_url", "image_base64", "image_binary"}
         What the caller says that texts and bytes are.
 
@@ -61,7 +70,7 @@ def identify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
     Raises
     ------
     RowError
-        The cell holds something else, of the stage ``fetch``.
+        The cell holds something else, or its own code raised, of the stage ``fetch``.
 
     Examples
     --------
@@ -70,11 +79,13 @@ def identify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
     >>> identify(None)
     ()
     """
-    if is_null(cell):
-        return ()
-    if _is_sequence(cell):
-        return _identify_many(cast("Sequence[object]", cell), image_src_type)
-    return (_identify_one(cell, image_src_type),)
+    # A cell may compute when it is looked at, as lazy arrays and paths of a mount do, and raise anything.
+    with row_error("fetch", "the cell", "cannot be read"):
+        cell = _without_wrapper(cell)
+        if is_null(cell):
+            return ()
+        parts = _parts(cell)
+        return (_identify_one(cell, image_src_type),) if parts is None else _identify_many(parts, image_src_type)
 
 
 def is_null(cell: object) -> bool:
@@ -101,17 +112,45 @@ def mask(address: str) -> str:
     except ValueError:  # brackets that are no IPv6 address; what cannot be taken apart cannot be masked in parts
         return f"{address.partition('://')[0]}://…"
     _, at, host = parts.netloc.rpartition("@")
-    if not at and ":" in host and "@" in address:  # a password with "/", "?" or "#" in it ended the host too early
+    # A password with "/", "?" or "#" in it ended the host too early, or one slash too many began the path too early.
+    if not at and "@" in address and (":" in host or not host):
         return f"{parts.scheme}://…"
     netloc = f"***@{host}" if at else host
+    path, mark, parameters = parts.path.partition(";")  # which may sign the address, as a query does
+    path += ";…" if "=" in parameters else mark + parameters
     query = "?…" if parts.query else ""
-    return _clip(f"{parts.scheme}://{netloc}{parts.path}{query}")
+    return _clip(f"{parts.scheme}://{netloc}{path}{query}")
+
+
+def _without_wrapper(cell: object) -> object:
+    """Take a value out of an Arrow scalar, or out of an array without dimensions that holds no number."""
+    if hasattr(cell, "as_py"):
+        return cell.as_py()
+    if isinstance(cell, np.ndarray) and cell.ndim == 0 and cell.dtype.kind in _NO_NUMBERS:
+        return cell.item()
+    return cell
+
+
+def _parts(cell: object) -> list[object] | None:
+    """Take a list, or an array of anything but numbers, apart; None for what is one image.
+
+    Columns of lists come back from Parquet as arrays of objects, and from ``groupby(…).unique()`` as arrays of texts.
+    """
+    if isinstance(cell, list | tuple):
+        return list(cell)
+    if isinstance(cell, np.ndarray):
+        return cell.tolist() if cell.ndim == 1 and cell.dtype.kind in _NO_NUMBERS else None
+    if isinstance(cell, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+        return None if pd.api.types.is_numeric_dtype(cell.dtype) else list(cell)
+    if hasattr(cell, "to_pylist"):  # Arrow
+        return list(cell.to_pylist())
+    return None
 
 
 def _identify_many(cell: Sequence[object], image_src_type: ImageSrcType) -> tuple[ImageSource, ...]:
     sources: list[ImageSource] = []
-    for position, part in enumerate(cell, start=1):
-        if is_null(part) or _is_sequence(part):
+    for position, part in enumerate(map(_without_wrapper, cell), start=1):
+        if is_null(part) or _parts(part) is not None:
             what = "is missing" if is_null(part) else "is itself a list"
             raise RowError("fetch", f"picture {position} of {len(cell)} in this cell {what}; give one picture each")
         sources.append(_identify_one(part, image_src_type))
@@ -165,6 +204,10 @@ def _identify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
                 "pass image_src_type='image_binary'",
             )
         return _base64(data.decode("latin-1"))
+    if image_src_type == "auto" and not data.startswith(_SIGNATURES):
+        head = data[:_LONGEST_HEAD].decode("latin-1")
+        if _is_data_uri(head) or (_looks_like_base64(head) and _starts_like_picture(head)):
+            return _base64(data.decode("latin-1"))
     return ImageSource("bytes", data, f"{len(data)} bytes", f"bytes:{_digest(data)}")
 
 
@@ -220,11 +263,6 @@ def _array(array: np.ndarray[Any, Any]) -> ImageSource:
     return ImageSource("array", array, f"array {name}", f"array:{name}:{key}")
 
 
-def _is_sequence(cell: object) -> bool:
-    # Columns of lists come back from Parquet as arrays of objects.
-    return isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.dtype == object and cell.ndim == 1)
-
-
 def _is_base64(text: str) -> bool:
     """Whether a text of unknown kind is base64; "/9j/…" is both a JPEG and an absolute path."""
     if _is_data_uri(text):
@@ -245,7 +283,7 @@ def _is_data_uri(text: str) -> bool:
 
 
 def _starts_like_picture(text: str) -> bool:
-    head = "".join(text[:128].split())[:64].replace("-", "+").replace("_", "/")
+    head = "".join(text[:_LONGEST_HEAD].split())[:64].replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(head[: len(head) // 4 * 4]).startswith(_SIGNATURES)
     except binascii.Error:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import RetryAt, host_of
-from qwenvl_kit.images.decode import row_error
 from qwenvl_kit.images.decode_pool import N_WORKERS
-from qwenvl_kit.images.hosts import MAX_PER_HOST
+from qwenvl_kit.images.limits import MAX_PER_HOST
+from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import Request
 from qwenvl_kit.runner.host_queues import HostQueues
 from qwenvl_kit.runner.threads import worker

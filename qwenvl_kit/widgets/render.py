@@ -13,8 +13,8 @@ from qwenvl_kit.compare.metrics import token_edits
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.html import escape
 from qwenvl_kit.images import Sizing
-from qwenvl_kit.images.decode import row_error
 from qwenvl_kit.images.resize import resize
+from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import Geometry
 from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
 from qwenvl_kit.widgets.marks import mark
@@ -76,9 +76,9 @@ def trial_html(trial: Trial, at: int, *, before: Trial | None = None, grids: boo
     photo = trial.photos[at]
     rows = "".join(_row(trial, setting, repeat, at, before, grids) for setting, repeat in _places(trial))
     head = "<thead><tr><th class='setting'>setting</th><th>answer</th><th class='measures'>cost</th></tr></thead>"
-    name = escape(photo.name)
+    name, picture = escape(photo.name), picture_html(photo, thumbnailer(trial), alt=f"picture {photo.name}")
     return (
-        f"<div class='qwenvl qwenvl-figure'><figure>{picture_html(photo, thumbnailer(trial), alt=f'picture {photo.name}')}"
+        f"<div class='qwenvl qwenvl-figure'><figure>{picture}"
         f"<figcaption>{name}</figcaption></figure><div><table>{head}<tbody>{rows}</tbody></table></div></div>"
     )
 
