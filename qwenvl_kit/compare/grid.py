@@ -5,11 +5,9 @@ It knows no frames: `qwenvl_kit.compare.tidy` makes one of what it gives.
 
 from __future__ import annotations
 
-import base64
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +15,18 @@ from qwenvl_kit.backends.base import Control, make_spec
 from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.effective import announce
 from qwenvl_kit.engines import local
-from qwenvl_kit.errors import ConfigError, RowError
-from qwenvl_kit.images import Limits, identify, is_null
-from qwenvl_kit.images.decode import read_size
-from qwenvl_kit.images.fetch import fetch
+from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.images import FetchCache, is_null
 from qwenvl_kit.runner.progress import Tick, progress_bar
 
 if TYPE_CHECKING:
     from qwenvl_kit.backends.base import BackendSpec
     from qwenvl_kit.compare.settings import Setting
-    from qwenvl_kit.config import Config
-    from qwenvl_kit.records import ImageSource, Result
+    from qwenvl_kit.records import Result
     from qwenvl_kit.runner import Run
 
 OnResult = Callable[[int, int, "Result"], None]
 OnStart = Callable[["Block"], None]
-_FETCHERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +131,8 @@ def run_grid(
     )
     started = time.perf_counter()
     try:
-        with progress_bar(len(cells) * len(settings) * repeats, shown=shown) as tick:
-            work.run(read_once(cells, settings[0].config), tick)
+        with FetchCache() as work.cache, progress_bar(len(cells) * len(settings) * repeats, shown=shown) as tick:
+            work.run(cells, tick)
     except KeyboardInterrupt:  # between two blocks; within one the runner takes it
         work.gave.interrupted = True
     work.gave.seconds = time.perf_counter() - started
@@ -164,6 +158,7 @@ class _Work:
         self._lock = threading.Lock()
         self._n_done = self._n_failed = 0
         self._tick: Tick = lambda _done, _failed: None
+        self.cache: FetchCache | None = None
         self.gave = GridRun()
 
     def run(self, cells: Sequence[object], tick: Tick) -> None:
@@ -190,7 +185,8 @@ class _Work:
         if first is None:
             return
         started = time.perf_counter()
-        run = local.execute([first[0]], [first[1]], config, control=Control(self._control.cancel), stacklevel=None)
+        control = Control(self._control.cancel)
+        run = local.execute([first[0]], [first[1]], config, control=control, stacklevel=None, cache=self.cache)
         seconds = round(time.perf_counter() - started, 3)
         self._note_end(run)
         self.gave.loads.append({**self._varied_load_options(at), "seconds": seconds})
@@ -209,7 +205,7 @@ class _Work:
         control = replace(self._control, on_result=lambda result: self._hear(at, repeat, result))
         with measure_peak() as peak:
             prompts = self._prompts_of(at, len(cells))
-            run = local.execute(cells, prompts, config, control=control, stacklevel=None)
+            run = local.execute(cells, prompts, config, control=control, stacklevel=None, cache=self.cache)
         self._note_end(run)
         self.gave.memory = peak.kind
         self.gave.records[setting.label] = run.record["effective"]
@@ -231,38 +227,6 @@ class _Work:
             self._control.on_result(result)
         if self._on_result is not None:
             self._on_result(at, repeat, result)
-
-
-def read_once(cells: Sequence[object], config: Config) -> list[object]:
-    """Fetch what lies elsewhere once, not once a setting; what cannot be had stays as it is, for its own error.
-
-    The bytes travel on as data URIs, which every `image_src_type` for texts takes.
-    """
-    limits = Limits.of(config)
-
-    def read(cell: object) -> object:
-        try:
-            sources = identify(cell, config.image_src_type)
-        except RowError:
-            return cell
-        if not any(source.kind in ("url", "remote") for source in sources):
-            return cell
-        pictures = [_read(source, limits) for source in sources]
-        return pictures if isinstance(cell, list | tuple) else pictures[0]
-
-    with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="qwenvl_kit-compare") as pool:
-        return list(pool.map(read, cells))
-
-
-def _read(source: ImageSource, limits: Limits) -> object:
-    if source.kind not in ("url", "remote"):
-        return source.value
-    try:
-        data = fetch(source, limits.fetch).data
-    except RowError:
-        return source.value
-    is_picture = read_size(data) is not None  # else the address must stand in the message
-    return f"data:;base64,{base64.b64encode(data).decode()}" if is_picture else source.value
 
 
 def _by_model(specs: Sequence[BackendSpec]) -> list[int]:

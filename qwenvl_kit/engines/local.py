@@ -6,6 +6,7 @@ One model is kept at a time; one run at a time uses it, others wait their turn.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from qwenvl_kit.backends.base import make_spec
 from qwenvl_kit.effective import announce
 from qwenvl_kit.engines.base import unrecorded
 from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
-from qwenvl_kit.images import is_null
+from qwenvl_kit.images import FetchCache, is_null
 from qwenvl_kit.runner import inside_run, run
 from qwenvl_kit.store import open_store
 
@@ -98,11 +99,13 @@ def execute(
     control: Control | None = None,
     stacklevel: int | None = 2,
     keeps_record: bool = True,
+    cache: FetchCache | None = None,
 ) -> Run:
     """Run in this process; the model is loaded when the first picture is ready, and stays warm.
 
     Options that cannot take effect are warned of at `stacklevel`; not at all where it is None, for doors that have
     done so. `keeps_record` False keeps the record of the run out of the store, for doors that enter one of their own.
+    `cache` keeps fetched files for doors that run several times over the same cells.
 
     Raises
     ------
@@ -122,17 +125,22 @@ def execute(
         spec = make_spec(config)
         if stacklevel is not None:
             announce(config, spec.effective, stacklevel=stacklevel + 1)
+        run_with = functools.partial(
+            run, cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, cache=cache
+        )
         if config.store is None:
-            return run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+            return run_with()
         done: Run | None = None
         try:
             with open_store(config.store) as store:
-                done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store)
+                done = run(
+                    cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store, cache=cache
+                )
                 if keeps_record:
                     store.add_run(done.record)
         except (Exception, KeyboardInterrupt) as error:
             if done is None and isinstance(error, StoreError) and all(map(is_null, cells)):  # rows that need no store
-                done = run(cells, prompts, config, spec, lambda: _warm.lend(spec), control=control)
+                done = run_with()
             if done is None:
                 raise
             done = unrecorded(done, error, 2 if stacklevel is None else stacklevel)

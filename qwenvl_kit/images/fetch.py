@@ -21,6 +21,7 @@ from qwenvl_kit.images.budget import Budget, Lease
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
+    from qwenvl_kit.images.fetch_cache import FetchCache
     from qwenvl_kit.records import ImageSource
 
 WITHOUT_LEASE = 1 << 20
@@ -113,6 +114,8 @@ class Fetch:
         Of the kind ``url``, ``path``, ``remote``, ``base64`` or ``bytes``.
     limits : FetchLimits
         Time, bytes and hosts allowed. The time begins with the first request.
+    cache : FetchCache, optional
+        Where files of hosts are looked for, and kept.
 
     Attributes
     ----------
@@ -120,8 +123,8 @@ class Fetch:
         What to queue by, such as ``https://example.org:443`` or ``s3://bucket``; None for what needs no network.
     """
 
-    def __init__(self, source: ImageSource, limits: FetchLimits) -> None:
-        self._source, self._limits = source, limits
+    def __init__(self, source: ImageSource, limits: FetchLimits, cache: FetchCache | None = None) -> None:
+        self._source, self._limits, self._cache = source, limits, cache
         self.host = host_of(source)
         self._once: Callable[[], Fetched] | None = None
 
@@ -136,13 +139,23 @@ class Fetch:
             It cannot be had within the limits, of the stage ``fetch``.
         """
         try:
-            if self._once is None:
-                self._once = _reader(self._source, self._limits)
-            return self._once()
+            return self._read() if self._cache is None or self.host is None else self._read_once(self._cache)
         except (RowError, RetryAt):
             raise
         except Exception as error:  # whatever a library raises is one row's error
             raise RowError("fetch", f"{self._source.label} cannot be read: {reason(error)}") from error
+
+    def _read(self) -> Fetched:
+        if self._once is None:
+            self._once = _reader(self._source, self._limits)
+        return self._once()
+
+    def _read_once(self, cache: FetchCache) -> Fetched:
+        kept = cache.get(self._source, self._limits)
+        if kept is None:
+            kept = self._read()
+            cache.put(self._source, self._limits, kept)
+        return kept
 
 
 def fetch(source: ImageSource, limits: FetchLimits) -> Fetched:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qwenvl_kit.config import Config
+    from qwenvl_kit.images.fetch_cache import FetchCache
     from qwenvl_kit.records import ImageSource
 
 # Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
@@ -61,10 +62,18 @@ class ImageLoader:
         What one image may cost.
     cancel : threading.Event, optional
         Ends decoding once it is set.
+    cache : FetchCache, optional
+        Where files of hosts are looked for, and kept.
     """
 
-    def __init__(self, sizing: Sizing, limits: Limits, cancel: threading.Event | None = None) -> None:
-        self._sizing, self._limits, self._cancel = sizing, limits, cancel
+    def __init__(
+        self,
+        sizing: Sizing,
+        limits: Limits,
+        cancel: threading.Event | None = None,
+        cache: FetchCache | None = None,
+    ) -> None:
+        self._sizing, self._limits, self._cancel, self._cache = sizing, limits, cancel, cache
 
     def load(self, source: ImageSource) -> Picture:
         """Fetch, decode and resize.
@@ -81,7 +90,7 @@ class ImageLoader:
 
     def begin(self, source: ImageSource) -> Fetch:
         """Return the fetch of an image that is not in memory as pixels; nothing is asked yet."""
-        return Fetch(source, self._limits.fetch)
+        return Fetch(source, self._limits.fetch, self._cache)
 
     def is_short(self, source: ImageSource, fetched: Fetched) -> bool:
         """Whether bytes are decoded and resized in less than a second, whatever they hold.

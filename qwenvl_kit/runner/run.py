@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.backends.base import Backend, BackendSpec, Control
-from qwenvl_kit.images import ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
+from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
 from qwenvl_kit.images.decode_pool import pool as decode_pool
 from qwenvl_kit.runner.feed import LoadingFeed
 from qwenvl_kit.runner.keys import Keys
@@ -64,6 +64,7 @@ def run(
     *,
     control: Control | None = None,
     store: Store | None = None,
+    cache: FetchCache | None = None,
 ) -> Run:
     """Answer one prompt per cell.
 
@@ -83,6 +84,8 @@ def run(
         Cancels and listens.
     store : Store, optional
         Keeps answers beyond the run.
+    cache : FetchCache, optional
+        Keeps fetched files beyond the run.
 
     Returns
     -------
@@ -103,7 +106,7 @@ def run(
     control = control or Control()
     notes: list[str] = []
     ledger = Ledger(len(cells), store, control.on_result)
-    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger, store)
+    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger, store, cache)
     interrupted = job.run_to_end()
     results = ledger.close(functools.partial(missing, failure=job.failure))
     record = make_record(config, spec.effective, results, notes, clock)
@@ -123,6 +126,7 @@ class _Job:
         control: Control,
         ledger: Ledger,
         store: Store | None,
+        cache: FetchCache | None,
     ) -> None:
         self._spec, self._acquire, self._control, self._ledger = spec, acquire, control, ledger
         self._n_rows, self._shown = len(cells), config.progress
@@ -137,7 +141,7 @@ class _Job:
 
         self._feed = LoadingFeed(
             plan,
-            ImageLoader(sizing, limits, control.cancel),
+            ImageLoader(sizing, limits, control.cancel, cache),
             Keys(spec.effective, config.system_prompt),
             ledger,
             recall=recall.digests if recall is not None else lambda _: None,
