@@ -174,7 +174,7 @@ def decode_array(array: np.ndarray[Any, Any], label: str, *, max_image_pixels: i
     if levels.ndim == 2 or levels.shape[2] == 1:
         return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
     if levels.shape[2] == 4:
-        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(levels))))
+        return to_array(_over_white(Image.fromarray(np.ascontiguousarray(levels))))
     return np.ascontiguousarray(levels)
 
 

@@ -237,7 +237,7 @@ class _Worker:
             send(jobs, job)
             send(jobs, data)
             return receive(answers), receive_pixels(answers)
-        except OSError:  # a broken pipe
+        except (BrokenPipeError, ConnectionResetError):  # it ended while it was written to
             return None, None
 
     def stop_if_due(self) -> None:
@@ -261,7 +261,10 @@ class _Worker:
             return f"{self._why}: more than decode_timeout_s={timeout_s:g}; raise decode_timeout_s if you trust it"
         if self._why is not None:
             return self._why
-        status = self._process.wait(timeout=10)
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it closed its pipes, and lives on
+            return "cannot be decoded: its decoder no longer answers"
         how = f"signal {-status}" if status < 0 else f"status {status}"
         return f"cannot be decoded: its decoder crashed ({how})"
 

@@ -30,6 +30,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_=\-\s]+")
 _SEPARATOR = re.compile(r"([/\\])")
 _LONGEST_PATH = 4096
 _LONGEST_HEAD = 128
+_LARGEST_COMPARED = 2**28  # bytes of an array that is told from others by its content
 _NO_NUMBERS = (
     "OSTU"  # NumPy's kinds of objects, bytes and texts: https://numpy.org/doc/stable/reference/arrays.dtypes.html
 )
@@ -258,6 +259,8 @@ def _as_array(cell: object) -> np.ndarray[Any, Any]:
 
 def _array(array: np.ndarray[Any, Any]) -> ImageSource:
     name = f"{array.dtype}{array.shape}"
+    if array.nbytes > _LARGEST_COMPARED:  # a view of one number may seem to hold terabytes, and would be copied
+        return ImageSource("array", array, f"array {name}", f"array:{id(array)}")
     is_plain = array.nbytes > 0 and not array.dtype.hasobject
     key = _digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if is_plain else "empty"
     return ImageSource("array", array, f"array {name}", f"array:{name}:{key}")

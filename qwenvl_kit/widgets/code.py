@@ -59,13 +59,20 @@ def to_code(state: State, *, folder: str | os.PathLike[str] | None = None) -> st
 
 def _call(state: State) -> list[str]:
     # Cells that were bytes or pixels are data URIs or files by now; the code tells each by its value.
-    options = [f"    {name}={value!r}," for name, value in state.asked.items() if name != "image_src_type"]
+    options = [_option(name, value) for name, value in state.asked.items() if name != "image_src_type"]
     if not state.vary:
         return ["frame = df.vl.run(", '    "image",', *options, ")", "frame"]
     vary = ", ".join(f"{name!r}: {_plain(values)!r}" for name, values in state.vary.items())
     repeats = [f"    repeats={state.repeats},"] if state.repeats > 1 else []
     grid = ["found = df.vl.compare(", '    "image",', f"    vary={{{vary}}},", *repeats, *options, ")"]
     return [*grid, "found.frame"]
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "headers" and value:
+        places = ", ".join(f"{header!r}: ..." for header in value)
+        return f"    headers={{{places}}},  # put the values in; they may be secrets, and are kept out of code"
+    return f"    {name}={value!r},"
 
 
 def _plain(values: Sequence[Any]) -> list[Any]:

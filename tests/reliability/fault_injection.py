@@ -248,6 +248,8 @@ class Column:
 def is_told(fault: BaseException, message: str) -> bool:
     """Whether a row's message says what the library raised."""
     words = [type(fault).__name__]
+    if isinstance(fault, AttributeError):
+        words.append("TypeError")  # what NumPy makes of an image without its interface
     if isinstance(fault, StopIteration):
         words.append("RuntimeError")  # what Python makes of it inside a generator
     if isinstance(fault, MemoryError):
