@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import builtins
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
@@ -195,6 +196,8 @@ def test_a_file_is_unchanged_until_it_is_written_again(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ stores of objects
 
+WITH_MEMORY = dataclasses.replace(LIMITS, extra_schemes=("memory",))
+
 
 @pytest.fixture
 def memory() -> Iterator[Any]:
@@ -208,21 +211,20 @@ def memory() -> Iterator[Any]:
 
 
 @pytest.mark.usefixtures("memory")
-@pytest.mark.parametrize("limits", [LIMITS, STRICT], ids=["any", "no-private-hosts"])
-def test_an_object_is_read_through_fsspec(limits: FetchLimits) -> None:
-    assert read("memory://bucket/图.png", limits=limits) == b"data"
+def test_an_object_is_read_through_fsspec() -> None:
+    assert read("memory://bucket/图.png", limits=WITH_MEMORY) == b"data"
 
 
 @pytest.mark.usefixtures("memory")
 def test_a_missing_object_is_told() -> None:
-    assert told("memory://bucket/none.png") == "memory://bucket/none.png cannot be read: not found"
+    assert told("memory://bucket/none.png", limits=WITH_MEMORY) == "memory://bucket/none.png cannot be read: not found"
 
 
 def test_too_large_an_object_is_not_read_to_its_end(memory: Any) -> None:
     with memory.open("/bucket/large.png", "wb") as file:
         file.write(bytes(5000))
 
-    assert "max_image_bytes=1000" in told("memory://bucket/large.png")
+    assert "max_image_bytes=1000" in told("memory://bucket/large.png", limits=WITH_MEMORY)
 
 
 @pytest.mark.usefixtures("memory")
@@ -230,28 +232,51 @@ def test_a_store_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) 
     import fsspec
 
     done = threading.Event()
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *_, **__: done.wait(10))
+    monkeypatch.setattr(fsspec, "filesystem", lambda *_, **__: done.wait(10))
     started = time.monotonic()
 
-    message = told("memory://bucket/a.png", limits=FetchLimits(0.1, 1000, True))
+    message = told("memory://bucket/a.png", limits=dataclasses.replace(WITH_MEMORY, timeout_s=0.1))
 
     done.set()
     assert "timeout_s=0.1" in message
     assert time.monotonic() - started < 5
 
 
-def test_an_address_that_nothing_reads_says_so() -> None:
+def test_an_extra_scheme_that_nothing_reads_says_so() -> None:
     pytest.importorskip("fsspec")
-    assert "nothing here reads gopher:// addresses" in told("gopher://example.org/a.png")
+    limits = dataclasses.replace(LIMITS, extra_schemes=("gopher",))
+
+    assert "gopher" in told("gopher://example.org/a.png", limits=limits)
 
 
-@pytest.mark.parametrize("scheme", ["ftp", "sftp", "webhdfs", "smb", "gopher"])
-def test_schemes_that_name_a_host_are_refused_where_private_hosts_are(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "ftp",
+        "sftp",
+        "webhdfs",
+        "smb",
+        "gopher",
+        "memory",
+        "reference",
+        "dir",
+        "zip",
+        "tar",
+        "filecache",
+        "github",
+        "lfs",
+    ],
+)
+@pytest.mark.parametrize("limits", [LIMITS, STRICT], ids=["any", "no-private-hosts"])
+def test_schemes_off_the_list_are_refused_and_the_option_is_named(
+    scheme: str, limits: FetchLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)  # nothing may be opened
 
-    assert "allow_private_hosts=True" in told(f"{scheme}://127.0.0.1/a.png", limits=STRICT)
+    message = told(f"{scheme}://127.0.0.1/a.png", limits=limits)
+
+    assert f"{scheme}:// addresses are not read" in message
+    assert f"extra_schemes=['{scheme}']" in message
 
 
 @pytest.mark.parametrize(
@@ -292,6 +317,9 @@ def test_a_clients_message_is_not_repeated_since_it_may_hold_keys(monkeypatch: p
     def fail(*_: object, **__: object) -> None:
         raise EndpointError("https://host/?X-Amz-Signature=deadbeef key=hunter2")
 
-    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
+    monkeypatch.setattr(fsspec, "filesystem", fail)
 
-    assert told("memory://bucket/a.png?sig=s3cr3t") == "memory://bucket/a.png?… cannot be read: EndpointError"
+    assert (
+        told("memory://bucket/a.png?sig=s3cr3t", limits=WITH_MEMORY)
+        == "memory://bucket/a.png?… cannot be read: EndpointError"
+    )

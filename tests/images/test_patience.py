@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import urllib3
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import hosts, patience, web
-from qwenvl_kit.images.fetch import FetchLimits
+from qwenvl_kit.images.fetch import FetchLimits, RetryAt, host_key
 from qwenvl_kit.images.patience import Host, Passing
 
 LIMITS = FetchLimits(timeout_s=10, max_image_bytes=100_000, allow_private_hosts=True)
@@ -75,32 +76,60 @@ def test_an_odd_retry_after_is_passed_over(server: Any) -> None:
     assert get(server.url("flaky/1/busy/soon")).startswith(b"\x89PNG")
 
 
-def test_all_wait_while_a_host_rests() -> None:
-    host, fault = Host(), Passing("fetch", "busy")
-    fault.wait_s = 0.3
-    deadline = time.monotonic() + 10
-    first = threading.Thread(target=host.rest, args=(fault, 0, deadline))
-    started = time.monotonic()
-    first.start()
-    time.sleep(0.05)
+def test_a_host_that_asks_for_a_pause_rests_for_all(server: Any) -> None:
+    url = server.url("flaky/1/busy/1")
+    host = patience.host(host_key(url))
 
-    host.wait(deadline)
+    with pytest.raises(RetryAt) as later:
+        web.HttpGet(url, "the picture", LIMITS).try_once()
+    n_asked = len(server.paths)
+    with pytest.raises(RetryAt) as other:  # of the same host, and asked for nothing yet
+        web.HttpGet(server.url("good"), "another", LIMITS).try_once()
 
-    assert time.monotonic() - started >= 0.3
-    first.join()
+    assert later.value.at - time.monotonic() > 0.5
+    assert abs(other.value.at - host.resting_until) < 0.5
+    assert len(server.paths) == n_asked
 
 
-def test_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", slept.append)
-    host, fault, deadline = Host(), Passing("fetch", "busy"), time.monotonic() + 100
+def test_pauses_grow_and_differ() -> None:
+    host, fault, now = Host(), Passing("fetch", "busy"), time.monotonic()
 
-    granted = [[host.rest(fault, n_retries, deadline) for n_retries in range(4)] for _ in range(10)]
+    granted = [[host.retry_at(fault, n_retries, now + 100) for n_retries in range(4)] for _ in range(10)]
 
-    assert granted == [[True, True, True, False]] * 10
-    assert len(set(slept)) == 30, "pauses differ, so that rows that failed together do not return together"
-    assert all(a < c for a, c in zip(slept[::3], slept[2::3], strict=True))
-    assert max(slept) < 1
+    assert all(times[3] is None for times in granted)
+    pauses = [at - now for times in granted for at in times if at is not None]
+    assert len(set(pauses)) == 30, "pauses differ, so that rows that failed together do not return together"
+    assert all(a < c for a, c in zip(pauses[::3], pauses[2::3], strict=True))
+    assert max(pauses) < 1
+
+
+def test_what_cannot_be_had_before_the_deadline_is_not_tried_again() -> None:
+    fault = Passing("fetch", "busy")
+    fault.wait_s = 5.0
+
+    assert Host().retry_at(fault, 0, time.monotonic() + 1) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2020 00:00:00 +99999999999999999999",
+        "9" * 5000,
+        "-1",
+        "nan",
+        "soon",
+        "",
+    ],
+    ids=lambda value: value[:20],
+)
+def test_no_retry_after_hurts_anyone(value: str) -> None:
+    response = urllib3.HTTPResponse(status=503, headers={"Retry-After": value})
+
+    fault = patience.passing("busy", response)
+
+    assert isinstance(fault, Passing)
+    assert fault.wait_s is None or 0 <= fault.wait_s <= 86_400
 
 
 def test_a_host_that_only_fails_meets_no_storm(server: Any) -> None:

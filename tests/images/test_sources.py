@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from malformed_inputs import encoded, noise
 from PIL import Image
 
-from qwenvl_kit.errors import RowError
+from qwenvl_kit.errors import RowError, RowErrorWarning
 from qwenvl_kit.images.sources import identify, is_null, mask
 from qwenvl_kit.records import ImageSource
 
@@ -87,6 +87,15 @@ def test_a_file_whose_name_looks_like_base64_is_a_file(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("null", [None, np.nan, np.float32("nan"), pd.NA, pd.NaT, "", " \n", b"", [], ()], ids=repr)
 def test_nulls_hold_no_picture(null: object) -> None:
     assert is_null(null)
+    assert identify(null) == ()
+
+
+@pytest.mark.parametrize(
+    "null",
+    [np.array([], "U1"), np.array(None), np.array(""), pd.Series([], dtype=object), pd.Categorical([])],
+    ids=repr,
+)
+def test_empty_arrays_of_texts_hold_no_picture(null: object) -> None:
     assert identify(null) == ()
 
 
@@ -182,9 +191,107 @@ DTYPES = ["u1", "?", "u2", ">u2", "i4", "f2", "f4", "c8", "M8[s]", "m8[D]", "U3"
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (2, 0, 3)], ids=str)
 def test_an_array_of_any_kind_is_named_without_failing(dtype: str, shape: tuple[int, ...]) -> None:
     array = np.zeros(shape, dtype)
-    if array.dtype == object and array.ndim == 1:  # a list, as Parquet gives it back
+    if array.dtype.kind in "OSU" and array.ndim < 2:  # a list of addresses, or one
+        assert all(source.kind in ("path", "bytes", "array") for source in identify([*array.ravel(), "a.png"][-1:]))
         return
     assert only(array).kind == "array"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.array,
+        lambda texts: np.array(texts, dtype=np.dtypes.StringDType()) if hasattr(np.dtypes, "StringDType") else texts,
+        lambda texts: np.array(texts, dtype=object),
+        pd.array,
+        pd.Series,
+        pd.Index,
+        pd.Categorical,
+        lambda texts: pytest.importorskip("pyarrow").array(texts),
+        lambda texts: pytest.importorskip("pyarrow").chunked_array([texts[:1], texts[1:]]),
+        lambda texts: [np.array(text) for text in texts],
+        lambda texts: [pytest.importorskip("pyarrow").scalar(text) for text in texts],
+    ],
+    ids=["U", "T", "O", "pandas", "Series", "Index", "Categorical", "Arrow", "chunked", "0-d", "scalars"],
+)
+def test_texts_in_any_array_are_as_in_a_list(make: Any) -> None:
+    texts = ["a.png", "https://example.org/b.png"]
+
+    assert identify(make(texts)) == identify(texts)
+    assert identify(make(["a.png"])) == identify(["a.png"])
+
+
+def test_columns_of_unique_addresses_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    frame = pd.DataFrame({"product": ["x", "x"], "image": [str(path), str(path)]})
+
+    column = frame.groupby("product")["image"].unique()
+
+    assert column.vl.run(backend="echo", progress=False)["status"].tolist() == ["ok"]
+
+
+class Lazy:
+    """As arrays of a damaged HDF5 file behave, or paths of a mount that is gone."""
+
+    shape, dtype, ndim = (60, 80, 3), np.dtype("uint8"), 3
+
+    def __init__(self, error: Exception, name: str) -> None:
+        self._error = error
+        setattr(type(self), name, Lazy._fail)
+
+    def _fail(self, *_: object, **__: object) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize("name", ["__array__", "__fspath__", "__getattr__", "__len__"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("inflate() failed"), KeyError("c/0/0"), AttributeError("closed"), MemoryError(), RecursionError("deep")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_cell_whose_own_code_raises_is_that_rows_error(name: str, error: Exception) -> None:
+    one = type("One", (Lazy,), {})(error, name)
+    column = pd.Series([one, PNG], dtype=object)
+
+    with pytest.warns(RowErrorWarning):
+        frame = column.vl.run(backend="echo", progress=False)
+
+    assert frame["status"].tolist() == ["error", "ok"]
+
+
+def test_a_view_that_seems_endless_is_not_copied() -> None:
+    endless = np.broadcast_to(np.zeros(3, np.uint8), (10**7, 10**6, 3))
+    column = pd.Series([endless, PNG], dtype=object)
+
+    with pytest.warns(RowErrorWarning):
+        frame = column.vl.run(backend="echo", progress=False)
+
+    assert frame["status"].tolist() == ["error", "ok"]
+    assert "max_image_pixels" in frame["error"][0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [TEXT.encode(), bytearray(TEXT.encode()), b"data:image/png;base64," + TEXT.encode(), base64.encodebytes(PNG)],
+    ids=["bytes", "bytearray", "data", "lines"],
+)
+def test_base64_as_bytes_is_told_from_a_files_own_bytes(data: bytes) -> None:
+    assert only(data).kind == "base64"
+    assert only(data, "image_binary").kind == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("address", "label"),
+    [
+        ("http:///user:secret@host/a.png", "http://…"),
+        ("https://host/a.png;sig=secret", "https://host/a.png;…"),
+        ("https://host/a.png;sig=secret/b", "https://host/a.png;…"),
+        ("https://host/a;v1/b.png", "https://host/a;v1/b.png"),
+    ],
+)
+def test_logins_and_signatures_in_odd_places_are_masked(address: str, label: str) -> None:
+    assert only(address).label == label
 
 
 def test_rows_share_a_fetch_only_where_their_pictures_are_equal() -> None:

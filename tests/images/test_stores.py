@@ -33,6 +33,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[None]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # the client would ask the network for keys
     yield
+    tos.close_idle_connections()
     tos._client.cache_clear()
     _forget_s3()
 
@@ -298,5 +299,17 @@ def test_no_log_and_no_pickle_of_settings_names_a_secret(
     assert SECRET_KEY not in repr(tos.settings_of(os.environ, ""))
 
 
-def test_chains_of_addresses_are_refused_where_private_hosts_are() -> None:
-    assert "allow_private_hosts=True" in told("s3://bucket/a.png::http://127.0.0.1/", STRICT)
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/a.png::http://127.0.0.1/",
+        "reference://k::data:.json;base64,e30=",
+        "zip://a.png::http://169.254.169.254/",
+        "hf::s3://bucket/a.png",
+    ],
+)
+@pytest.mark.parametrize("limits", [LIMITS, STRICT], ids=["any", "no-private-hosts"])
+def test_chains_of_addresses_are_never_followed(address: str, limits: FetchLimits) -> None:
+    message = told(address, limits)
+
+    assert "::" in message or "not read" in message or "does not exist" in message
