@@ -57,13 +57,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sources that are read."""
     module = sys.modules["qwenvl_kit.images.load"]
     read: list[str] = []
-    fetch = module.fetch
+    begin = module.ImageLoader.begin
 
-    def counted(source: ImageSource, *rest: object) -> object:
+    def counted(loader: object, source: ImageSource) -> object:
         read.append(source.key)
-        return fetch(source, *rest)
+        return begin(loader, source)
 
-    monkeypatch.setattr(module, "fetch", counted)
+    monkeypatch.setattr(module.ImageLoader, "begin", counted)
     return read
 
 

@@ -11,6 +11,7 @@ https://filesystem-spec.readthedocs.io/en/latest/features.html#url-chaining
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import io
@@ -162,9 +163,14 @@ class ObjectGet:
         stop = threading.Event()
         try:
             opened = self._within(functools.partial(self._open, stop))
-            if opened.size is not None:
-                check_bytes(opened.size, self._label, self._limits)
-            held, waited_s = self._lease(opened.size)
+            try:
+                if opened.size is not None:
+                    check_bytes(opened.size, self._label, self._limits)
+                held, waited_s = self._lease(opened.size)
+            except RowError:
+                with contextlib.suppress(Exception):  # it is not read, whatever becomes of its connection
+                    self._within(opened.close)
+                raise
             self._deadline = self._end() + waited_s
             return Fetched(self._within(functools.partial(self._body, opened, stop, held)), None, held)
         finally:
