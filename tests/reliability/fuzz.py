@@ -399,8 +399,16 @@ class PeakMemory:
         is_over = False
         while not is_over:
             is_over = self._ended.wait(0.01)
-            pids = ("self", *(str(pid) for pid in _children() - self._others))
+            pids = ("self", *(str(pid) for pid in _children() - self._others if not _is_still_this_one(pid)))
             self.peak = max(self.peak, sum(map(_take_peak, pids)))
+
+
+def _is_still_this_one(pid: int) -> bool:
+    """Whether a child has not become another program yet, and shares all of its memory with its parent."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return True
 
 
 def _take_peak(pid: str) -> int:
