@@ -49,8 +49,11 @@ class Budget:
             They were not free in time.
         """
         units = min(max(units, 0), self._capacity)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
+            if not self._queue and units <= self._available:
+                self._available -= units
+                return Lease(self, units)
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
             ticket = object()
             self._queue.append(ticket)
             try:
@@ -68,7 +71,8 @@ class Budget:
     def _give_back(self, units: int) -> None:
         with self._changed:
             self._available += units
-            self._changed.notify_all()
+            if self._queue:
+                self._changed.notify_all()
 
     def _reset(self) -> None:
         # Re-entrant: a lease that the garbage collector ends may be given back while its own thread holds the lock.

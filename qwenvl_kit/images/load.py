@@ -19,7 +19,7 @@ from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
 from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
-from qwenvl_kit.images.probe import SHORT_PIXELS, Probe, probe
+from qwenvl_kit.images.probe import SHORT_PIXELS, probe
 from qwenvl_kit.images.resize import Sizing, resize
 from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import Picture
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _SLOTS = max(2, available_cpus())
 _decoding = Budget(_SLOTS)
 _pixels = Budget(max(100_000_000, 12_000_000 * _SLOTS))  # that are decoded at a time, by all threads together
+_FREE_PIXELS = 500_000  # of images that are not counted: all threads together hold less than 100 MB of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,22 @@ class Limits:
     def of(cls, config: Config) -> Self:
         """Return the limits that a config asks for."""
         return cls(FetchLimits.of(config), config.max_image_pixels, config.decode_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What decoding an image costs.
+
+    Attributes
+    ----------
+    n_pixels : int
+        Those of the image or of what the model sees of it, whichever are more; 0 where the header does not tell.
+    is_short : bool
+        It takes less than a second, whatever the rest of the file holds.
+    """
+
+    n_pixels: int
+    is_short: bool
 
 
 class ImageLoader:
@@ -83,17 +100,15 @@ class ImageLoader:
         RowError
             Of the stage ``fetch``, ``decode`` or ``resize``.
         """
-        if source.kind in ("pil", "array"):
-            return self.decode(source, None)
-        fetched = fetch(source, self._limits.fetch)
-        return self.decode(source, fetched, apart=not self.is_short(source, fetched))
+        fetched = None if source.kind in ("pil", "array") else fetch(source, self._limits.fetch)
+        return self.decode(source, fetched, self.weigh(source, fetched))
 
     def begin(self, source: ImageSource) -> Fetch:
         """Return the fetch of an image that is not in memory as pixels; nothing is asked yet."""
         return Fetch(source, self._limits.fetch, self._cache)
 
-    def is_short(self, source: ImageSource, fetched: Fetched) -> bool:
-        """Whether bytes are decoded and resized in less than a second, whatever they hold.
+    def weigh(self, source: ImageSource, fetched: Fetched | None) -> Weight:
+        """Tell from their header what decoding bytes costs; of pixels in memory, resizing them.
 
         Raises
         ------
@@ -101,12 +116,16 @@ class ImageLoader:
             They are no image, or too large a one, of the stage ``decode``.
         """
         with row_error("decode", source.label, "cannot be decoded"):
-            return self._probe(source, fetched).is_short and self._most_pixels(source, fetched) <= SHORT_PIXELS
+            if fetched is None:
+                return Weight(self._most_pixels(source, _size_of_pixels(source.value)), True)
+            found = probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
+            n_pixels = self._most_pixels(source, found.size)
+            return Weight(n_pixels, found.is_short and n_pixels <= SHORT_PIXELS)
 
-    def decode(self, source: ImageSource, fetched: Fetched | None, *, apart: bool = False) -> Picture:
+    def decode(self, source: ImageSource, fetched: Fetched | None, weight: Weight) -> Picture:
         """Decode and resize fetched bytes, or the pixels that a source holds.
 
-        With `apart`, in a process that can be ended; else in this thread, for what `is_short` and for pixels.
+        What is short, in this thread; else in a process that can be ended.
 
         Raises
         ------
@@ -114,19 +133,22 @@ class ImageLoader:
             Of the stage ``decode`` or ``resize``; also where it took too long.
         """
         with row_error("decode", source.label, "cannot be decoded"):
-            if fetched is None:
-                with _decoding.take(1), _pixels.take(self._most_pixels(source, None)):
-                    return self._of_pixels(source)
-            n_pixels = self._most_pixels(source, fetched)
-            with _pixels.take(n_pixels):
-                if apart:
-                    pixels, source_size = self._decode_apart(source, fetched, n_pixels)
-                else:
-                    with _decoding.take(1):
-                        pixels, source_size = decode_resized(
-                            fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
-                        )
-            return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+            if weight.n_pixels <= _FREE_PIXELS and weight.is_short:
+                return self._decode_here(source, fetched)
+            with _pixels.take(weight.n_pixels):
+                if not weight.is_short and fetched is not None:
+                    pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
+                    return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+                with _decoding.take(1):
+                    return self._decode_here(source, fetched)
+
+    def _decode_here(self, source: ImageSource, fetched: Fetched | None) -> Picture:
+        if fetched is None:
+            return self._of_pixels(source)
+        pixels, source_size = decode_resized(
+            fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
+        )
+        return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
 
     def _decode_apart(
         self, source: ImageSource, fetched: Fetched, n_pixels: int
@@ -151,16 +173,12 @@ class ImageLoader:
             sized = resize(pixels, self._sizing.target((height, width), source.label))
         return Picture(sized, digest.hexdigest(), (height, width), source.label)
 
-    def _most_pixels(self, source: ImageSource, fetched: Fetched | None) -> int:
+    def _most_pixels(self, source: ImageSource, size: tuple[int, int] | None) -> int:
         """Pixels of the image or of what the model sees of it, whichever are more; 0 where they are not known."""
-        size = _size_of_pixels(source.value) if fetched is None else self._probe(source, fetched).size
         if size is None or not all(size):
             return 0
         height, width = self._sizing.target(size, source.label)
         return max(size[0] * size[1], height * width)
-
-    def _probe(self, source: ImageSource, fetched: Fetched) -> Probe:
-        return probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
 
 
 def _size_of_pixels(value: Image.Image | np.ndarray[Any, Any]) -> tuple[int, int] | None:

@@ -375,15 +375,15 @@ class LoadingFeed:
 
     def _load_step(self, task: _Task, source: ImageSource, place: _Place) -> Picture | None:
         if source.kind in ("pil", "array"):
-            return self._loader.decode(source, None)
+            return self._loader.decode(source, None, self._loader.weigh(source, None))
         if task.fetched is None and not self._fetched(task, source, place):
             return None
         assert task.fetched is not None, "it was fetched just now, or before"
-        is_short = self._loader.is_short(source, task.fetched)
-        if not (is_short or place.is_slow) and self._queue_slow(task):
+        weight = self._loader.weigh(source, task.fetched)
+        if not (weight.is_short or place.is_slow) and self._queue_slow(task):
             return None
         fetched, task.fetched = task.fetched, None
-        return self._loader.decode(source, fetched, apart=not is_short)
+        return self._loader.decode(source, fetched, weight)
 
     def _fetched(self, task: _Task, source: ImageSource, place: _Place) -> bool:
         """Fetch a source now; False where the task waits for its host from now on."""
