@@ -28,10 +28,7 @@ Errors whose arguments are more than a message say how they are rebuilt, since w
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any, Literal
 
 Stage = Literal["fetch", "decode", "resize", "generate"]
 """Where in its way through the house a row failed."""
@@ -62,7 +59,15 @@ def printable(text: str, length: int = _LONGEST_MESSAGE) -> str:
 
 
 class QwenVLError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Attributes
+    ----------
+    results : object
+        The rows that were finished, where a run was under way; None elsewhere.
+    """
+
+    results: Any = None
 
 
 class ConfigError(QwenVLError, ValueError):
@@ -195,7 +200,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class QwenVLWarning(UserWarning):
-    """Base of all warnings of this package."""
+    """Base of all warnings of this package.
+
+    Attributes
+    ----------
+    results : object
+        The rows that were finished, where the warning was made an error at the end of a run; None elsewhere.
+    """
+
+    results: Any = None
 
 
 class OptionWarning(QwenVLWarning):

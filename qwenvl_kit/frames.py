@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from qwenvl_kit.errors import BackendFailed, Interrupted, QwenVLError, RowErrors, RowErrorWarning, printable
+from qwenvl_kit.errors import (
+    BackendFailed,
+    Interrupted,
+    QwenVLError,
+    QwenVLWarning,
+    RowErrors,
+    RowErrorWarning,
+    printable,
+)
 
 if TYPE_CHECKING:
     from qwenvl_kit.config import Config
@@ -94,8 +102,9 @@ def deliver(
     """
     results = shape(frame)
     if run.failure is not None:
-        if isinstance(run.failure, QwenVLError):
-            run.failure.add_note("rows that were finished are in qwenvl_kit.last_run()")
+        if isinstance(run.failure, QwenVLError | QwenVLWarning):
+            run.failure.results = results
+            run.failure.add_note("rows that were finished are in .results and in qwenvl_kit.last_run()")
             raise run.failure
         broke = printable(str(run.failure), _LONGEST_FAILURE)
         message = f"the {run.record['effective']['backend']} backend broke: {broke}; .results holds finished rows"

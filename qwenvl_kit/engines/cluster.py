@@ -20,7 +20,7 @@ from qwenvl_kit.engines.base import unrecorded
 from qwenvl_kit.engines.parcels import About, Parcel, from_fields, result_kinds, unpack_error
 from qwenvl_kit.engines.runners import check_cluster, check_gpus, gpus_of_cluster, start
 from qwenvl_kit.engines.worker import Worker
-from qwenvl_kit.errors import BackendBusy, ConfigError, QwenVLError, RowError
+from qwenvl_kit.errors import BackendBusy, ConfigError, OptionWarning, QwenVLError, RowError
 from qwenvl_kit.runner import Run, inside_run
 from qwenvl_kit.runner.ledger import Ledger
 from qwenvl_kit.runner.plan import Group, make_plan
@@ -72,10 +72,14 @@ def execute(
     interrupted = job.run_to_end()
     results = ledger.close(functools.partial(missing, failure=job.failure))
     about = job.about()
-    if stacklevel is not None and job.failure is None:
-        announce(config, about.effective, stacklevel=stacklevel + 1)
+    failure = job.failure
+    if stacklevel is not None and failure is None:
+        try:
+            announce(config, about.effective, stacklevel=stacklevel + 1)
+        except OptionWarning as warning:  # where warnings are errors; the work is done
+            failure = warning
     record = make_record(config, about.effective, results, about.notes, clock)
-    done = Run(results, record, interrupted, job.failure)
+    done = Run(results, record, interrupted, failure)
     if config.store is not None:
         try:
             with open_store(config.store) as store:

@@ -58,6 +58,10 @@ main()
 _ENVIRONMENT = ("LD_", "DYLD_", "OPENBLAS_", "SYSTEMROOT", "LANG", "LC_", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
 
 
+class DecodeCancelled(RowError):
+    """A decoder was ended because the run was cancelled: the row is as if it had not been begun."""
+
+
 class DecodePool:
     """A few processes that decode images; threads share them, and each call has one to itself.
 
@@ -102,6 +106,8 @@ class DecodePool:
 
         Raises
         ------
+        DecodeCancelled
+            `cancel` was set before it was done.
         RowError
             The image is broken, takes too long or too much memory, or crashes its decoder.
         """
@@ -116,7 +122,8 @@ class DecodePool:
             finally:
                 worker.end()
             if head is None or pixels is None:
-                raise RowError("decode", f"{label} {worker.reason(timeout_s)}")
+                kind = DecodeCancelled if worker.was_cancelled else RowError
+                raise kind("decode", f"{label} {worker.reason(timeout_s)}")
         outcome, first, second = pickle.loads(head)
         if outcome == "error":
             raise RowError(first, second)
@@ -219,6 +226,7 @@ class _Worker:
         self._lock = threading.Lock()
         self._turn: _Turn | None = None
         self._why: str | None = None
+        self.was_cancelled = False
 
     def begin(self, budget_s: float, cancel: threading.Event | None) -> None:
         """Start the clock."""
@@ -248,7 +256,7 @@ class _Worker:
                 return
             wall_s = time.monotonic() - turn.started
             if turn.cancel is not None and turn.cancel.is_set():
-                self._why = "was not decoded, since the run was cancelled"
+                self._why, self.was_cancelled = "was not decoded, since the run was cancelled", True
             elif self._cpu_s() - turn.cpu_s > turn.budget_s or wall_s > _WALL_FACTOR * turn.budget_s + _WALL_S:
                 self._why = "took too long to decode"
             else:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import RetryAt, host_of
-from qwenvl_kit.images.decode_pool import N_WORKERS
+from qwenvl_kit.images.decode_pool import N_WORKERS, DecodeCancelled
 from qwenvl_kit.images.limits import MAX_PER_HOST
 from qwenvl_kit.images.row_errors import row_error
 from qwenvl_kit.records import Request
@@ -271,6 +271,8 @@ class LoadingFeed:
                 if image is None:
                     return
                 task.images.append(image)
+        except DecodeCancelled:
+            pass  # its rows are told cancelled with those that were not begun
         except RowError as error:
             for ask in task.asks:
                 self._ledger.fail(ask.row, error)

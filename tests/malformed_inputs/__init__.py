@@ -79,6 +79,13 @@ def noise(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def jpeg_of_scans(n_scans: int, side: int = 2000) -> bytes:
+    """A progressive JPEG whose scans are short, hold nothing, and cost time all the same."""
+    whole = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True)
+    at = whole.rindex(b"\xff\xda")
+    return whole[:at] + whole[at:-2] * n_scans + whole[-2:]
+
+
 def _forms() -> Iterator[Case]:
     picture = noise(60, 40, 0)
     for mode in ("1", "L", "P", "CMYK", "YCbCr", "LAB", "I;16", "F", "RGBA", "LA"):

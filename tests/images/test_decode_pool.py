@@ -1,0 +1,172 @@
+"""Decoding in a process of its own: what it costs is bounded, and what becomes of it is one image's affair."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from malformed_inputs import encoded, jpeg_of_scans, noise
+from PIL import features
+
+from qwenvl_kit import Config, Control, RowErrorWarning
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.decode import decode_resized
+from qwenvl_kit.images.decode_pool import DecodePool, _Worker
+from qwenvl_kit.images.resize import Sizing
+from qwenvl_kit.records import Geometry
+
+SIZING = Sizing.of(Config(), Geometry(14, 2, 56 * 56, 10**6))
+MOST = 89_478_485
+ECHO = {"backend": "echo", "progress": False}
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    made = DecodePool(2)
+    yield made
+    made.close_idle()
+
+
+def decode(
+    pool: DecodePool, data: bytes, timeout_s: float = 20.0, cancel: threading.Event | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    return pool.decode(
+        data, "a", SIZING, max_image_pixels=MOST, n_pixels=0, timeout_s=timeout_s, cancel=cancel
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "feature"),
+    [("PNG", "zlib"), ("TIFF", "zlib"), ("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("ICO", "zlib")],
+)
+def test_pixels_are_those_of_this_process(pool: DecodePool, form: str, feature: str) -> None:
+    if not features.check(feature):
+        pytest.skip(f"this Pillow writes no {form}")
+    data = encoded(noise(200, 150, 1), form)
+
+    pixels, size = decode(pool, data)
+    wanted, wanted_size = decode_resized(data, "a", SIZING, max_image_pixels=MOST)
+
+    assert size == wanted_size
+    assert (pixels == wanted).all()
+
+
+def test_a_process_serves_many_images_and_its_errors_are_this_ones(pool: DecodePool) -> None:
+    good, broken = encoded(noise(40, 40, 0), "TIFF"), encoded(noise(40, 40, 0), "TIFF")[:60]
+    first, _ = decode(pool, good)
+
+    with pytest.raises(RowError) as caught:
+        decode(pool, broken)
+    again, _ = decode(pool, good)
+
+    assert caught.value.stage == "decode"
+    assert (first == again).all()
+    assert len(pool._idle) == 1
+
+
+def test_decoding_that_takes_too_long_is_ended_and_the_next_one_served(pool: DecodePool) -> None:
+    started = time.monotonic()
+    with pytest.raises(RowError, match=r"took too long to decode: more than decode_timeout_s=0\.2; raise"):
+        decode(pool, jpeg_of_scans(3000), timeout_s=0.2)
+
+    assert time.monotonic() - started < 15
+    assert decode(pool, encoded(noise(40, 40, 0), "TIFF"))[1] == (40, 40)
+
+
+def test_cancelling_ends_what_is_being_decoded_within_a_second(pool: DecodePool) -> None:
+    cancel = threading.Event()
+    data = jpeg_of_scans(3000)
+    with ThreadPoolExecutor(1) as thread:
+        under_way = thread.submit(decode, pool, data, 600.0, cancel)
+        time.sleep(0.5)
+        started = time.monotonic()
+        cancel.set()
+        with pytest.raises(RowError, match="cancelled"):
+            under_way.result(timeout=20)
+
+    assert time.monotonic() - started < 5
+
+
+def test_a_decoder_that_crashes_is_that_images_error(pool: DecodePool) -> None:
+    data = jpeg_of_scans(3000)
+    with ThreadPoolExecutor(1) as thread:
+        under_way = thread.submit(decode, pool, data, 600.0)
+        while not pool._busy:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        next(iter(pool._busy))._process.kill()
+        with pytest.raises(RowError, match=r"its decoder crashed \(signal 9\)"):
+            under_way.result(timeout=20)
+
+    assert decode(pool, encoded(noise(40, 40, 0), "TIFF"))[1] == (40, 40)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system limits no memory of one process")
+def test_memory_beyond_the_limit_is_that_images_error(pool: DecodePool) -> None:
+    if not features.check("webp"):
+        pytest.skip("this Pillow writes no WebP")
+    data = encoded(noise(1, 1, 0).resize((9000, 9000)), "WEBP", lossless=True, method=0)
+
+    with pytest.raises(RowError) as caught:
+        pool.decode(data, "a", SIZING, max_image_pixels=MOST, n_pixels=81_000_000, timeout_s=30)
+
+    assert caught.value.stage == "decode"
+    assert decode(pool, encoded(noise(40, 40, 0), "TIFF"))[1] == (40, 40)
+
+
+def test_decoders_do_not_see_the_callers_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    worker = _Worker()
+    try:
+        environment = Path(f"/proc/{worker._process.pid}/environ").read_bytes()
+    finally:
+        worker.stop()
+
+    assert b"hunter2" not in environment
+
+
+def test_a_bomb_holds_up_nobody_and_ctrl_c_ends_it() -> None:
+    bomb = jpeg_of_scans(3000)
+    cells = [bomb, bomb + b"\0", *(encoded(noise(40, 40, number), "PNG") for number in range(30))]
+    cancel = threading.Event()
+    seen: list[object] = []
+
+    def count(result: object) -> None:
+        seen.append(result)
+        if len(seen) == 30:
+            cancel.set()
+
+    control = Control(cancel, on_result=count)
+    started = time.monotonic()
+
+    frame = pd.Series(cells).vl.run(control=control, decode_timeout_s=600.0, **ECHO)
+
+    assert time.monotonic() - started < 30
+    assert frame["status"].tolist() == ["cancelled"] * 2 + ["ok"] * 30
+
+
+def test_no_process_is_left_after_a_run() -> None:
+    pd.Series([encoded(noise(40, 40, number), "TIFF") for number in range(4)]).vl.run(**ECHO)
+
+    left = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args"], capture_output=True, text=True).stdout
+    assert "decode_worker" not in left
+
+
+def test_slow_rows_and_quick_ones_are_all_answered_in_order() -> None:
+    forms = ["PNG", "TIFF", "JPEG", "ICO", "GIF", "TIFF"] * 5
+    cells = [encoded(noise(40 + number, 40, number), form) for number, form in enumerate(forms)]
+    cells[7] = cells[7][:50]
+
+    with pytest.warns(RowErrorWarning):
+        frame = pd.Series(cells).vl.run(**ECHO)
+
+    assert [number for number, status in enumerate(frame["status"]) if status != "ok"] == [7]
