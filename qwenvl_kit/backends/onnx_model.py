@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from optimum.modeling_base import OptimizedModel
-from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.modeling_outputs import MultimodalCausalLMOutputWithPast
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, modeling_outputs
 
 from qwenvl_kit.backends.checkpoint import read
 from qwenvl_kit.backends.exports import MANIFEST, Export, read_export
@@ -27,6 +27,10 @@ from qwenvl_kit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# ``generate`` hands the cache over under the name that the class's forward has for it, which changed with 5.21.
+_CACHE = "cache" if "cache" in signature(Qwen2_5_VLForConditionalGeneration.forward).parameters else "past_key_values"
+_Output: Any = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", modeling_outputs.CausalLMOutputWithPast)
 
 
 class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
@@ -110,7 +114,7 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
         own = load_config(read(export.path, weights="*.onnx")) if config is None else config
         return cls._from_pretrained(export.path, own, **kwargs)
 
-    def forward(self, **inputs: Any) -> MultimodalCausalLMOutputWithPast:
+    def forward(self, **inputs: Any) -> Any:
         """Logits (B, 1, V) of each row's last token, and the cache to go on with."""
         return self.model(**inputs)
 
@@ -183,7 +187,7 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         longest = kwargs.get("max_cache_length", args[-1] if args else 0)
-        model_kwargs["cache"] = _Slots(self._stepper, int(longest) + 1)
+        model_kwargs[_CACHE] = _Slots(self._stepper, int(longest) + 1)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Pictures are looked at once, however many beams: rows are repeated, patches are not."""
@@ -201,9 +205,11 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
         mm_token_type_ids: Tensor | None = None,
         logits_to_keep: int = 1,
         cache: _Slots | None = None,
+        past_key_values: _Slots | None = None,
         rows_per_prompt: int = 1,
         **kwargs: Any,
-    ) -> MultimodalCausalLMOutputWithPast:
+    ) -> Any:
+        cache = past_key_values if cache is None else cache
         n_rows, n_new = input_ids.shape
         slots = _Slots(self._stepper, n_new + 1) if cache is None else cache
         if not len(slots.lengths):
@@ -223,7 +229,7 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
         visual = _by_row(features, (input_ids == self.config.image_token_id) & kept, rows_per_prompt)
         logits = self._read(input_ids, kept, positions, visual, slots)
         slots.n_passed += n_new
-        return MultimodalCausalLMOutputWithPast(logits=logits[:, None], cache=slots)
+        return _Output(logits=logits[:, None], **{_CACHE: slots})
 
     def _read(
         self, ids: Tensor, kept: Tensor, positions: Tensor, visual: Sequence[Tensor | None], slots: _Slots

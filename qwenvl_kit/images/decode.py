@@ -29,7 +29,7 @@ from PIL import (
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.probe import check_pixels, format_of, probe
-from qwenvl_kit.images.resize import resize_image, to_array
+from qwenvl_kit.images.resize import to_array
 from qwenvl_kit.images.row_errors import row_error
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ def decode_resized_image(
         draft_size = _draft_size(data, sizing, max_image_pixels) if sizing.draft else None
         image, source_size = _read(data, label, max_image_pixels, draft_size)
     with row_error("resize", label, "cannot be resized"):
-        return resize_image(image, sizing.target(source_size, label)), source_size
+        height, width = sizing.target(source_size, label)
+        # Pillow goes the same two ways in one call, but holds the image until it has gone both.
+        for step in ((width, image.height), (width, height)):
+            if image.size != step:
+                image = image.resize(step, Image.Resampling.BICUBIC)
+        return image, source_size
 
 
 def read_size(data: bytes, *, max_image_pixels: int = 89_478_485) -> tuple[int, int] | None:

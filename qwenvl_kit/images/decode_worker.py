@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _Buffer = TypeVar("_Buffer", bytearray, "NDArray[np.uint8]")
 LENGTH = struct.Struct("<Q")
-MIN_MEMORY, MEMORY_PER_BYTE, MAX_MEMORY = 512 * 2**20, 64, 2 * 2**30
+MIN_MEMORY, MEMORY_PER_BYTE, MAX_MEMORY = 480 * 2**20, 64, 2 * 2**30
 
 
 def max_memory(n_bytes: int) -> int:

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 # Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
 _SLOTS = max(2, available_cpus())
 _decoding = Budget(_SLOTS)
-_pixels = Budget(max(100_000_000, 12_000_000 * _SLOTS))  # that are decoded at a time, by all threads together
+# Memory of all images that are decoded at a time, here and in processes: two of 12 megapixels on two CPUs. One image
+# at a time may take more than the rest of it; beside that one there is room for small ones.
+_memory = Budget(_SLOTS * 144 * 2**20)
+_MOST_LEASED = _SLOTS * (144 - 40) * 2**20
+_OF_A_PROCESS = 32 * 2**20
 _FREE_PIXELS = 500_000  # of images that are not counted: all threads together hold less than 100 MB of these
 
 
@@ -60,11 +64,14 @@ class Weight:
     ----------
     n_pixels : int
         Those of the image or of what the model sees of it, whichever are more; 0 where the header does not tell.
+    n_bytes : int
+        Memory that it takes.
     is_short : bool
         It takes less than a second, whatever the rest of the file holds.
     """
 
     n_pixels: int
+    n_bytes: int
     is_short: bool
 
 
@@ -117,10 +124,13 @@ class ImageLoader:
         """
         with row_error("decode", source.label, "cannot be decoded"):
             if fetched is None:
-                return Weight(self._most_pixels(source, _size_of_pixels(source.value)), True)
+                n_pixels = self._most_pixels(source, _size_of_pixels(source.value))
+                return Weight(n_pixels, 8 * n_pixels, True)
             found = probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
             n_pixels = self._most_pixels(source, found.size)
-            return Weight(n_pixels, found.is_short and n_pixels <= SHORT_PIXELS)
+            n_bytes = found.bytes_per_pixel * n_pixels if n_pixels else _MOST_LEASED
+            is_short = found.is_short and n_pixels <= SHORT_PIXELS
+            return Weight(n_pixels, n_bytes if is_short else n_bytes + _OF_A_PROCESS, is_short)
 
     def decode(self, source: ImageSource, fetched: Fetched | None, weight: Weight) -> Picture:
         """Decode and resize fetched bytes, or the pixels that a source holds.
@@ -135,7 +145,7 @@ class ImageLoader:
         with row_error("decode", source.label, "cannot be decoded"):
             if weight.n_pixels <= _FREE_PIXELS and weight.is_short:
                 return self._decode_here(source, fetched)
-            with _pixels.take(weight.n_pixels):
+            with _memory.take(min(weight.n_bytes, _MOST_LEASED)):
                 if not weight.is_short and fetched is not None:
                     pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
                     return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)

@@ -30,6 +30,8 @@ _SHORT_SCAN_PIXELS = 120_000_000  # 5 ns each, measured on progressive JPEGs of 
 _SHORT_SCANS = 1_000
 _SHORT_CHUNKS = 2_000
 _SHORT_WEBP_PIXELS = 8_000_000  # its reader holds three copies of the canvas
+_HEADER_BYTES = 2**18
+_SIZE_BOX = re.compile(b"ispe")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _OTHERS = (
     (b"%!PS", "PostScript"),
@@ -73,11 +75,14 @@ class Probe:
         ``(height, width)`` in pixels as stored; None where only the format's reader can tell.
     is_short : bool
         Decoding takes less than a second, whatever the rest of the file holds.
+    bytes_per_pixel : int
+        Memory that decoding and resizing take.
     """
 
     format: str
     size: tuple[int, int] | None = None
     is_short: bool = False
+    bytes_per_pixel: int = 8
 
 
 def probe(data: bytes, label: str, *, max_image_pixels: int) -> Probe:
@@ -104,7 +109,7 @@ def probe(data: bytes, label: str, *, max_image_pixels: int) -> Probe:
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (80, 60)).save(file, "PNG")
     >>> probe(file.getvalue(), "a.png", max_image_pixels=10_000)
-    Probe(format='PNG', size=(60, 80), is_short=True)
+    Probe(format='PNG', size=(60, 80), is_short=True, bytes_per_pixel=8)
     """
     name = format_of(data, label)
     inspect = _INSPECTORS.get(name)
@@ -221,7 +226,7 @@ def _jpeg(data: bytes) -> Probe:
         and n_pixels * n_scans <= _SHORT_SCAN_PIXELS
         and len(data) <= _SHORT_BYTES
     )
-    return Probe("JPEG", size, is_short)
+    return Probe("JPEG", size, is_short, 8 if n_scans == 1 else 14)  # coefficients of all scans are held
 
 
 def _count_scans(data: bytes, at: int) -> int:
@@ -302,6 +307,45 @@ def _ico(data: bytes) -> Probe:
     return Probe("ICO", largest)
 
 
+def _base_media(data: bytes) -> tuple[int, int] | None:
+    """Read the largest of the sizes that a file of AVIF or HEIF names: those of its items, tiles and thumbnails."""
+    sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in _SIZE_BOX.finditer(data, 0, _HEADER_BYTES)]
+    width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    return (height, width) if width and height else None
+
+
+def _avif(data: bytes) -> Probe:
+    return Probe("AVIF", _base_media(data), bytes_per_pixel=12)
+
+
+def _heif(data: bytes) -> Probe:
+    return Probe("HEIF", _base_media(data), bytes_per_pixel=12)
+
+
+def _jpeg2000(data: bytes) -> Probe:
+    at = data.find(b"\xff\x4f\xff\x51", 0, _HEADER_BYTES)
+    if at < 0:
+        return Probe("JPEG2000")
+    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
+    is_sound = right > left and bottom > top
+    return Probe("JPEG2000", (bottom - top, right - left) if is_sound else None, bytes_per_pixel=24)
+
+
+def _tiff(data: bytes) -> Probe:
+    order = "<" if data[:2] == b"II" else ">"
+    if data[2:4] not in (b"*\0", b"\0*"):  # with places of 64 bits
+        return Probe("TIFF", bytes_per_pixel=12)
+    (at,) = struct.unpack_from(f"{order}I", data, 4)
+    (n_entries,) = struct.unpack_from(f"{order}H", data, at)
+    sides = {}
+    for entry in range(at + 2, at + 2 + 12 * n_entries, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
+        if tag in (256, 257) and kind in (3, 4):  # width and height, of 16 or 32 bits
+            (sides[tag],) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, entry + 8)
+    size = (sides[257], sides[256]) if len(sides) == 2 else None
+    return Probe("TIFF", size, bytes_per_pixel=12)
+
+
 _INSPECTORS: dict[str, Callable[[bytes], Probe]] = {
     "JPEG": _jpeg,
     "PNG": _png,
@@ -309,4 +353,8 @@ _INSPECTORS: dict[str, Callable[[bytes], Probe]] = {
     "WEBP": _webp,
     "BMP": _bmp,
     "ICO": _ico,
+    "TIFF": _tiff,
+    "AVIF": _avif,
+    "HEIF": _heif,
+    "JPEG2000": _jpeg2000,
 }
