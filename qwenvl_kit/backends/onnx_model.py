@@ -28,7 +28,7 @@ from qwenvl_kit.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# ``generate`` hands the cache over under the name that the class's forward has for it, which changed with 5.21.
+# ``generate`` hands the cache over under the name that the class's forward has for it, which changed with 5.24.
 _CACHE = "cache" if "cache" in signature(Qwen2_5_VLForConditionalGeneration.forward).parameters else "past_key_values"
 _Output: Any = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", modeling_outputs.CausalLMOutputWithPast)
 
