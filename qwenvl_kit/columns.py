@@ -34,14 +34,14 @@ def pick_column(frame: pd.DataFrame, label: Hashable) -> pd.Series:
         ) from error
     if not is_known:
         raise ColumnNotFound(f"there is no column {shown(label)}; the frame has: {column_names(frame)}")
-    found = frame[label]
-    if isinstance(found, pd.Series):
-        return found
-    if has_column(frame, label):
-        raise ColumnNotFound(f"column {shown(label)} stands {found.shape[1]} times in the frame; rename one of them")
+    places = [at for at, name in enumerate(frame.columns) if is_same_label(name, label)]
+    if len(places) == 1:
+        return frame.iloc[:, places[0]]
+    if places:
+        raise ColumnNotFound(f"column {shown(label)} stands {len(places)} times in the frame; rename one of them")
     raise ColumnNotFound(
-        f"{shown(label)} is a level above {found.shape[1]} columns, and not the label of one; pass a whole label; the "
-        f"frame has: {column_names(frame)}"
+        f"{shown(label)} is a level above columns, and not the label of one; pass a whole label; the frame has: "
+        f"{column_names(frame)}"
     )
 
 

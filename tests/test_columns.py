@@ -48,7 +48,7 @@ def test_a_tuple_that_is_no_label_holds_prompts() -> None:
 
 
 def test_a_level_is_said_to_be_one() -> None:
-    with pytest.raises(ColumnNotFound, match=r"'img' is a level above 1 columns.*\('img', 'front'\)"):
+    with pytest.raises(ColumnNotFound, match=r"'img' is a level above columns.*\('img', 'front'\)"):
         levels().vl.caption("img", **ECHO)
     with pytest.raises(ColumnNotFound, match="'text' is a level"):
         levels().vl.ask(("img", "front"), "text", **ECHO)

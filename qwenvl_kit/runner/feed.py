@@ -172,7 +172,9 @@ class LoadingFeed:
                 return None
             taken = [self._ready.popleft() for _ in range(min(n, len(self._ready)))]
             self._ready_bytes -= sum(map(_size, taken))
-            self._room.notify_all()
+            # Threads that wait for room are woken when half of it is free, not for every request that is taken.
+            if 2 * len(self._ready) <= _MAX_REQUESTS and 2 * self._ready_bytes <= _MAX_BYTES:
+                self._room.notify_all()
             return taken
 
     def join(self) -> None:

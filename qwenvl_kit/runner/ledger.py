@@ -103,12 +103,8 @@ class Ledger:
         """Enter the result of a row, and of the rows that wait for the same answer; store it before counting it."""
         with self._lock:
             key = self._key_of.pop(result.row, None)
-        failure: Exception | None = None
         if keep and key is not None and self._store is not None and result.status == "ok":
-            try:
-                self._store.put(key, result)
-            except Exception as error:  # noqa: BLE001  # the run ends, but an answer that was made is not lost
-                failure = error
+            self._store.put(key, result)  # an answer that cannot be stored is not counted: it is asked again
         with self._lock:
             rows = self._waiting.pop(key, []) if key is not None else []
             if key is not None and result.status != "cancelled":
@@ -118,8 +114,6 @@ class Ledger:
                 return
             for one in entered:
                 self._enter(one)
-        if failure is not None:
-            raise failure
         if self._on_result is not None:
             for one in entered:
                 self._on_result(one)
