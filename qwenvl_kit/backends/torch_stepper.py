@@ -59,7 +59,11 @@ class TorchStepper:
     @property
     def device(self) -> torch.device:
         """The device of the first weights that are in memory; offloaded ones are on "meta"."""
-        return next((p.device for p in self._model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        for parameter in self._model.parameters():  # a loop, which torch.compile follows in every release
+            device: torch.device = parameter.device
+            if device.type != "meta":
+                return device
+        return torch.device("cpu")
 
     @torch.inference_mode()
     def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:

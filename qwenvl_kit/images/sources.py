@@ -252,8 +252,8 @@ def _as_array(cell: object) -> np.ndarray[Any, Any]:
     except (TypeError, ValueError, RuntimeError) as error:  # tensors with a gradient, on a GPU, or in bfloat16
         raise RowError(
             "fetch",
-            f"a cell of type {type(cell).__name__} cannot be read as an array ({type(error).__name__}); give a numpy array, of a tensor "
-            "tensor.detach().float().cpu().numpy()",
+            f"a cell of type {type(cell).__name__} cannot be read as an array ({type(error).__name__}); give a numpy "
+            "array, of a tensor tensor.detach().float().cpu().numpy()",
         ) from error
 
 
