@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.runner.ledger import Ledger
     from qwenvl_kit.runner.plan import Ask, Group, Plan
 
-_MAX_BYTES = 256 * 2**20  # pixels that wait for the backend
+_MAX_BYTES = 128 * 2**20  # pixels that wait for the backend
+_MAX_TAKEN_BYTES = 64 * 2**20  # that it takes at a time: a batch of the largest pictures would hold a gigabyte
 _MAX_REQUESTS = 512
 _MAX_SHARED = 64  # images kept because other groups show them too
 _MAX_SLOW_BYTES = 128 * 2**20  # encoded bytes that wait for a decoder's process
@@ -163,15 +164,18 @@ class LoadingFeed:
             return bool(self._ready) and not self._cancel.is_set()
 
     def take(self, n: int, *, block: bool) -> list[Request] | None:
-        """Take up to `n` requests: ``[]`` when none is ready yet, None when no more will come."""
+        """Take up to `n` requests, fewer of large pictures: ``[]`` when none is ready yet, None when no more will come."""
         with self._to_take:
             if block:
                 self._wait_for_request()
             self._raise_failure()
             if self._cancel.is_set() or not (self._ready or self._n_open):
                 return None
-            taken = [self._ready.popleft() for _ in range(min(n, len(self._ready)))]
-            self._ready_bytes -= sum(map(_size, taken))
+            taken, n_bytes = [], 0
+            while self._ready and len(taken) < n and (not taken or n_bytes + _size(self._ready[0]) <= _MAX_TAKEN_BYTES):
+                taken.append(self._ready.popleft())
+                n_bytes += _size(taken[-1])
+            self._ready_bytes -= n_bytes
             # Threads that wait for room are woken when half of it is free, not for every request that is taken.
             if 2 * len(self._ready) <= _MAX_REQUESTS and 2 * self._ready_bytes <= _MAX_BYTES:
                 self._room.notify_all()
