@@ -164,14 +164,18 @@ class LoadingFeed:
             return bool(self._ready) and not self._cancel.is_set()
 
     def take(self, n: int, *, block: bool) -> list[Request] | None:
-        """Take up to `n` requests, fewer of large pictures: ``[]`` when none is ready yet, None when no more will come."""
+        """Take up to `n` requests: ``[]`` when none is ready yet, None when no more will come.
+
+        Of large pictures fewer are taken at a time.
+        """
         with self._to_take:
             if block:
                 self._wait_for_request()
             self._raise_failure()
             if self._cancel.is_set() or not (self._ready or self._n_open):
                 return None
-            taken, n_bytes = [], 0
+            taken: list[Request] = []
+            n_bytes = 0
             while self._ready and len(taken) < n and (not taken or n_bytes + _size(self._ready[0]) <= _MAX_TAKEN_BYTES):
                 taken.append(self._ready.popleft())
                 n_bytes += _size(taken[-1])
