@@ -23,7 +23,7 @@ MAX_INLINE = 200_000
 # What was in memory as pixels must be pixels again: a sampled answer depends on the bytes that a picture came in.
 _PIXELS = (
     ["import base64", "import io", "from pathlib import Path", "", "import numpy as np", "from PIL import Image"],
-    ["", "", "def pixels(png):", "    return np.asarray(Image.open(io.BytesIO(png)))", ""],
+    ["", "", "def pixels(png):", '    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))', ""],
 )
 _SUFFIX = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
 

@@ -44,3 +44,8 @@ def test_signs_tell_what_was_added_and_what_left_out(said: str, wanted: str, mar
 
 def test_markup_in_the_texts_is_escaped() -> None:
     assert "<script" not in mark("a <script> b", "a b")
+
+
+@pytest.mark.parametrize("text", ["的" * 1000, "的一" * 500, "的一是" * 300])
+def test_made_up_texts_that_would_take_long_to_compare_are_given_without_marks(text: str) -> None:
+    assert mark(text, text[1:] + "了") == text

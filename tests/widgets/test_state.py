@@ -11,6 +11,7 @@ import pytest
 
 from qwenvl_kit import Result
 from qwenvl_kit.compare.grid import Block
+from qwenvl_kit.widgets.code import to_code
 from qwenvl_kit.widgets.state import Photo, State
 
 PHOTOS = (Photo("a", b"1"), Photo("b", b"2"), Photo("c", b"3"))
@@ -109,3 +110,13 @@ def test_the_run_before_is_kept_for_comparison_unless_nothing_came_of_the_last()
 
     assert second.before is first.trial
     assert third.before is first.trial
+
+
+def test_code_names_headers_and_keeps_their_values_out() -> None:
+    options = {"backend": "echo", "headers": {"Authorization": "Bearer hunter2"}}
+    state = State().add([Photo("a", "a.png")]).ask("What is it?", options, {}, 1)
+
+    code = to_code(state)
+
+    assert "hunter2" not in code
+    assert "headers={'Authorization': ...}" in code
