@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 
 import pandas as pd
@@ -26,7 +27,9 @@ def pick_column(frame: pd.DataFrame, label: Hashable) -> pd.Series:
         There is none or more than one, or `label` is none.
     """
     try:
-        is_known = label in frame.columns
+        with warnings.catch_warnings():  # of columns that are not sorted, which is no fault of the caller's
+            warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+            is_known = label in frame.columns
     except TypeError as error:  # unhashable
         raise ColumnNotFound(
             f"a column's label cannot be a {type(label).__name__}; got {shown(label)}; pass one label of the frame, "
