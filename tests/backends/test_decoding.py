@@ -50,7 +50,7 @@ class HashStepper:
         self.slots = [slot[:capacity] for slot in self.slots]
 
     def read(self, readings: Sequence[Reading]) -> torch.Tensor:
-        self._use_memory(len(self.slots))
+        self._use_memory(len(self.slots), len(readings))
         logits = []
         for reading in readings:
             self.n_read += len(reading.ids)
@@ -83,8 +83,10 @@ class HashStepper:
     def close(self) -> None:
         self.slots = []
 
-    def _use_memory(self, n_rows: int) -> None:
-        if n_rows > self._n_fit or (n_rows > 1 and self._random.random() < self._sometimes):
+    def _use_memory(self, n_rows: int, n_read: int = 2) -> None:
+        # A row that is read by itself has nothing left that could be given up: it would rightly be an error.
+        is_unlucky = n_rows > 1 and n_read > 1 and self._random.random() < self._sometimes
+        if n_rows > self._n_fit or is_unlucky:
             raise torch.OutOfMemoryError("made up")
 
 
