@@ -7,6 +7,7 @@ which cannot be imported without torch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -70,6 +71,7 @@ class Sizing:
             raise RowError(error.stage, f"{label}: {error.message}" if label else error.message) from error
 
 
+@functools.lru_cache(maxsize=1024)  # columns hold many images of few sizes, and each is asked for twice
 def target_size(
     source_size: tuple[int, int],
     geometry: Geometry,

@@ -125,11 +125,11 @@ def mask(address: str) -> str:
 
 def _without_wrapper(cell: object) -> object:
     """Take a value out of an Arrow scalar, or out of an array without dimensions that holds no number."""
-    if hasattr(cell, "as_py"):
-        return cell.as_py()
-    if isinstance(cell, np.ndarray) and cell.ndim == 0 and cell.dtype.kind in _NO_NUMBERS:
-        return cell.item()
-    return cell
+    if isinstance(cell, str | bytes):
+        return cell
+    if isinstance(cell, np.ndarray):
+        return cell.item() if cell.ndim == 0 and cell.dtype.kind in _NO_NUMBERS else cell
+    return cell.as_py() if hasattr(cell, "as_py") else cell
 
 
 def _parts(cell: object) -> list[object] | None:
