@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from malformed_inputs import encoded, noise
 
+from qwenvl_kit import Config
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import hosts
 from qwenvl_kit.images.addresses import is_metadata, is_public
@@ -177,15 +177,9 @@ def test_no_record_and_no_log_holds_a_header_or_a_signature(
         )
 
     assert frame["status"].tolist() == ["ok"]
-    for text in (caplog.text, repr(frame.attrs), repr(qwenvl_config())):
+    for text in (caplog.text, repr(frame.attrs), repr(Config(headers={"Authorization": "Bearer hunter2"}))):
         assert "hunter2" not in text
         assert "deadbeef" not in text
-
-
-def qwenvl_config() -> Any:
-    from qwenvl_kit import Config
-
-    return Config(headers={"Authorization": "Bearer hunter2"})
 
 
 def test_large_bodies_share_a_budget_until_they_are_decoded(tmp_path: Path) -> None:

@@ -30,6 +30,14 @@ def only(cell: object, image_src_type: Any = "auto") -> ImageSource:
     return source
 
 
+def outcome(cell: object) -> object:
+    """The sources of a cell, or what is said of it."""
+    try:
+        return identify(cell)
+    except RowError as error:
+        return error.message
+
+
 def told(cell: object, image_src_type: Any = "auto") -> str:
     with pytest.raises(RowError) as caught:
         identify(cell, image_src_type)
@@ -192,7 +200,7 @@ DTYPES = ["u1", "?", "u2", ">u2", "i4", "f2", "f4", "c8", "M8[s]", "m8[D]", "U3"
 def test_an_array_of_any_kind_is_named_without_failing(dtype: str, shape: tuple[int, ...]) -> None:
     array = np.zeros(shape, dtype)
     if array.dtype.kind in "OSU" and array.ndim < 2:  # a list of addresses, or one
-        assert all(source.kind in ("path", "bytes", "array") for source in identify([*array.ravel(), "a.png"][-1:]))
+        assert outcome(array) == outcome(array.tolist())
         return
     assert only(array).kind == "array"
 
