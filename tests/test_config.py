@@ -160,7 +160,7 @@ def test_any_value_is_taken_or_refused_by_its_name(name: str, value: object) -> 
         told = str(error)
     else:
         told = f"{name} is taken"
-        assert getattr(config, name) == value
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
     assert name in told
 
 

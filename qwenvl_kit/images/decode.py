@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.images.resize import Sizing
 
 _READERS = {"JPEG": ("JPEG", "MPO"), "AVIF": ("AVIF", "HEIF")}
-_BAND = 256  # rows that are converted at a time, so that no second copy of a large image is needed
+_BAND = 256  # rows or columns of the upright image that are made at a time
+_LARGE_PIXELS = 24_000_000  # of images that are never copied as a whole
 _ORIENTATION = 0x0112
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,6 +50,10 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)  # rows of the upright image are columns of the stored one
+_FROM_THE_RIGHT = (2, 3, 7, 8)  # its first ones are the last columns of the stored one
+_FROM_THE_BOTTOM = (3, 4, 6, 7)
+_BICUBIC = Image.Resampling.BICUBIC
 _LOST_WITHOUT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _of_open_files = threading.Lock()
 
@@ -115,14 +120,10 @@ def decode_resized_image(
     """Do as `decode_resized`, but return an RGB image."""
     with row_error("decode", label, "cannot be decoded"):
         draft_size = _draft_size(data, sizing, max_image_pixels) if sizing.draft else None
-        image, source_size = _read(data, label, max_image_pixels, draft_size)
+        image, source_size = _read(data, label, max_image_pixels, draft_size, sizing)
     with row_error("resize", label, "cannot be resized"):
         height, width = sizing.target(source_size, label)
-        # Pillow goes the same two ways in one call, but holds the image until it has gone both.
-        for step in ((width, image.height), (width, height)):
-            if image.size != step:
-                image = image.resize(step, Image.Resampling.BICUBIC)
-        return image, source_size
+    return _resized(image, (width, height), label), source_size
 
 
 def read_size(data: bytes, *, max_image_pixels: int = 89_478_485) -> tuple[int, int] | None:
@@ -198,38 +199,45 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     uint8 array (H, W, 3)
         RGB.
     """
-    return to_array(_upright_rgb(image))
+    image.load()
+    return to_array(_upright_rgb(image, "the image", _orientation(image, reads_pixels=True)))
 
 
 def _read(
-    data: bytes, label: str, max_image_pixels: int, draft_size: tuple[int, int] | None
+    data: bytes, label: str, max_image_pixels: int, draft_size: tuple[int, int] | None, sizing: Sizing | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Upright RGB image, and the upright size of the whole."""
+    """Upright RGB image, part of the way to the size wanted if it is large; and the upright size of the whole."""
     try:
-        return _read_once(data, label, max_image_pixels, draft_size)
+        return _read_once(data, label, max_image_pixels, draft_size, sizing)
     except (RowError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise
     except Exception:
         if format_of(data, label) != "PNG" or (essential := _without_metadata(data)) is None:
             raise
         # Pillow refuses the pixels together with metadata that is too long or broken.
-        return _read_once(essential, label, max_image_pixels, draft_size)
+        return _read_once(essential, label, max_image_pixels, draft_size, sizing)
 
 
 def _read_once(
-    data: bytes, label: str, max_image_pixels: int, draft_size: tuple[int, int] | None
+    data: bytes, label: str, max_image_pixels: int, draft_size: tuple[int, int] | None, sizing: Sizing | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     with _open(data) as image:
         check_pixels(image.height, image.width, label, max_image_pixels)
         whole_size = image.size
         if draft_size is not None:
-            upright_size = _upright_size(image, _orientation(image, reads_pixels=False))
-            height, width = draft_size if upright_size == (image.height, image.width) else draft_size[::-1]
+            source_size = _upright_size(image, _orientation(image, reads_pixels=False))
+            height, width = draft_size if source_size == (image.height, image.width) else draft_size[::-1]
             image.draft(None, (width, height))
         is_reduced = image.size != whole_size
-        upright = _upright_rgb(image)
-        # Some readers turn an image themselves, so that only the pixels tell its upright size for certain.
-        return upright, upright_size if is_reduced else (upright.height, upright.width)
+        image.load()
+        orientation = _orientation(image, reads_pixels=True)
+        if not is_reduced:  # some readers turn an image themselves, so that only the pixels tell its size for certain
+            source_size = _upright_size(image, orientation)
+        if sizing is None:
+            return _upright_rgb(image, label, orientation), source_size
+        with row_error("resize", label, "cannot be resized"):
+            size = sizing.target(source_size, label)
+        return _upright_rgb(image, label, orientation, size), source_size
 
 
 def _open(data: bytes) -> Image.Image:
@@ -282,21 +290,53 @@ def _without_metadata(data: bytes) -> bytes | None:
     return essential if len(essential) < len(data) else None
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    orientation = _orientation(image, reads_pixels=True)
-    rgb = image if image.mode == "RGB" and "transparency" not in image.info else _to_rgb_by_bands(image)
+def _upright_rgb(image: Image.Image, label: str, orientation: int, size: tuple[int, int] | None = None) -> Image.Image:
+    """Turn a loaded image upright and make it RGB; a large one is also brought part of the way to a wanted size."""
+    if size is not None and image.width * image.height > _LARGE_PIXELS:
+        return _upright_by_bands(image, label, orientation, size)
+    if orientation not in _TRANSPOSED and image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    return _upright_by_bands(image, label, orientation, _upright_size(image, orientation))
+
+
+def _upright_by_bands(image: Image.Image, label: str, orientation: int, size: tuple[int, int]) -> Image.Image:
+    """Turn an image upright, make it RGB and take the first of the two passes of resizing it to ``(height, width)``.
+
+    Band by band, so that no second copy of it is needed. Pillow resizes columns before rows where the height shrinks
+    by more than twice as many pixels as the width, else rows before columns:
+    https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c
+    """
+    height, width = _upright_size(image, orientation)
+    is_column_first = height - size[0] > max(0, 2 * (width - size[1]))
+    to_levels = _levels_of(image) or _opaque
     turn = _TRANSPOSED.get(orientation)
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = Image.new("RGB", (width, size[0]) if is_column_first else (size[1], height))
+    for start in range(0, width if is_column_first else height, _BAND):
+        box = (start, 0, min(start + _BAND, width), height)
+        if not is_column_first:
+            box = (0, start, width, min(start + _BAND, height))
+        band = to_levels(image.crop(_stored_box(image, orientation, box)))
+        band = band if turn is None else band.transpose(turn)
+        wanted = (band.width, size[0]) if is_column_first else (size[1], band.height)
+        upright.paste(_resized(band, wanted, label), box[:2])
+    return upright
 
 
-def _to_rgb_by_bands(image: Image.Image) -> Image.Image:
-    to_levels = _levels_of(image)
-    rgb = Image.new("RGB", image.size)
-    for top in range(0, image.height, _BAND):
-        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
-        rgb.paste(_opaque(band) if to_levels is None else to_levels(band), (0, top))
-    return rgb
+def _stored_box(image: Image.Image, orientation: int, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Where ``(left, top, right, bottom)`` of the upright image stands in the image as stored."""
+    left, top, right, bottom = box
+    if orientation in _TURNED:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in _FROM_THE_RIGHT:
+        left, right = image.width - right, image.width - left
+    if orientation in _FROM_THE_BOTTOM:
+        top, bottom = image.height - bottom, image.height - top
+    return left, top, right, bottom
+
+
+def _resized(image: Image.Image, size: tuple[int, int], label: str) -> Image.Image:
+    with row_error("resize", label, "cannot be resized"):
+        return image if image.size == size else image.resize(size, _BICUBIC)
 
 
 def _opaque(band: Image.Image) -> Image.Image:
@@ -354,7 +394,7 @@ def _orientation(image: Image.Image, *, reads_pixels: bool) -> int:
 
 
 def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    return (image.width, image.height) if orientation in _TURNED else (image.height, image.width)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

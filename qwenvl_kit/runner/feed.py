@@ -216,16 +216,23 @@ class LoadingFeed:
 
     def _work(self, take: Callable[[], tuple[_Task, _Place] | None]) -> None:
         try:
-            while (taken := take()) is not None:
-                task, place = taken
-                try:
-                    self._advance(task, place)
-                finally:
-                    self._leave_host(place)
+            while self._work_once(take):
+                pass
         except BaseException as error:  # noqa: BLE001  # ours or a callback's: the backend's thread passes it on
             with self._to_take:
                 self._failure = self._failure or error
                 self._notify_everyone()
+
+    def _work_once(self, take: Callable[[], tuple[_Task, _Place] | None]) -> bool:
+        """Do one task; False when there is no more. A thread that waits for the next one holds no pictures."""
+        if (taken := take()) is None:
+            return False
+        task, place = taken
+        try:
+            self._advance(task, place)
+        finally:
+            self._leave_host(place)
+        return True
 
     def _next_local(self) -> tuple[_Task, _Place] | None:
         with self._to_load:

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from malformed_inputs import encoded, noise
 from PIL import Image
 
+from qwenvl_kit.config import Config
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, read_size
+from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, decode_resized, read_size
+from qwenvl_kit.images.resize import Sizing
+from qwenvl_kit.records import Geometry
 
 T = Image.Transpose
 TURNS = {
@@ -28,6 +31,7 @@ TURNS = {
     7: (T.TRANSVERSE,),
     8: (T.ROTATE_270,),
 }
+INVERSE = {T.ROTATE_90: T.ROTATE_270, T.ROTATE_270: T.ROTATE_90}
 LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
 
@@ -106,6 +110,32 @@ def test_a_draft_is_never_smaller_than_what_is_wanted() -> None:
         (48, 80),
         (12, 20),
     ]
+
+
+@pytest.mark.parametrize("large_pixels", [0, 10**9], ids=["large", "small"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_every_image_is_resized_as_pillow_resizes_the_upright_one(
+    monkeypatch: pytest.MonkeyPatch, orientation: int, mode: str, large_pixels: int
+) -> None:
+    monkeypatch.setattr("qwenvl_kit.images.decode._LARGE_PIXELS", large_pixels)
+    image = noise(301, 563, 1).convert("L" if mode == "I;16" else mode)  # no whole number of bands
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode == "RGBA":
+        image.putalpha(noise(301, 563, 2).convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = Image.fromarray(decode(encoded(image, "PNG"))[0])
+    for turn in TURNS[orientation][::-1]:
+        upright = upright.transpose(INVERSE.get(turn, turn))
+
+    for size in ((56, 28), (28, 56), (560, 308), (308, 560), (588, 308), (1120, 616), (28, 616), (1120, 28)):
+        sizing = Sizing.of(Config(resized_height=size[0], resized_width=size[1]), Geometry(14, 2, 784, 10**6))
+        pixels, source_size = decode_resized(encoded(image, "PNG", exif=exif), "it", sizing, max_image_pixels=10**6)
+
+        assert source_size == (upright.height, upright.width)
+        assert np.array_equal(pixels, np.asarray(upright.resize(size[::-1], Image.Resampling.BICUBIC))), size
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
