@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.images.resize import Sizing
 
 _READERS = {"JPEG": ("JPEG", "MPO"), "AVIF": ("AVIF", "HEIF")}
-_BAND = 256  # rows or columns of the upright image that are made at a time
+_BAND_PIXELS = 1 << 19  # of the upright image that are made at a time
 _LARGE_PIXELS = 24_000_000  # of images that are never copied as a whole
 _ORIENTATION = 0x0112
 _TRANSPOSED = {
@@ -200,7 +200,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         RGB.
     """
     image.load()
-    return to_array(_upright_rgb(image, "the image", _orientation(image, reads_pixels=True)))
+    return to_array(_upright_rgb(image, _orientation(image, reads_pixels=True)))
 
 
 def _read(
@@ -233,11 +233,13 @@ def _read_once(
         orientation = _orientation(image, reads_pixels=True)
         if not is_reduced:  # some readers turn an image themselves, so that only the pixels tell its size for certain
             source_size = _upright_size(image, orientation)
-        if sizing is None:
-            return _upright_rgb(image, label, orientation), source_size
+        if sizing is None or image.width * image.height <= _LARGE_PIXELS:
+            return _upright_rgb(image, orientation), source_size
         with row_error("resize", label, "cannot be resized"):
             size = sizing.target(source_size, label)
-        return _upright_rgb(image, label, orientation, size), source_size
+        pixels = _first_pass(image, label, orientation, size)
+        image.close()  # which frees it, before there is another copy of the image
+    return Image.fromarray(pixels), source_size
 
 
 def _open(data: bytes) -> Image.Image:
@@ -290,36 +292,49 @@ def _without_metadata(data: bytes) -> bytes | None:
     return essential if len(essential) < len(data) else None
 
 
-def _upright_rgb(image: Image.Image, label: str, orientation: int, size: tuple[int, int] | None = None) -> Image.Image:
-    """Turn a loaded image upright and make it RGB; a large one is also brought part of the way to a wanted size."""
-    if size is not None and image.width * image.height > _LARGE_PIXELS:
-        return _upright_by_bands(image, label, orientation, size)
+def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn a loaded image upright and make it RGB."""
     if orientation not in _TRANSPOSED and image.mode == "RGB" and "transparency" not in image.info:
         return image
-    return _upright_by_bands(image, label, orientation, _upright_size(image, orientation))
+    height, width = _upright_size(image, orientation)
+    upright = Image.new("RGB", (width, height))
+    for box, band in _upright_bands(image, orientation, is_of_columns=False):
+        upright.paste(band, box[:2])
+    return upright
 
 
-def _upright_by_bands(image: Image.Image, label: str, orientation: int, size: tuple[int, int]) -> Image.Image:
+def _first_pass(image: Image.Image, label: str, orientation: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Turn an image upright, make it RGB and take the first of the two passes of resizing it to ``(height, width)``.
 
-    Band by band, so that no second copy of it is needed. Pillow resizes columns before rows where the height shrinks
-    by more than twice as many pixels as the width, else rows before columns:
+    Band by band into an array, which takes 3 bytes a pixel where a second image would take 4. Pillow resizes columns
+    before rows where the height shrinks by more than twice as many pixels as the width, else rows before columns:
     https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c
     """
     height, width = _upright_size(image, orientation)
     is_column_first = height - size[0] > max(0, 2 * (width - size[1]))
+    pixels = np.empty((size[0], width, 3) if is_column_first else (height, size[1], 3), np.uint8)
+    for (left, top, right, bottom), band in _upright_bands(image, orientation, is_of_columns=is_column_first):
+        if is_column_first:
+            pixels[:, left:right] = np.asarray(_resized(band, (band.width, size[0]), label))
+        else:
+            pixels[top:bottom] = np.asarray(_resized(band, (size[1], band.height), label))
+    return pixels
+
+
+def _upright_bands(
+    image: Image.Image, orientation: int, *, is_of_columns: bool
+) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
+    """Give some rows or columns of the upright RGB image at a time, and the box that they fill in it."""
     to_levels = _levels_of(image) or _opaque
     turn = _TRANSPOSED.get(orientation)
-    upright = Image.new("RGB", (width, size[0]) if is_column_first else (size[1], height))
-    for start in range(0, width if is_column_first else height, _BAND):
-        box = (start, 0, min(start + _BAND, width), height)
-        if not is_column_first:
-            box = (0, start, width, min(start + _BAND, height))
+    height, width = _upright_size(image, orientation)
+    n_lines, length = (width, height) if is_of_columns else (height, width)
+    step = max(16, _BAND_PIXELS // length)
+    for start in range(0, n_lines, step):
+        end = min(start + step, n_lines)
+        box = (start, 0, end, height) if is_of_columns else (0, start, width, end)
         band = to_levels(image.crop(_stored_box(image, orientation, box)))
-        band = band if turn is None else band.transpose(turn)
-        wanted = (band.width, size[0]) if is_column_first else (size[1], band.height)
-        upright.paste(_resized(band, wanted, label), box[:2])
-    return upright
+        yield box, band if turn is None else band.transpose(turn)
 
 
 def _stored_box(image: Image.Image, orientation: int, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -369,8 +384,9 @@ def _grey(levels: NDArray[np.uint32], *, clear: object, most: int) -> Image.Imag
 
 def _floats_of(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     most = -np.inf
-    for top in range(0, image.height, _BAND):
-        values = np.asarray(image.crop((0, top, image.width, min(top + _BAND, image.height))))
+    step = max(16, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        values = np.asarray(image.crop((0, top, image.width, min(top + step, image.height))))
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinite levels")
         most = max(most, float(values.max()))

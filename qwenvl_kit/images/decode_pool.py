@@ -55,6 +55,13 @@ for name, folder in (("qwenvl_kit", {str(_PACKAGE)!r}), ("qwenvl_kit.images", {s
 from qwenvl_kit.images.decode_worker import main
 main()
 """
+# One thread each; and of the memory of large images nothing is kept: https://man7.org/linux/man-pages/man3/mallopt.3.html
+_SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
+}
 _ENVIRONMENT = ("LD_", "DYLD_", "OPENBLAS_", "SYSTEMROOT", "LANG", "LC_", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
 
 
@@ -129,10 +136,11 @@ class DecodePool:
             raise RowError(first, second)
         return pixels.reshape(first), second
 
-    def close_idle(self) -> None:
-        """End the processes that decode nothing."""
+    def close_idle(self, *, keep: int = 0) -> None:
+        """End the processes that decode nothing, but for the `keep` that were used last."""
         with self._changed:
-            idle, self._idle = self._idle, []
+            idle = self._idle[: len(self._idle) - keep]
+            del self._idle[: len(idle)]
             self._n_started -= len(idle)
             self._changed.notify_all()
         for worker in idle:
@@ -210,7 +218,6 @@ class _Worker:
         if not sys.executable:
             raise RuntimeError("sys.executable names no Python that could decode in a process of its own")
         kept = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         path = json.dumps([place for place in sys.path if place])
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _SCRIPT, path],
@@ -218,7 +225,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,  # so that a forked child has nothing to flush into the parent's pipes
-            env={**kept, **threads},
+            env={**kept, **_SETTINGS},
             start_new_session=True,  # Ctrl-C is the run's affair
         )
         for pipe in self._pipes():

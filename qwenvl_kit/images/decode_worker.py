@@ -96,10 +96,13 @@ def _answer(
     """Write a pickled head and the pixels, some rows at a time."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
     _limit_memory(max_memory(len(data)))
+    failure = None
     try:
         image, source_size = decode_resized_image(bytes(data), label, sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
-        send(pipe, pickle.dumps(("error", error.stage, error.message)))
+        failure = error.stage, error.message
+    if failure is not None:  # told when the exception is gone, whose frames hold the image
+        send(pipe, pickle.dumps(("error", *failure)))
         send(pipe, b"")
         return
     shape = (image.height, image.width, 3)

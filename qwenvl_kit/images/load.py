@@ -19,6 +19,7 @@ from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
 from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
+from qwenvl_kit.images.heap import trim_heap
 from qwenvl_kit.images.probe import SHORT_PIXELS, probe
 from qwenvl_kit.images.resize import Sizing, resize
 from qwenvl_kit.images.row_errors import row_error
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 # Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
 _SLOTS = max(2, available_cpus())
 _decoding = Budget(_SLOTS)
-# Memory of all images that are decoded at a time, here and in processes: two of 12 megapixels on two CPUs. One image
-# at a time may take more than the rest of it; beside that one there is room for small ones.
-_memory = Budget(_SLOTS * 144 * 2**20)
-_MOST_LEASED = _SLOTS * (144 - 40) * 2**20
+# Memory of all images that are decoded at a time, here and in processes: two of 12 megapixels on two CPUs. An image
+# that takes more is decoded alone.
+_MEMORY = _SLOTS * 144 * 2**20
+_memory = Budget(_MEMORY)
 _OF_A_PROCESS = 32 * 2**20
 _FREE_PIXELS = 500_000  # of images that are not counted: all threads together hold less than 100 MB of these
 
@@ -128,7 +129,7 @@ class ImageLoader:
                 return Weight(n_pixels, 8 * n_pixels, True)
             found = probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
             n_pixels = self._most_pixels(source, found.size)
-            n_bytes = found.bytes_per_pixel * n_pixels if n_pixels else _MOST_LEASED
+            n_bytes = found.bytes_per_pixel * n_pixels if n_pixels else _MEMORY
             is_short = found.is_short and n_pixels <= SHORT_PIXELS
             return Weight(n_pixels, n_bytes if is_short else n_bytes + _OF_A_PROCESS, is_short)
 
@@ -145,7 +146,10 @@ class ImageLoader:
         with row_error("decode", source.label, "cannot be decoded"):
             if weight.n_pixels <= _FREE_PIXELS and weight.is_short:
                 return self._decode_here(source, fetched)
-            with _memory.take(min(weight.n_bytes, _MOST_LEASED)):
+            with _memory.take(weight.n_bytes):
+                if not _memory.available:  # beside an image that takes all of it, none is kept for later
+                    decode_pool.pool.close_idle(keep=1)
+                    trim_heap()
                 if not weight.is_short and fetched is not None:
                     pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
                     return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)

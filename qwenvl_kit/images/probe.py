@@ -21,15 +21,15 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "J
 MAX_PNG_CHUNKS = 100_000
 """Each costs Pillow about 1.7 µs; a 12-megapixel photograph has about 3,000."""
 
-SHORT_PIXELS = 24_000_000
-"""Most pixels, before and after resizing, of what is decoded in this process."""
+SHORT_PIXELS = 4_000_000
+"""Most pixels, before and after resizing, of what is decoded in this process: a heap that larger ones went through
+keeps their memory, while a process of their own gives it back."""
 
-# What is decoded in this process takes less than a second at most, and less than 400 MB.
+# What is decoded in this process takes less than a second at most, and less than 60 MB.
 _SHORT_BYTES = 16 * 2**20
 _SHORT_SCAN_PIXELS = 120_000_000  # 5 ns each, measured on progressive JPEGs of quality 100
 _SHORT_SCANS = 1_000
 _SHORT_CHUNKS = 2_000
-_SHORT_WEBP_PIXELS = 8_000_000  # its reader holds three copies of the canvas
 _HEADER_BYTES = 2**18
 _SIZE_BOX = re.compile(b"ispe")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -262,7 +262,7 @@ def _png(data: bytes) -> Probe:
 def _gif(data: bytes) -> Probe:
     width, height = struct.unpack_from("<HH", data, 6)
     # The first frame may reach beyond the screen that the header tells: only its reader knows the size.
-    return Probe("GIF", (height, width), width * height <= _SHORT_WEBP_PIXELS and len(data) <= _SHORT_BYTES // 4)
+    return Probe("GIF", (height, width), width * height <= SHORT_PIXELS and len(data) <= _SHORT_BYTES // 4)
 
 
 def _webp(data: bytes) -> Probe:
@@ -277,7 +277,7 @@ def _webp(data: bytes) -> Probe:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         return Probe("WEBP")
-    return Probe("WEBP", (height, width), width * height <= _SHORT_WEBP_PIXELS and len(data) <= _SHORT_BYTES)
+    return Probe("WEBP", (height, width), width * height <= SHORT_PIXELS and len(data) <= _SHORT_BYTES)
 
 
 def _bmp(data: bytes) -> Probe:

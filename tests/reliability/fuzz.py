@@ -43,7 +43,7 @@ DECODE_S = 2.0
 """Most seconds of one row: what ``decode_timeout_s`` is by default."""
 
 SLACK_S = 0.5  # a process that decodes is watched 20 times a second, and the next one takes 0.1 s to start
-MOST_BYTES = 600 * 2**20
+MOST_BYTES = 600 * 10**6
 """Most memory of a run above that of as many good rows."""
 
 MOST_LEFT = 64  # open files and threads that a run may leave behind: kept connections, and the warm backend's own
