@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from qwenvl_kit.errors import MissingExtra
 
 # Scripts without spaces are taken character by character (CJK, kana, their compatibility forms), others word by word.
-_TOKEN = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\u3040-\u9fff\uf900-\ufaff]+|[^\w\s]"
-)
+_BY_CHARACTER = r"\u3040-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_TOKEN = re.compile(rf"(?=[{_BY_CHARACTER}])\w|[^\W{_BY_CHARACTER}]+|[^\w\s]")
 _LONGEST = 4_000
 
 

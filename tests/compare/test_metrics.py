@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
@@ -24,6 +24,7 @@ def test_edit_distance_is_a_metric(one: list[str], other: list[str], third: list
     assert abs(len(one) - len(other)) <= edit_distance(one, other) <= max(len(one), len(other))
 
 
+@example("ㇰ㈠ㄅ㌔")
 @given(st.text(max_size=40))
 def test_cutting_loses_white_space_only(text: str) -> None:
     assert "".join("".join(tokens(text)).split()) == "".join(text.split())
