@@ -66,9 +66,11 @@ def locate(name: str | os.PathLike[str]) -> Path:
             f"store must be the name of a file; got {text!r}; pass a name such as 'captions.db', or leave store out to "
             "keep nothing"
         )
+    mode = None
     try:
         path = Path(os.path.realpath(os.path.expanduser(text)))
-        mode = path.stat().st_mode if path.exists() else None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # another process may just move it aside
+            mode = path.stat().st_mode
         holds_folder = path.parent.is_dir()
     except OSError as error:
         raise StoreError(f"store={text!r} cannot be used: {error.strerror}. Name another file.") from error
@@ -98,11 +100,11 @@ def open_to_write(path: Path, shown: str) -> sqlite3.Connection:
     sqlite3.Error, OSError, MemoryError
         It cannot be opened.
     """
-    with contextlib.suppress(_Broken):
-        return _open(path, shown)
+    # From the first look on: SQLite deletes the -wal of the file's name when it closes a file that was moved meanwhile,
+    # https://www.sqlite.org/howtocorrupt.html#_unlinking_or_renaming_a_database_file_while_in_use
     with _alone_in(path.parent):
         try:
-            return _open(path, shown)  # by now another process may have begun a new one
+            return _open(path, shown)
         except _Broken as error:
             mode = _move_aside(path, shown, error)
         return _open(path, shown, mode)
@@ -256,7 +258,10 @@ def _is_broken(error: sqlite3.DatabaseError) -> bool:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep out other processes that find the same file broken: the second would move the new file of the first."""
+    """Let one process or thread at a time open stores of a folder.
+
+    Of two that find the same file broken, the second would move the new file of the first.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -270,14 +275,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
+            except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise StoreError(
+                        f"a store in {folder} cannot be opened: another process has been opening one there for "
+                        f"{PATIENCE_S:g} s. Try again when it is done, or end it."
+                    ) from error
                 time.sleep(0.02)
             except OSError:  # a file system without such locks
                 break
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child forked meanwhile may hold the handle too
         os.close(handle)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from faults import within
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit import ConfigError, Result, StoreError, StoreWarning
+from qwenvl_kit import ConfigError, Result, StoreError, StoreWarning, sqlite_file
 from qwenvl_kit.backends.echo import Echo
 from qwenvl_kit.cli import main
 from qwenvl_kit.records import ImageSource, Picture
@@ -206,7 +207,12 @@ def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(
     assert file.read_bytes() == FOREIGN[name]
 
 
-def test_two_that_find_a_store_broken_begin_one_new_store(store: Path) -> None:
+@pytest.mark.parametrize("switch_s", [0.005, 1e-5], ids=["usual", "often"])
+def test_two_that_find_a_store_broken_begin_one_new_store(
+    switch_s: float, store: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(switch_s)
     pd.Series(pictures(60)).vl.caption(store=store, **ECHO)
     whole = store.read_bytes()
     store.write_bytes(whole[:4096] + b"\xff" * 4096 + whole[8192:])
@@ -267,7 +273,7 @@ def test_eight_processes_that_begin_a_store_together_are_all_served(tmp_path: Pa
 def test_a_store_that_another_process_begins_in_between_is_no_other_file(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process comes in before every statement of an opening, in turn."""
+    """The other process comes in before every statement of an opening, in turn; on a file system without locks."""
     connect = sqlite3.connect
     at, path, n_executed = 0, store, 1
 
@@ -278,6 +284,7 @@ def test_a_store_that_another_process_begins_in_between_is_no_other_file(
             if n_executed == at and not self.in_transaction:
                 with monkeypatch.context() as other:
                     other.setattr(sqlite3, "connect", connect)
+                    other.setattr(sqlite_file, "_alone_in", lambda _: contextlib.nullcontext())
                     with open_store(path):
                         pass
             return super().execute(statement, *rest)

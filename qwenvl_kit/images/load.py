@@ -148,8 +148,9 @@ class ImageLoader:
                 return self._decode_here(source, fetched)
             with _memory.take(weight.n_bytes):
                 if not _memory.available:  # beside an image that takes all of it, none is kept for later
-                    decode_pool.pool.close_idle(keep=1)
                     trim_heap()
+                    if weight.n_bytes > 2 * _MEMORY:
+                        decode_pool.pool.close_idle(keep=1)
                 if not weight.is_short and fetched is not None:
                     pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
                     return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
