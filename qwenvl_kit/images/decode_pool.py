@@ -55,13 +55,7 @@ for name, folder in (("qwenvl_kit", {str(_PACKAGE)!r}), ("qwenvl_kit.images", {s
 from qwenvl_kit.images.decode_worker import main
 main()
 """
-# One thread each; and of the memory of large images nothing is kept: https://man7.org/linux/man-pages/man3/mallopt.3.html
-_SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
-}
+_SETTINGS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ENVIRONMENT = ("LD_", "DYLD_", "OPENBLAS_", "SYSTEMROOT", "LANG", "LC_", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
 
 
