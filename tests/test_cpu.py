@@ -20,14 +20,14 @@ import pandas as pd
 from PIL import Image
 import qwenvl_kit
 
-def jpeg(shade):
+def jpeg(shade):  # large enough that all threads there are find something to do
     file = io.BytesIO()
-    Image.new("L", (64, 64), shade).save(file, "JPEG")
+    Image.new("L", (1500, 1500), shade).save(file, "JPEG")
     return file.getvalue()
 
 names = set()
 control = qwenvl_kit.Control(on_result=lambda _: names.update(thread.name for thread in threading.enumerate()))
-pd.Series([jpeg(shade) for shade in range(200)]).vl.run(backend="echo", progress=False, control=control)
+pd.Series([jpeg(shade) for shade in range(40)]).vl.run(backend="echo", progress=False, control=control)
 print(len([name for name in names if "load" in name]))
 """
 

@@ -25,7 +25,8 @@ SHORT_PIXELS = 4_000_000
 """Most pixels, before and after resizing, of what is decoded in this process: a heap that larger ones went through
 keeps their memory, while a process of their own gives it back."""
 
-# What is decoded in this process takes less than a second at most, and less than 60 MB.
+# What is decoded in this process takes less than a second at most, and less than 100 MB: WebP's reader holds three
+# copies of the canvas, a progressive JPEG its coefficients.
 _SHORT_BYTES = 16 * 2**20
 _SHORT_SCAN_PIXELS = 120_000_000  # 5 ns each, measured on progressive JPEGs of quality 100
 _SHORT_SCANS = 1_000

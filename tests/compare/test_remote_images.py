@@ -96,4 +96,4 @@ def test_a_grid_that_is_cancelled_while_it_fetches_asks_for_no_more() -> None:
 
     assert not found.complete
     assert n_asked < 60, "two rounds of as many requests as one host gets, at most"
-    assert qwenvl_kit.last_run() is not None
+    assert len(qwenvl_kit.last_run()) == len(found.frame) < 2 * len(frame)

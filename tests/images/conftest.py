@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from needs import lacking
 from PIL import Image
 
 
@@ -226,7 +227,7 @@ def server() -> Iterator[Server]:
 def tls_server(tmp_path: Path) -> Iterator[Server]:
     """The same over TLS, under a certificate that nobody knows yet."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
+        lacking("no openssl here, which makes the certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     asked = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
     kind = ["-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]

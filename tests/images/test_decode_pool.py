@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from malformed_inputs import encoded, jpeg_of_scans, noise
-from PIL import features
+from needs import need_format
 
 from qwenvl_kit import Config, Control, RowErrorWarning
 from qwenvl_kit.errors import RowError
@@ -49,8 +49,7 @@ def decode(
     [("PNG", "zlib"), ("TIFF", "zlib"), ("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("ICO", "zlib")],
 )
 def test_pixels_are_those_of_this_process(pool: DecodePool, form: str, feature: str) -> None:
-    if not features.check(feature):
-        pytest.skip(f"this Pillow writes no {form}")
+    need_format(form, feature)
     data = encoded(noise(200, 150, 1), form)
 
     pixels, size = decode(pool, data)
@@ -112,8 +111,7 @@ def test_a_decoder_that_crashes_is_that_images_error(pool: DecodePool) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system limits no memory of one process")
 def test_memory_beyond_the_limit_is_that_images_error(pool: DecodePool) -> None:
-    if not features.check("webp"):
-        pytest.skip("this Pillow writes no WebP")
+    need_format("WebP", "webp")
     data = encoded(noise(1, 1, 0).resize((9000, 9000)), "WEBP", lossless=True, method=0)
 
     with pytest.raises(RowError) as caught:
