@@ -4,11 +4,12 @@ Importing this package registers ``df.vl`` and ``Series.vl`` on pandas and loads
 come with the first picture that is answered.
 """
 
+from qwenvl_kit import _moved
 from qwenvl_kit._version import __version__
 from qwenvl_kit.accessor import last_run, register
-from qwenvl_kit.backends.base import Control
-from qwenvl_kit.config import Config
-from qwenvl_kit.engines.local import unload
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.options import Config
+from qwenvl_kit.executors.local import unload
 from qwenvl_kit.errors import (
     BackendBusy,
     BackendFailed,
@@ -30,7 +31,7 @@ from qwenvl_kit.errors import (
     StoreWarning,
     UnknownOption,
 )
-from qwenvl_kit.records import Result
+from qwenvl_kit.types import Result
 
 __all__ = [
     "BackendBusy",
@@ -60,4 +61,5 @@ __all__ = [
     "unload",
 ]
 
+_moved.install()
 register()

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, TypeVar, Unpack, cast
 
 import pandas as pd
 
-from qwenvl_kit.backends.base import Control
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.columns import column_names, has_column, pick_column, shown
 from qwenvl_kit.compare import Comparison, compare
-from qwenvl_kit.config import Config, Options
-from qwenvl_kit.engines.base import execute
+from qwenvl_kit.options import Config, Options
+from qwenvl_kit.executors.base import execute
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
-from qwenvl_kit.frames import deliver, result_frame, text_series
+from qwenvl_kit.results import deliver, result_frame, text_series
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.show import MAX_BYTES, SHOW_OPTIONS, Contact, ShowOptions, contact_sheet, show_config
-from qwenvl_kit.signatures import spell_out
+from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, ShowOptions, contact_sheet, show_config
+from qwenvl_kit.signatures import expand_options
 
 if TYPE_CHECKING:
-    from qwenvl_kit.runner import Run
+    from qwenvl_kit.pipeline import Run
 
 Prompts = Hashable | Sequence[str | None] | pd.Series
 _T = TypeVar("_T")
@@ -68,7 +68,7 @@ class FrameAccessor:
     def __init__(self, frame: pd.DataFrame) -> None:
         self._frame = frame
 
-    @spell_out
+    @expand_options
     def caption(
         self,
         column: Hashable,
@@ -119,7 +119,7 @@ class FrameAccessor:
         """
         return _series(self._column(column), self._prompts(prompts), "caption", control, options)
 
-    @spell_out
+    @expand_options
     def ask(
         self,
         column: Hashable,
@@ -167,7 +167,7 @@ class FrameAccessor:
             return _answers(cells, asked, control, options)
         return _series(cells, self._question(question), "answer", control, options)
 
-    @spell_out
+    @expand_options
     def run(
         self,
         column: Hashable,
@@ -206,7 +206,7 @@ class FrameAccessor:
         """
         return _run(self._column(column), self._prompts(prompts), control, options)
 
-    @spell_out
+    @expand_options
     def compare(
         self,
         column: Hashable,
@@ -280,7 +280,7 @@ class FrameAccessor:
             stacklevel=3,
         )
 
-    @spell_out(only=SHOW_OPTIONS)
+    @expand_options(only=SHOW_OPTIONS)
     def show(
         self,
         column: Hashable | None = None,
@@ -289,7 +289,7 @@ class FrameAccessor:
         n_rows: int = 24,
         max_bytes: int = MAX_BYTES,
         **options: Unpack[ShowOptions],
-    ) -> Contact:
+    ) -> ContactSheet:
         """Show the pictures of a column as thumbnails, with the other columns' texts below them.
 
         Parameters
@@ -374,7 +374,7 @@ class SeriesAccessor:
     def __init__(self, series: pd.Series) -> None:
         self._series = series
 
-    @spell_out
+    @expand_options
     def caption(
         self,
         *,
@@ -385,7 +385,7 @@ class SeriesAccessor:
         """Describe each picture of the series; see `FrameAccessor.caption`."""
         return _series(self._series, prompts, "caption", control, options)
 
-    @spell_out
+    @expand_options
     def ask(
         self,
         question: str | pd.Series | Sequence[str | None] | Mapping[str, str | pd.Series],
@@ -398,7 +398,7 @@ class SeriesAccessor:
             return _answers(self._series, dict(question), control, options)
         return _series(self._series, question, "answer", control, options)
 
-    @spell_out
+    @expand_options
     def run(
         self,
         *,

@@ -4,7 +4,7 @@ A job that ran ``from daft.las.functions.udf import las_udf`` keeps its script: 
 ``daft.context.set_runner_ray()`` is now ``daft.set_runner_ray()``.
 """
 
-from qwenvl_kit.engines.daft import las_udf
+from qwenvl_kit.executors.las_udf import las_udf
 from qwenvl_kit.operator import QwenVLImageUnderstanding
 
 __all__ = ["QwenVLImageUnderstanding", "las_udf"]

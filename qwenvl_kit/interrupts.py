@@ -14,13 +14,13 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qwenvl_kit.backends.base import Control
-from qwenvl_kit.effective import asked_record
-from qwenvl_kit.records import Result
-from qwenvl_kit.runner import Run
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.checkpoints.resolve import asked_record
+from qwenvl_kit.types import Result
+from qwenvl_kit.pipeline import Run
 
 if TYPE_CHECKING:
-    from qwenvl_kit.config import Config
+    from qwenvl_kit.options import Config
 
 
 class InterruptGuard:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
-from qwenvl_kit.backends.base import make_spec
+from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.batches import rows_of
-from qwenvl_kit.config import Config, Options
-from qwenvl_kit.effective import announce
-from qwenvl_kit.engines import local
+from qwenvl_kit.options import Config, Options
+from qwenvl_kit.checkpoints.resolve import warn_ignored_options
+from qwenvl_kit.executors import local
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frames import deliver, result_frame
+from qwenvl_kit.results import deliver, result_frame
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.signatures import spell_out
+from qwenvl_kit.signatures import expand_options
 
 if TYPE_CHECKING:
-    from qwenvl_kit.records import Result
+    from qwenvl_kit.types import Result
 
 
 class QwenVLImageUnderstanding:
@@ -56,7 +56,7 @@ class QwenVLImageUnderstanding:
                 "see qwenvl_kit.daft.las_udf for its place in a job on Daft or Ray"
             )
         # A missing model fails here, not with the first picture, and one warning is enough for all calls.
-        announce(self._config, make_spec(self._config).effective)
+        warn_ignored_options(self._config, make_spec(self._config).resolved)
 
     def __call__(self, images: Iterable[object], user_prompts: Iterable[object] | None = None) -> list[str | None]:
         """Understand pictures.
@@ -110,4 +110,4 @@ class QwenVLImageUnderstanding:
         return deliver(run, frame, lambda _: run.results, self._config)
 
 
-spell_out(QwenVLImageUnderstanding.__init__)
+expand_options(QwenVLImageUnderstanding.__init__)

@@ -7,16 +7,16 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import TypeVar, overload
 
-from qwenvl_kit.config import option_docs
+from qwenvl_kit.options import option_docs
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
 
 @overload
-def spell_out(function: _F) -> _F: ...
+def expand_options(function: _F) -> _F: ...
 @overload
-def spell_out(*, only: Collection[str]) -> Callable[[_F], _F]: ...
-def spell_out(function: _F | None = None, *, only: Collection[str] | None = None) -> _F | Callable[[_F], _F]:
+def expand_options(*, only: Collection[str]) -> Callable[[_F], _F]: ...
+def expand_options(function: _F | None = None, *, only: Collection[str] | None = None) -> _F | Callable[[_F], _F]:
     """Replace ``**options`` in a function's shown signature by all options, and list them in its docstring.
 
     Parameters

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from qwenvl_kit import sqlite_errors, sqlite_file
 from qwenvl_kit.errors import StoreError, StoreWarning
-from qwenvl_kit.records import Result
+from qwenvl_kit.types import Result
 
 Access = Literal["write", "existing", "read"]
 _KEPT = ("text", "finish_reason", "prompt_tokens", "new_tokens", "height", "width", "flag")

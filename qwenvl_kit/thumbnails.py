@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
-from qwenvl_kit.config import Config
+from qwenvl_kit.options import Config
 from qwenvl_kit.errors import RowError, printable
-from qwenvl_kit.images import Limits, Sizing, identify, load
-from qwenvl_kit.images.fetch import fetch
-from qwenvl_kit.images.row_errors import row_error
-from qwenvl_kit.records import Geometry, ImageSource
+from qwenvl_kit.images import Limits, Sizing, classify, load
+from qwenvl_kit.images.fetch.dispatch import fetch
+from qwenvl_kit.images.source_context import source_context
+from qwenvl_kit.types import PatchGeometry, ImageSource
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from qwenvl_kit.config import ImageSrcType
+    from qwenvl_kit.options import ImageSrcType
 
 AREA = 160 * 160
 _THREADS = 24  # a slow host holds one each; 24 images are what a panel offers
@@ -64,7 +64,7 @@ class Thumbnailer:
         Parameters
         ----------
         cell : object
-            As for `identify`.
+            As for `classify`.
         area : int
             Most pixels.
         keep : callable, optional
@@ -77,8 +77,8 @@ class Thumbnailer:
             if keep is not None:
                 source = self._in_memory(source)
                 keep(source)
-            pixels = self.pixels(source, Sizing(Geometry(patch=1, merge=1, min_pixels=1, max_pixels=area)))
-            with row_error("resize", source.label, "cannot be shown"):
+            pixels = self.pixels(source, Sizing(PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=area)))
+            with source_context("resize", source.label, "cannot be shown"):
                 return jpeg_uri(Image.fromarray(pixels), _JPEG_QUALITY)
         except RowError as error:
             return _sentence(error)
@@ -96,8 +96,8 @@ class Thumbnailer:
         RowError
             The cell is no image.
         """
-        with row_error("fetch", "the cell", "cannot be read"):
-            sources = identify(cell, self.image_src_type)
+        with source_context("fetch", "the cell", "cannot be read"):
+            sources = classify(cell, self.image_src_type)
         return sources[0] if sources else None
 
     def pixels(self, source: ImageSource, sizing: Sizing) -> NDArray[np.uint8]:
@@ -108,7 +108,7 @@ class Thumbnailer:
         RowError
             It cannot be had within the limits.
         """
-        with row_error("decode", source.label, "cannot be decoded"):
+        with source_context("decode", source.label, "cannot be decoded"):
             return load(source, sizing, self.limits).pixels
 
     def late(self, cell: object, within_s: float | None) -> str:
@@ -130,12 +130,12 @@ class Thumbnailer:
     def _in_memory(self, source: ImageSource) -> ImageSource:
         if source.kind not in ("url", "remote"):
             return source
-        with row_error("fetch", source.label, "cannot be read"):
+        with source_context("fetch", source.label, "cannot be read"):
             data = fetch(source, self.limits.fetch).data
         read = ImageSource("bytes", data, source.label, source.key)
         if len(data) <= _KEPT_BYTES:
             return read
-        reduced = self.pixels(read, Sizing(Geometry(patch=1, merge=1, min_pixels=1, max_pixels=_KEPT_PIXELS)))
+        reduced = self.pixels(read, Sizing(PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=_KEPT_PIXELS)))
         return ImageSource("array", reduced, source.label, source.key)
 
 
@@ -174,7 +174,7 @@ def thumbnail(cell: object, *, area: int = AREA, **options: Any) -> str:
     Parameters
     ----------
     cell : object
-        As for `identify`.
+        As for `classify`.
     area : int
         Most pixels.
     **options

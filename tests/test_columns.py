@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from faults import gray
+from helpers.fake_backends import gray
 
 from qwenvl_kit import ColumnNotFound
 

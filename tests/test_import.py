@@ -68,7 +68,7 @@ def test_tab_and_question_mark_show_every_option() -> None:
 
     import pandas as pd
 
-    from qwenvl_kit.config import option_names
+    from qwenvl_kit.options import option_names
 
     frame, series = pd.DataFrame(), pd.Series(dtype=object)
     for door in (

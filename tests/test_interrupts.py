@@ -15,7 +15,7 @@ import qwenvl_kit
 from qwenvl_kit import Control, Interrupted, accessor, operator
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.operator import QwenVLImageUnderstanding
-from qwenvl_kit.records import Result
+from qwenvl_kit.types import Result
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
 

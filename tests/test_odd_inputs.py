@@ -19,7 +19,7 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ColumnNotFound, ConfigError, OptionWarning, RowErrors, RowErrorWarning, UnknownOption
-from qwenvl_kit.config import DEFAULT_PROMPT
+from qwenvl_kit.options import DEFAULT_PROMPT
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
 GOOD = np.full((56, 84, 3), 200, dtype=np.uint8)
@@ -248,13 +248,13 @@ def test_a_local_path_is_accepted_under_image_url(tmp_path: Path) -> None:
 
 def pixels_of(picture: Image.Image, **options: Any) -> np.ndarray:
     """What the model would see of a picture, asked of a model that remembers."""
-    from qwenvl_kit.config import Config
-    from qwenvl_kit.images import Limits, Sizing, identify, load
-    from qwenvl_kit.records import Geometry
+    from qwenvl_kit.options import Config
+    from qwenvl_kit.images import Limits, Sizing, classify, load
+    from qwenvl_kit.types import PatchGeometry
 
     config = Config(**options)
-    (source,) = identify(encoded(picture, **({"format": "TIFF"} if picture.mode in ("CMYK", "I;16") else {})))
-    return load(source, Sizing.of(config, Geometry()), Limits.of(config)).pixels
+    (source,) = classify(encoded(picture, **({"format": "TIFF"} if picture.mode in ("CMYK", "I;16") else {})))
+    return load(source, Sizing.of(config, PatchGeometry()), Limits.of(config)).pixels
 
 
 def test_alpha_lies_over_white_and_palettes_are_understood() -> None:
@@ -465,7 +465,7 @@ def test_a_sliced_frame_gives_results_for_the_slice() -> None:
 def test_an_empty_or_all_null_frame_is_typed_and_loads_no_model(
     cells: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwenvl_kit.backends.echo.EchoSpec.load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", lambda _: pytest.fail("loaded"))
     qwenvl_kit.unload()
     frame = pd.DataFrame({"image": pd.Series(cells, dtype=object)})
     filled = pd.Series([GOOD]).astype(object)

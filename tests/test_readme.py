@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl_kit.config import OptionDoc, option_docs
+from qwenvl_kit.options import OptionDoc, option_docs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

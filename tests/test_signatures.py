@@ -8,11 +8,11 @@ from typing import Any, Unpack
 import pytest
 
 from qwenvl_kit import Config
-from qwenvl_kit.config import Options, option_docs
-from qwenvl_kit.signatures import spell_out
+from qwenvl_kit.options import Options, option_docs
+from qwenvl_kit.signatures import expand_options
 
 
-@spell_out
+@expand_options
 def door(cell: object, *, control: str | None = None, **options: Unpack[Options]) -> dict[str, Any]:
     """Look at it.
 
@@ -51,7 +51,7 @@ def test_calling_passes_only_what_was_given() -> None:
 
 
 def test_a_door_without_docstring_gets_the_options_all_the_same() -> None:
-    @spell_out
+    @expand_options
     def bare(**options: object) -> None: ...
 
     assert "temperature : float, default 1.0" in (bare.__doc__ or "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from faults import within
+from helpers.fake_backends import within
 
 from qwenvl_kit import Control, Result, StoreError, StoreWarning, accessor, sqlite_file
 from qwenvl_kit.store import open_store

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from faults import within
+from helpers.fake_backends import within
 from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ConfigError, Result, StoreError, StoreWarning, sqlite_file
-from qwenvl_kit.backends.echo import Echo
+from qwenvl_kit.inference.echo import Echo
 from qwenvl_kit.cli import main
-from qwenvl_kit.records import ImageSource, Picture
-from qwenvl_kit.runner.recall import Recall
+from qwenvl_kit.types import ImageSource, LoadedImage
+from qwenvl_kit.pipeline.source_index import SourceIndex
 from qwenvl_kit.store import SqliteStore, open_store
 
 ECHO = {"backend": "echo", "progress": False}
@@ -86,7 +86,7 @@ def test_a_second_call_asks_only_what_is_missing(store: Path, asked: list[int]) 
 def test_a_run_that_the_store_can_answer_loads_no_model(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pd.Series(pictures(3)).vl.caption(store=store, **ECHO)
     qwenvl_kit.unload()
-    monkeypatch.setattr("qwenvl_kit.backends.echo.EchoSpec.load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", lambda _: pytest.fail("loaded"))
 
     assert pd.Series(pictures(3)).vl.run(store=store, **ECHO)["cached"].all()
 
@@ -238,7 +238,7 @@ def test_two_that_find_a_store_broken_begin_one_new_store(
 
 BIRTH = """
 import sys
-from qwenvl_kit.records import Result
+from qwenvl_kit.types import Result
 from qwenvl_kit.store import open_store
 print("ready", flush=True)
 for number, path in enumerate(sys.stdin):
@@ -592,8 +592,8 @@ def test_trusted_addresses_are_not_even_asked(store: Path, tmp_path: Path) -> No
 def test_no_address_is_kept_in_clear(store: Path) -> None:
     with open_store(store) as opened:
         source = ImageSource("url", "u", "u", "http://me:hunter2@host/a.png?token=s3cr3t")
-        picture = Picture(pictures(1)[0], "d", (40, 40), mark="etag:x")
-        Recall(opened, lambda *_: True, trusts=False).remember(source, picture)
+        picture = LoadedImage(pictures(1)[0], "d", (40, 40), mark="etag:x")
+        SourceIndex(opened, lambda *_: True, trusts=False).remember(source, picture)
     kept = store.read_bytes()
     assert b"etag:x" in kept
     assert b"hunter2" not in kept
@@ -641,7 +641,7 @@ def test_threads_share_a_store(store: Path) -> None:
 SLOW_RUN = """
 import sys, time
 import numpy as np, pandas as pd, qwenvl_kit
-from qwenvl_kit.backends.echo import Echo
+from qwenvl_kit.inference.echo import Echo
 answer = Echo._answer
 def slow(self, *rest):
     time.sleep(0.01)

@@ -73,9 +73,9 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def work(parsed: argparse.Namespace) -> int:
     """Measure and print."""
     config = config_of(parsed)
-    if "batch_size" in config.asked:
+    if "batch_size" in config.explicit:
         raise ConfigError("bench tries several batch sizes; pass them as --sizes, such as --sizes 1,4,8")
-    if "threads" in config.asked and parsed.thread_counts:
+    if "threads" in config.explicit and parsed.thread_counts:
         raise ConfigError("bench takes --threads, which all tries get, or --thread-counts to try; not both")
     models = [(config.backend, config.model_name), *([("onnx", parsed.export)] if parsed.export else [])]
     settings = [
@@ -84,7 +84,7 @@ def work(parsed: argparse.Namespace) -> int:
         for threads in parsed.thread_counts or (config.threads,)
         for size in parsed.sizes
     ]
-    options = {name: getattr(config, name) for name in config.asked} | {"progress": False}
+    options = {name: getattr(config, name) for name in config.explicit} | {"progress": False}
     print(f"{config.model_name}: {parsed.pictures} pictures of {parsed.side} pixels for each try")
     paces = measure(settings, parsed.pictures, parsed.side, parsed.rounds, options)
     print("backend  threads  batch_size  pictures/s  tokens/s")

@@ -41,7 +41,7 @@ def work(parsed: argparse.Namespace) -> int:
     pictures = list(_pictures(parsed.pictures))
     frame = pd.DataFrame({"image": pd.Series(pictures, dtype=object)})
     cells = pd.DataFrame({"image": pd.Series(list(map(_cell, pictures)), dtype=object)})
-    options: dict[str, Any] = {name: getattr(config, name) for name in config.asked}
+    options: dict[str, Any] = {name: getattr(config, name) for name in config.explicit}
     before = qwenvl_kit.last_run()
     try:
         results = cells.vl.run("image", **options)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.demo import gallery
+from qwenvl_kit import demo_gallery as gallery
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:

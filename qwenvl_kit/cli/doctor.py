@@ -19,7 +19,7 @@ from qwenvl_kit.errors import QwenVLError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from qwenvl_kit.config import Config
+    from qwenvl_kit.options import Config
 
 _EXTRAS = {
     "flash": ("flash_attn", "flash-attention-2 on CUDA"),
@@ -97,12 +97,12 @@ def _extras() -> Iterator[str]:
 
 
 def _plan(config: Config) -> Iterator[str]:
-    from qwenvl_kit.backends.base import make_spec
+    from qwenvl_kit.inference.backend import make_spec
 
-    effective = make_spec(config).effective
-    yield f"{effective.model} on {effective.backend}, {effective.device}"
-    yield f"dtype {effective.dtype}, attention {effective.attention}, batch_size {effective.batch_size}"
-    if effective.provider is not None:
-        yield f"{effective.provider}, weights {effective.quantization or 'not quantised'}"
-    yield f"pictures of {effective.min_pixels} to {effective.max_pixels} pixels"
-    yield from (f"not: {note}" for note in effective.notes)
+    resolved = make_spec(config).resolved
+    yield f"{resolved.model} on {resolved.backend}, {resolved.device}"
+    yield f"dtype {resolved.dtype}, attention {resolved.attention}, batch_size {resolved.batch_size}"
+    if resolved.provider is not None:
+        yield f"{resolved.provider}, weights {resolved.quantization or 'not quantised'}"
+    yield f"pictures of {resolved.min_pixels} to {resolved.max_pixels} pixels"
+    yield from (f"not: {note}" for note in resolved.notes)

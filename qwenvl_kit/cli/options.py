@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from qwenvl_kit.config import Config, OptionDoc, option_docs
+from qwenvl_kit.options import Config, OptionDoc, option_docs
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

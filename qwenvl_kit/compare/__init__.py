@@ -12,13 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from qwenvl_kit.backends.base import Control
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.compare.comparison import Comparison
 from qwenvl_kit.compare.grid import GridRun, run_grid
 from qwenvl_kit.compare.metrics import signature
 from qwenvl_kit.compare.settings import Setting, expand
 from qwenvl_kit.compare.tidy import tidy
-from qwenvl_kit.config import Options
+from qwenvl_kit.options import Options
 from qwenvl_kit.errors import (
     BackendFailed,
     ConfigError,

@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.backends.base import Control, make_spec
+from qwenvl_kit.inference.backend import Control, make_spec
 from qwenvl_kit.compare.memory import measure_peak
-from qwenvl_kit.effective import announce
-from qwenvl_kit.engines import local
+from qwenvl_kit.checkpoints.resolve import warn_ignored_options
+from qwenvl_kit.executors import local
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.images import FetchCache, is_null
-from qwenvl_kit.runner.progress import Tick, progress_bar
+from qwenvl_kit.pipeline.progress import Tick, progress_bar
 
 if TYPE_CHECKING:
-    from qwenvl_kit.backends.base import BackendSpec
+    from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.compare.settings import Setting
-    from qwenvl_kit.records import Result
-    from qwenvl_kit.runner import Run
+    from qwenvl_kit.types import Result
+    from qwenvl_kit.pipeline import Run
 
 OnResult = Callable[[int, int, "Result"], None]
 OnStart = Callable[["Block"], None]
@@ -192,12 +192,12 @@ class _Work:
         self.gave.loads.append({**self._varied_load_options(at), "seconds": seconds})
 
     def _varied_load_options(self, at: int) -> dict[str, Any]:
-        effective = self._specs[at].effective
-        return {"backend": effective.backend, "model": effective.model, "dtype": effective.dtype}
+        resolved = self._specs[at].resolved
+        return {"backend": resolved.backend, "model": resolved.model, "dtype": resolved.dtype}
 
     def _run_block(self, at: int, repeat: int, cells: Sequence[object]) -> None:
         setting, spec = self._settings[at], self._specs[at]
-        seed = None if spec.effective.seed is None else spec.effective.seed + repeat
+        seed = None if spec.resolved.seed is None else spec.resolved.seed + repeat
         block = Block(at, repeat, [], seed, spec.geometry.factor, None)
         if self._on_start is not None:
             self._on_start(block)
@@ -242,8 +242,8 @@ def _announce(settings: Sequence[Setting], specs: Sequence[BackendSpec], stackle
         notes = _named(setting, spec)
         if notes and notes not in said:
             said.add(notes)
-            announce(setting.config, spec.effective, stacklevel=stacklevel + 1)
+            warn_ignored_options(setting.config, spec.resolved, stacklevel=stacklevel + 1)
 
 
 def _named(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
-    return tuple(str(note) for note in spec.effective.notes if note.option in setting.config.asked)
+    return tuple(str(note) for note in spec.resolved.notes if note.option in setting.config.explicit)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwenvl_kit.config import Config, Options
+from qwenvl_kit.options import Config, Options
 from qwenvl_kit.errors import ConfigError
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from qwenvl_kit.compare.metrics import chrf, token_edits
-from qwenvl_kit.frames import result_frame
-from qwenvl_kit.runner import Run
+from qwenvl_kit.results import result_frame
+from qwenvl_kit.pipeline import Run
 
 if TYPE_CHECKING:
     from qwenvl_kit.compare.grid import Block, GridRun
     from qwenvl_kit.compare.settings import Setting
-    from qwenvl_kit.records import Result
+    from qwenvl_kit.types import Result
 
 Text = str | None
 

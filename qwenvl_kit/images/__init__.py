@@ -1,14 +1,16 @@
-"""From a cell of a frame to a `Picture` of the size the model sees.
+"""From a cell of a frame to a `LoadedImage` of the size the model sees.
 
-The way is ``identify`` (what is it) → ``fetch`` (bytes) → ``decode`` (upright RGB) → ``resize`` (pixels).
-Nothing here knows of frames, prompts or models beyond their `Geometry`.
+The way is ``classify`` (what is it) → ``fetch`` (bytes) → ``decode`` (upright RGB) → ``resize`` (pixels).
+Nothing here knows of frames, prompts or models beyond their `PatchGeometry`.
 """
 
-from qwenvl_kit.images.fetch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
-from qwenvl_kit.images.fetch_cache import FetchCache
+import warnings
+
+from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
+from qwenvl_kit.images.fetch.cache import FetchCache
 from qwenvl_kit.images.load import ImageLoader, Limits, load
 from qwenvl_kit.images.resize import Sizing
-from qwenvl_kit.images.sources import identify, is_null
+from qwenvl_kit.images.classify import classify, is_null
 
 __all__ = [
     "Fetch",
@@ -25,3 +27,11 @@ __all__ = [
     "is_unchanged",
     "load",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Return `classify` under its former name."""
+    if name != "identify":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("qwenvl_kit.images.identify is now classify.", DeprecationWarning, stacklevel=2)
+    return classify

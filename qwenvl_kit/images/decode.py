@@ -30,7 +30,7 @@ from PIL import (
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.probe import check_pixels, format_of, probe
 from qwenvl_kit.images.resize import to_array
-from qwenvl_kit.images.row_errors import row_error
+from qwenvl_kit.images.source_context import source_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def decode_bytes(
     RowError
         No image, a broken one, or too large a one, of the stage ``decode``.
     """
-    with row_error("decode", label, "cannot be decoded"):
+    with source_context("decode", label, "cannot be decoded"):
         probe(data, label, max_image_pixels=max_image_pixels)
         image, source_size = _read(data, label, max_image_pixels, draft_size)
         return to_array(image), source_size
@@ -110,7 +110,7 @@ def decode_resized(
         As `decode_bytes`; or it cannot be resized, of the stage ``resize``.
     """
     image, source_size = decode_resized_image(data, label, sizing, max_image_pixels=max_image_pixels)
-    with row_error("resize", label, "cannot be resized"):
+    with source_context("resize", label, "cannot be resized"):
         return to_array(image), source_size
 
 
@@ -118,10 +118,10 @@ def decode_resized_image(
     data: bytes, label: str, sizing: Sizing, *, max_image_pixels: int
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Do as `decode_resized`, but return an RGB image."""
-    with row_error("decode", label, "cannot be decoded"):
+    with source_context("decode", label, "cannot be decoded"):
         draft_size = _draft_size(data, sizing, max_image_pixels) if sizing.draft else None
         image, source_size = _read(data, label, max_image_pixels, draft_size, sizing)
-    with row_error("resize", label, "cannot be resized"):
+    with source_context("resize", label, "cannot be resized"):
         height, width = sizing.target(source_size, label)
     return _resized(image, (width, height), label), source_size
 
@@ -147,7 +147,7 @@ def decode_pil(image: Image.Image, label: str, *, max_image_pixels: int) -> NDAr
     RowError
         The file behind the image is broken, or the image is too large, of the stage ``decode``.
     """
-    with row_error("decode", label, "cannot be decoded"):
+    with source_context("decode", label, "cannot be decoded"):
         check_pixels(image.height, image.width, label, max_image_pixels)
         with _alone(image):
             image.load()
@@ -235,7 +235,7 @@ def _read_once(
             source_size = _upright_size(image, orientation)
         if sizing is None or image.width * image.height <= _LARGE_PIXELS:
             return _upright_rgb(image, orientation), source_size
-        with row_error("resize", label, "cannot be resized"):
+        with source_context("resize", label, "cannot be resized"):
             size = sizing.target(source_size, label)
         pixels = _first_pass(image, label, orientation, size)
         image.close()  # which frees it, before there is another copy of the image
@@ -350,7 +350,7 @@ def _stored_box(image: Image.Image, orientation: int, box: tuple[int, int, int, 
 
 
 def _resized(image: Image.Image, size: tuple[int, int], label: str) -> Image.Image:
-    with row_error("resize", label, "cannot be resized"):
+    with source_context("resize", label, "cannot be resized"):
         return image if image.size == size else image.resize(size, _BICUBIC)
 
 

@@ -18,19 +18,19 @@ from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
-from qwenvl_kit.images.fetch import Fetch, Fetched, FetchLimits, fetch
+from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, FetchLimits, fetch
 from qwenvl_kit.images.heap import trim_heap
 from qwenvl_kit.images.probe import SHORT_PIXELS, probe
 from qwenvl_kit.images.resize import Sizing, resize
-from qwenvl_kit.images.row_errors import row_error
-from qwenvl_kit.records import Picture
+from qwenvl_kit.images.source_context import source_context
+from qwenvl_kit.types import LoadedImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.config import Config
-    from qwenvl_kit.images.fetch_cache import FetchCache
-    from qwenvl_kit.records import ImageSource
+    from qwenvl_kit.options import Config
+    from qwenvl_kit.images.fetch.cache import FetchCache
+    from qwenvl_kit.types import ImageSource
 
 # Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
 _SLOTS = max(2, available_cpus())
@@ -100,7 +100,7 @@ class ImageLoader:
     ) -> None:
         self._sizing, self._limits, self._cancel, self._cache = sizing, limits, cancel, cache
 
-    def load(self, source: ImageSource) -> Picture:
+    def load(self, source: ImageSource) -> LoadedImage:
         """Fetch, decode and resize.
 
         Raises
@@ -123,7 +123,7 @@ class ImageLoader:
         RowError
             They are no image, or too large a one, of the stage ``decode``.
         """
-        with row_error("decode", source.label, "cannot be decoded"):
+        with source_context("decode", source.label, "cannot be decoded"):
             if fetched is None:
                 n_pixels = self._most_pixels(source, _size_of_pixels(source.value))
                 return Weight(n_pixels, 8 * n_pixels, True)
@@ -133,7 +133,7 @@ class ImageLoader:
             is_short = found.is_short and n_pixels <= SHORT_PIXELS
             return Weight(n_pixels, n_bytes if is_short else n_bytes + _OF_A_PROCESS, is_short)
 
-    def decode(self, source: ImageSource, fetched: Fetched | None, weight: Weight) -> Picture:
+    def decode(self, source: ImageSource, fetched: Fetched | None, weight: Weight) -> LoadedImage:
         """Decode and resize fetched bytes, or the pixels that a source holds.
 
         What is short, in this thread; else in a process that can be ended.
@@ -143,7 +143,7 @@ class ImageLoader:
         RowError
             Of the stage ``decode`` or ``resize``; also where it took too long.
         """
-        with row_error("decode", source.label, "cannot be decoded"):
+        with source_context("decode", source.label, "cannot be decoded"):
             if weight.n_pixels <= _FREE_PIXELS and weight.is_short:
                 return self._decode_here(source, fetched)
             with _memory.take(weight.n_bytes):
@@ -153,17 +153,17 @@ class ImageLoader:
                         decode_pool.pool.close_idle(keep=1)
                 if not weight.is_short and fetched is not None:
                     pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
-                    return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+                    return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
                 with _decoding.take(1):
                     return self._decode_here(source, fetched)
 
-    def _decode_here(self, source: ImageSource, fetched: Fetched | None) -> Picture:
+    def _decode_here(self, source: ImageSource, fetched: Fetched | None) -> LoadedImage:
         if fetched is None:
             return self._of_pixels(source)
         pixels, source_size = decode_resized(
             fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
         )
-        return Picture(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+        return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
 
     def _decode_apart(
         self, source: ImageSource, fetched: Fetched, n_pixels: int
@@ -178,15 +178,15 @@ class ImageLoader:
             cancel=self._cancel,
         )
 
-    def _of_pixels(self, source: ImageSource) -> Picture:
+    def _of_pixels(self, source: ImageSource) -> LoadedImage:
         decode = decode_pil if source.kind == "pil" else decode_array
         pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=self._limits.max_image_pixels)
         digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
         digest.update(repr(pixels.shape).encode())
         height, width = pixels.shape[:2]
-        with row_error("resize", source.label, "cannot be resized"):
+        with source_context("resize", source.label, "cannot be resized"):
             sized = resize(pixels, self._sizing.target((height, width), source.label))
-        return Picture(sized, digest.hexdigest(), (height, width), source.label)
+        return LoadedImage(sized, digest.hexdigest(), (height, width), source.label)
 
     def _most_pixels(self, source: ImageSource, size: tuple[int, int] | None) -> int:
         """Pixels of the image or of what the model sees of it, whichever are more; 0 where they are not known."""
@@ -202,13 +202,13 @@ def _size_of_pixels(value: Image.Image | np.ndarray[Any, Any]) -> tuple[int, int
     return (value.shape[0], value.shape[1]) if value.ndim > 1 else None
 
 
-def load(source: ImageSource, sizing: Sizing, limits: Limits) -> Picture:
+def load(source: ImageSource, sizing: Sizing, limits: Limits) -> LoadedImage:
     """Load one image.
 
     Parameters
     ----------
     source : ImageSource
-        From `identify`.
+        From `classify`.
     sizing : Sizing
         The size wanted.
     limits : Limits

@@ -21,8 +21,8 @@ from qwenvl_kit.errors import RowError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.config import Config
-    from qwenvl_kit.records import Geometry
+    from qwenvl_kit.options import Config
+    from qwenvl_kit.types import PatchGeometry
 
 _BAND_PIXELS = 1 << 21
 MAX_ASPECT = 200
@@ -33,13 +33,13 @@ MAX_ASPECT = 200
 class Sizing:
     """What size pictures are brought to."""
 
-    geometry: Geometry
+    geometry: PatchGeometry
     resized_height: int | None = None
     resized_width: int | None = None
     draft: bool = False
 
     @classmethod
-    def of(cls, config: Config, geometry: Geometry) -> Self:
+    def of(cls, config: Config, geometry: PatchGeometry) -> Self:
         """The checkpoint's geometry with the config's limits and sizes in it.
 
         A limit given alone moves the other where they would cross.
@@ -74,7 +74,7 @@ class Sizing:
 @functools.lru_cache(maxsize=1024)  # columns hold many images of few sizes, and each is asked for twice
 def target_size(
     source_size: tuple[int, int],
-    geometry: Geometry,
+    geometry: PatchGeometry,
     *,
     resized_height: int | None = None,
     resized_width: int | None = None,
@@ -85,7 +85,7 @@ def target_size(
     ----------
     source_size : tuple of int
         ``(height, width)`` of the picture in pixels.
-    geometry : Geometry
+    geometry : PatchGeometry
         The checkpoint's, or the caller's pixel limits in it.
     resized_height, resized_width : int or None
         Size asked for; where only one is given, the other follows from the picture's aspect ratio.
@@ -102,10 +102,10 @@ def target_size(
 
     Examples
     --------
-    >>> from qwenvl_kit.records import Geometry
-    >>> target_size((480, 640), Geometry())
+    >>> from qwenvl_kit.types import PatchGeometry
+    >>> target_size((480, 640), PatchGeometry())
     (476, 644)
-    >>> target_size((480, 640), Geometry(), resized_height=240)
+    >>> target_size((480, 640), PatchGeometry(), resized_height=240)
     (252, 308)
     """
     height, width = source_size
@@ -118,7 +118,7 @@ def target_size(
     return smart_resize(height, width, geometry)
 
 
-def smart_resize(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+def smart_resize(height: int, width: int, geometry: PatchGeometry) -> tuple[int, int]:
     """Round to multiples of the token size within the pixel limits, keeping the aspect ratio as well as they allow.
 
     Equal to ``qwen_vl_utils.smart_resize`` wherever that gives a size at all; for needles, where it gives a side of 0,
@@ -187,7 +187,7 @@ def _floor(value: float, factor: int) -> int:
     return math.floor(value / factor) * factor
 
 
-def _fit_needle(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+def _fit_needle(height: int, width: int, geometry: PatchGeometry) -> tuple[int, int]:
     if height and width:
         return height, width
     factor = geometry.factor

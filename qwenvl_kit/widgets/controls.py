@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from qwenvl_kit.config import OptionDoc, option_docs
+from qwenvl_kit.options import OptionDoc, option_docs
 from qwenvl_kit.errors import ConfigError
 
 _STYLE = {"description_width": "170px"}

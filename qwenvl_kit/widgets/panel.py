@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 from IPython.display import HTML
 
-from qwenvl_kit.backends.base import Control
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.compare import GridRun, tidy
 from qwenvl_kit.compare.grid import Block
-from qwenvl_kit.config import Config, Options
+from qwenvl_kit.options import Config, Options
 from qwenvl_kit.errors import ConfigError, Interrupted, printable
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets import worker
@@ -26,7 +26,7 @@ from qwenvl_kit.widgets.state import Photo, State
 from qwenvl_kit.widgets.view import View
 
 if TYPE_CHECKING:
-    from qwenvl_kit.records import Result
+    from qwenvl_kit.types import Result
     from qwenvl_kit.widgets.state import Trial
 
 _SHOWN_TAIL = 60

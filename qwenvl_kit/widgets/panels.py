@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import ipywidgets as widgets
 
-from qwenvl_kit.config import Options
+from qwenvl_kit.options import Options
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.widgets.controls import numbers
 from qwenvl_kit.widgets.gallery import Pictures

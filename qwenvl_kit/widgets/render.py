@@ -14,14 +14,14 @@ from qwenvl_kit.errors import RowError
 from qwenvl_kit.html import escape
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.images.resize import resize
-from qwenvl_kit.images.row_errors import row_error
-from qwenvl_kit.records import Geometry
+from qwenvl_kit.images.source_context import source_context
+from qwenvl_kit.types import PatchGeometry
 from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
 from qwenvl_kit.widgets.marks import mark
 
 if TYPE_CHECKING:
     from qwenvl_kit.compare import Setting
-    from qwenvl_kit.records import Result
+    from qwenvl_kit.types import Result
     from qwenvl_kit.widgets.state import Photo, State, Trial
 
 _LONGEST = 4_000
@@ -166,9 +166,9 @@ def _tokens_picture(photo: Photo, size: tuple[int, int], factor: int, maker: Thu
         source = photo.memo.get("source") or maker.source(photo.cell)
         if source is None or source.kind in ("url", "remote"):
             return None
-        fixed = Geometry(patch=1, merge=1, min_pixels=1, max_pixels=max(size[0] * size[1], 1))
+        fixed = PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=max(size[0] * size[1], 1))
         pixels = maker.pixels(source, Sizing(fixed, *size))
-        with row_error("resize", source.label, "cannot be shown"):
+        with source_context("resize", source.label, "cannot be shown"):
             scale = max(1, round(2 * _SHOWN_SIDE / max(size)))
             shape = (size[1] * scale, size[0] * scale)
             image = Image.fromarray(resize(pixels, size)).resize(shape, Image.Resampling.NEAREST)

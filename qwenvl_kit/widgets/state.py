@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_kit.compare import Setting, expand
 from qwenvl_kit.compare.grid import Block
-from qwenvl_kit.config import Config
+from qwenvl_kit.options import Config
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qwenvl_kit.records import Result
+    from qwenvl_kit.types import Result
 
 Phase = Literal["idle", "running", "stopping"]
 Tone = Literal["info", "error"]

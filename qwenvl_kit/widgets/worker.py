@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.backends.base import Control
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.compare import GridRun, run_grid
 from qwenvl_kit.compare.grid import Block
 
 if TYPE_CHECKING:
-    from qwenvl_kit.records import Result
+    from qwenvl_kit.types import Result
     from qwenvl_kit.widgets.state import Trial
 
 Post = Callable[[Callable[[], None]], None]

@@ -20,8 +20,8 @@ from contenders import MODEL, make_model
 from contest import RESULTS, machine
 
 from qwenvl_kit import Config
-from qwenvl_kit.backends import make_spec
-from qwenvl_kit.backends.stepper import Reading, Stepper
+from qwenvl_kit.inference import make_spec
+from qwenvl_kit.inference.model_runner import PrefillChunk, ModelRunner
 
 N_TOKENS = 310  # that each row holds: a picture of 448 pixels, a question, half an answer
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,20 +46,20 @@ def main() -> int:
     return 0
 
 
-def _load(model: Path, *, compiles: bool) -> Stepper:
+def _load(model: Path, *, compiles: bool) -> ModelRunner:
     config = Config(model_name=str(model), dtype="float32", use_flash_attention_2=False, torch_compile=compiles)
     backend: Any = make_spec(config).load()
-    stepper: Stepper = backend._stepper
+    stepper: ModelRunner = backend._stepper
     return stepper
 
 
-def _measure(plain: Stepper, compiled: Stepper, n_rows: int, n_steps: int) -> dict[str, float]:
+def _measure(plain: ModelRunner, compiled: ModelRunner, n_rows: int, n_steps: int) -> dict[str, float]:
     held = torch.full((n_rows,), N_TOKENS, device=DEVICE)
     said = torch.arange(5, 5 + n_rows, device=DEVICE)
     for stepper in (plain, compiled):
         stepper.reserve(n_rows, 384)
         ids, positions = torch.arange(N_TOKENS, device=DEVICE) % 800 + 5, torch.arange(N_TOKENS, device=DEVICE)
-        stepper.read([Reading(slot, ids, positions.expand(3, -1)) for slot in range(n_rows)])
+        stepper.read([PrefillChunk(slot, ids, positions.expand(3, -1)) for slot in range(n_rows)])
     first = _seconds(compiled, said, held)
     _seconds(plain, said, held)
     seconds = [(_seconds(compiled, said, held), _seconds(plain, said, held)) for _ in range(n_steps)]
@@ -72,7 +72,7 @@ def _measure(plain: Stepper, compiled: Stepper, n_rows: int, n_steps: int) -> di
     }
 
 
-def _seconds(stepper: Stepper, said: torch.Tensor, held: torch.Tensor) -> float:
+def _seconds(stepper: ModelRunner, said: torch.Tensor, held: torch.Tensor) -> float:
     started = time.perf_counter()
     stepper.step(said, held, held).sum().item()  # waits for a GPU
     return time.perf_counter() - started

@@ -19,13 +19,13 @@ from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from checkpoints import make_published  # of the tests' own tools
+from helpers.checkpoints import make_published  # of the tests' own tools
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.backends import make_spec
-from qwenvl_kit.demo._tokenizer import build_tokenizer
-from qwenvl_kit.records import Picture, Request
-from qwenvl_kit.runner import run
+from qwenvl_kit.inference import make_spec
+from qwenvl_kit.demo.training._tokenizer import build_tokenizer
+from qwenvl_kit.types import LoadedImage, Request
+from qwenvl_kit.pipeline import run
 
 MODEL = "94.5 M parameters: text 768 wide, 12 layers, 12/4 heads, FFN 2048; vision 384 wide, 8 layers; 978 tokens, tied"
 
@@ -102,9 +102,9 @@ class Ours:
         return [str(result.text) for result in done.results]
 
     def _each_to_its_limit(self, rows: Rows, batch_size: int) -> list[str]:
-        effective = replace(make_spec(self.config).effective, batch_size=batch_size)
+        resolved = replace(make_spec(self.config).resolved, batch_size=batch_size)
         feed = _Feed(list(_requests(rows)))
-        texts = {result.row: str(result.text) for result in self.backend.stream(feed, effective, Control())}
+        texts = {result.row: str(result.text) for result in self.backend.stream(feed, resolved, Control())}
         return [texts[row] for row in range(len(rows))]
 
 
@@ -166,7 +166,7 @@ class _Feed:
 def _requests(rows: Rows) -> Iterator[Request]:
     for row, (picture, prompt, most) in enumerate(zip(rows.pictures, rows.prompts, rows.n_most, strict=True)):
         pixels = np.asarray(picture)
-        shown = Picture(pixels, str(id(picture)), picture.size[::-1])
+        shown = LoadedImage(pixels, str(id(picture)), picture.size[::-1])
         yield Request(row, (shown,), prompt, None, None, most)
 
 

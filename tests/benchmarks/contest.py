@@ -20,12 +20,12 @@ import torch
 from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model, make_pictures
 from transformers import AutoConfig
 
-from qwenvl_kit.backends import make_spec
+from qwenvl_kit.inference import make_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.backends.stepper import Reading
+    from qwenvl_kit.inference.model_runner import PrefillChunk
 
 RESULTS = Path(__file__).parent / "results"
 PEER_BATCHES = (4, 8, 16)
@@ -53,7 +53,7 @@ def main(make: Callable[[float], Workload], share: float) -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = asked.model or make_model(Path(folder) / "model")
         ours = Ours(asked.backend, asked.export or model)
-        quantization = make_spec(ours.config).effective.quantization
+        quantization = make_spec(ours.config).resolved.quantization
         if quantization is not None:  # W6: W1 with rounded weights, whose answers may differ
             title = f"{workload.title}, {quantization} weights"
             workload = replace(workload, name=f"w6_captions-{quantization}", title=title, wanted={"onnx": 2.0})
@@ -175,7 +175,7 @@ def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
         flops += sum(arithmetic.looking(vision, tuple(one)) for one in grid.tolist())
         return seen
 
-    def read(readings: Sequence[Reading]) -> Any:
+    def read(readings: Sequence[PrefillChunk]) -> Any:
         nonlocal flops, spent
         took, logits = _timed(lambda: plain["read"](readings))
         spent += took

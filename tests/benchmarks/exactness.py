@@ -16,9 +16,9 @@ from contenders import MODEL, Ours, Rows, _requests, make_pictures
 from contest import RESULTS, machine
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.backends.rows import Row
-from qwenvl_kit.backends.stepper import Reading, Stepper
-from qwenvl_kit.backends.torch_stepper import TorchStepper
+from qwenvl_kit.inference.sequence import Row
+from qwenvl_kit.inference.model_runner import PrefillChunk, ModelRunner
+from qwenvl_kit.torch_backend.model_runner import TorchStepper
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     n = asked.pictures
     ours, rows = Ours("torch", asked.model), Rows(make_pictures(n), ["What is it?"] * n, [1] * n)
     wanted = _logits(TorchStepper(_load(asked.model, torch.float64)), ours, rows, torch.float64)
-    steppers: dict[str, Stepper] = {
+    steppers: dict[str, ModelRunner] = {
         "transformers": TorchStepper(_load(asked.model, torch.float32)),
         "qwenvl_kit, torch": ours.backend._stepper,
         "qwenvl_kit, ONNX Runtime": Ours("onnx", asked.export).backend._stepper,
@@ -54,7 +54,7 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _logits(stepper: Stepper, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+def _logits(stepper: ModelRunner, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
     """Logits (n, V) of each prompt's last token."""
     language = ours.backend._language
     encoded = [language.encoder.encode(request) for request in _requests(rows)]
@@ -63,7 +63,7 @@ def _logits(stepper: Stepper, ours: Ours, rows: Rows, dtype: torch.dtype) -> tor
     readings = []
     for slot, (one, visual) in enumerate(zip(encoded, seen, strict=True)):
         row = Row(one, image_id=language.image_id, merge=language.merge, device=torch.device("cpu"))
-        readings.append(Reading(slot, row.ids, row.positions(), visual=visual))
+        readings.append(PrefillChunk(slot, row.ids, row.positions(), visual=visual))
     stepper.reserve(len(readings), max(len(reading.ids) for reading in readings) + 1)
     return stepper.read(readings).double()
 

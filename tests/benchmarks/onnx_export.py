@@ -21,7 +21,7 @@ from contenders import MODEL, Card, Ours, Rows, make_model, make_pictures
 from contest import RESULTS, limits, machine, spread
 from transformers import GenerationConfig
 
-from qwenvl_kit.backends.stepper import Reading
+from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.export import to_onnx
 
 WANTED = {"export_s": 60.0, "memory_over_weights": 4.0, "step_ratio": 3.0, "captions_ratio": 1.5}
@@ -58,7 +58,7 @@ def _reaches(name: str, found: Any, wanted: float) -> bool:
 
 def _export(model: Path, out: Path) -> dict[str, float]:
     """In a process of its own: memory beyond what the imports take, over the weights of the export."""
-    import qwenvl_kit.export.writing  # noqa: F401  # its imports are not what is measured
+    import qwenvl_kit.onnx_backend.export.exporter  # noqa: F401  # its imports are not what is measured
 
     before = _peak_bytes()
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def _our_step(stepper: Any) -> float:
     """Seconds of a step over 64 of them, after a prompt of 300 tokens in each of four rows."""
     ids, positions = torch.arange(N_PROMPT) % 900, torch.arange(N_PROMPT).expand(3, -1)
     stepper.reserve(BATCH, N_PROMPT + N_TOKENS + 1)
-    logits = stepper.read([Reading(slot, ids, positions) for slot in range(BATCH)])
+    logits = stepper.read([PrefillChunk(slot, ids, positions) for slot in range(BATCH)])
     started = time.perf_counter()
     for at in range(N_PROMPT, N_PROMPT + N_TOKENS):
         there = torch.full((BATCH,), at)

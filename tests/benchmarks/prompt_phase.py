@@ -18,7 +18,7 @@ import torch
 from contenders import MODEL, Ours, Rows, make_model, make_pictures
 from contest import RESULTS, machine, phases, spread
 
-from qwenvl_kit.demo._tokenizer import build_tokenizer
+from qwenvl_kit.demo.training._tokenizer import build_tokenizer
 from qwenvl_kit.export import to_onnx
 
 WANTED = 0.8
@@ -49,7 +49,7 @@ def main() -> int:
 
 def make_wide(folder: Path) -> Path:
     """Write a random checkpoint whose layers are those of Qwen2.5-VL-3B, though fewer."""
-    from checkpoints import make_published  # of the tests' own tools, found once `contenders` is imported
+    from helpers.checkpoints import make_published  # of the tests' own tools, found once `contenders` is imported
 
     return make_published(
         folder,

@@ -16,8 +16,8 @@ from contest import RESULTS, machine
 from PIL import Image
 
 from qwenvl_kit import Config
-from qwenvl_kit.backends import make_spec
-from qwenvl_kit.runner import run
+from qwenvl_kit.inference import make_spec
+from qwenvl_kit.pipeline import run
 
 WANTED = 0.95
 BATCH, SECONDS_PER_BATCH = 8, 1.0

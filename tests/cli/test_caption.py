@@ -222,7 +222,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_any_work(
     (tmp_path / "taken.csv.config.json").mkdir()
     (tmp_path / "file.csv").touch()
     before = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr("qwenvl_kit.backends.echo.Echo._answer", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("qwenvl_kit.inference.echo.Echo._answer", lambda *_: pytest.fail("asked"))
 
     assert main(["caption", str(folder), "--out", str(tmp_path / out), *ECHO]) == 2
 

@@ -52,7 +52,7 @@ def test_a_gallery_that_cannot_be_made_is_refused_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("qwenvl_kit.demo.gallery.exhibits", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("qwenvl_kit.demo_gallery.exhibits", lambda *_, **__: pytest.fail("worked"))
 
     assert main(["demo", "--out", str(tmp_path / "file" / "gallery")]) == 2
     assert "--out must be a folder" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl_kit.backends.exports import read_export
+from qwenvl_kit.onnx_backend.manifest import read_export
 from qwenvl_kit.cli import main
 
 

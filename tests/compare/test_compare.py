@@ -17,12 +17,13 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 import pytest
-from faults import gray
+from helpers.fake_backends import gray
 from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import BackendFailed, ConfigError, Control, Result, RowErrors, RowErrorWarning
-from qwenvl_kit.backends import echo, torch
+from qwenvl_kit.inference import echo
+from qwenvl_kit.torch_backend import backend as torch
 from qwenvl_kit.demo import WORLD, caption, draw, sample_scenes
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
@@ -53,7 +54,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     load = torch.TorchSpec.load
 
     def counted(spec: torch.TorchSpec) -> torch.TorchBackend:
-        seen.append(spec.effective.dtype)
+        seen.append(spec.resolved.dtype)
         return load(spec)
 
     qwenvl_kit.unload()
@@ -167,7 +168,7 @@ def test_a_cancelled_grid_returns_what_is_done(frame: pd.DataFrame) -> None:
 INTERRUPTED = """
 import dataclasses, signal, pandas as pd, numpy as np, qwenvl_kit
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
-from qwenvl_kit.backends import echo
+from qwenvl_kit.inference import echo
 slow = echo.spec
 echo.spec = lambda config: dataclasses.replace(slow(config), seconds_per_batch=0.05)
 told = qwenvl_kit.Control(on_result=lambda result: print(result.row, flush=True))
@@ -212,10 +213,10 @@ def test_a_backend_that_breaks_hands_over_the_settings_that_were_done(
 ) -> None:
     stream = echo.Echo.stream
 
-    def broken(self: Any, feed: Any, effective: Any, control: Any) -> Iterator[Result]:
-        if effective.resized_height == 112:
+    def broken(self: Any, feed: Any, resolved: Any, control: Any) -> Iterator[Result]:
+        if resolved.resized_height == 112:
             raise RuntimeError("no such size here")
-        return stream(self, feed, effective, control)
+        return stream(self, feed, resolved, control)
 
     monkeypatch.setattr(echo.Echo, "stream", broken)
     with pytest.raises(BackendFailed, match="no such size here") as caught:

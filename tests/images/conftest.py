@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from needs import lacking
+from helpers.needs import lacking
 from PIL import Image
 
 

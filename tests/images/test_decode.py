@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from malformed_inputs import encoded, noise
+from helpers.malformed_inputs import encoded, noise
 from PIL import Image
 
-from qwenvl_kit.config import Config
+from qwenvl_kit.options import Config
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, decode_resized, read_size
 from qwenvl_kit.images.resize import Sizing
-from qwenvl_kit.records import Geometry
+from qwenvl_kit.types import PatchGeometry
 
 T = Image.Transpose
 TURNS = {
@@ -131,7 +131,7 @@ def test_every_image_is_resized_as_pillow_resizes_the_upright_one(
         upright = upright.transpose(INVERSE.get(turn, turn))
 
     for size in ((56, 28), (28, 56), (560, 308), (308, 560), (588, 308), (1120, 616), (28, 616), (1120, 28)):
-        sizing = Sizing.of(Config(resized_height=size[0], resized_width=size[1]), Geometry(14, 2, 784, 10**6))
+        sizing = Sizing.of(Config(resized_height=size[0], resized_width=size[1]), PatchGeometry(14, 2, 784, 10**6))
         pixels, source_size = decode_resized(encoded(image, "PNG", exif=exif), "it", sizing, max_image_pixels=10**6)
 
         assert source_size == (upright.height, upright.width)

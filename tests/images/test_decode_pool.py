@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from malformed_inputs import encoded, jpeg_of_scans, noise
-from needs import need_format
+from helpers.malformed_inputs import encoded, jpeg_of_scans, noise
+from helpers.needs import need_format
 
 from qwenvl_kit import Config, Control, RowErrorWarning
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_resized
 from qwenvl_kit.images.decode_pool import DecodePool, _Worker
 from qwenvl_kit.images.resize import Sizing
-from qwenvl_kit.records import Geometry
+from qwenvl_kit.types import PatchGeometry
 
-SIZING = Sizing.of(Config(), Geometry(14, 2, 56 * 56, 10**6))
+SIZING = Sizing.of(Config(), PatchGeometry(14, 2, 56 * 56, 10**6))
 MOST = 89_478_485
 ECHO = {"backend": "echo", "progress": False}
 

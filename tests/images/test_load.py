@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from malformed_inputs import encoded
+from helpers.malformed_inputs import encoded
 from PIL import Image
 
-from qwenvl_kit.config import Config
+from qwenvl_kit.options import Config
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images import Limits, Sizing, identify, load
-from qwenvl_kit.records import Geometry, Picture
+from qwenvl_kit.images import Limits, Sizing, classify, load
+from qwenvl_kit.types import PatchGeometry, LoadedImage
 
 OUTCOMES = ("picture", "fetch", "decode", "resize")
 
@@ -29,10 +29,10 @@ def jpeg(size: tuple[int, int], **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def loaded(cell: object, **options: object) -> Picture:
+def loaded(cell: object, **options: object) -> LoadedImage:
     config = Config(**options)  # type: ignore[arg-type]
-    (source,) = identify(cell, config.image_src_type)
-    return load(source, Sizing.of(config, Geometry()), Limits.of(config))
+    (source,) = classify(cell, config.image_src_type)
+    return load(source, Sizing.of(config, PatchGeometry()), Limits.of(config))
 
 
 def test_equal_bytes_have_equal_digests_however_they_came(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_gives_an_array_is_a_picture() -> None:
 
 
 def test_a_limit_given_alone_moves_the_other_where_they_would_cross() -> None:
-    geometry = Geometry(min_pixels=7056, max_pixels=10752)
+    geometry = PatchGeometry(min_pixels=7056, max_pixels=10752)
 
     below = Sizing.of(Config(max_pixels=4000), geometry).geometry
     above = Sizing.of(Config(min_pixels=20_000), geometry).geometry
@@ -142,7 +142,7 @@ def _png(size: tuple[int, int]) -> bytes:
 def test_arbitrary_text_is_a_picture_or_a_row_error(text: str) -> None:
     limits = Limits.of(Config(timeout_s=0.001, allow_private_hosts=False))
 
-    assert outcome(lambda: [load(source, Sizing(Geometry()), limits) for source in identify(text)]) in OUTCOMES
+    assert outcome(lambda: [load(source, Sizing(PatchGeometry()), limits) for source in classify(text)]) in OUTCOMES
 
 
 def outcome(work: Callable[[], object]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from malformed_inputs import encoded, noise
+from helpers.malformed_inputs import encoded, noise
 from PIL import Image, features
 
 from qwenvl_kit import RowErrorWarning

@@ -7,8 +7,8 @@ import struct
 import zlib
 
 import pytest
-from malformed_inputs import encoded, jpeg_of_scans, noise
-from needs import need_format
+from helpers.malformed_inputs import encoded, jpeg_of_scans, noise
+from helpers.needs import need_format
 from PIL import Image
 
 from qwenvl_kit.errors import RowError

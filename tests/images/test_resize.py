@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.resize import MAX_ASPECT, resize, smart_resize, target_size
-from qwenvl_kit.records import Geometry
+from qwenvl_kit.types import PatchGeometry
 
 SIDES = st.integers(1, 6000)
 FACTORS = st.sampled_from([(14, 2), (16, 2), (14, 1)])
 LIMITS = st.tuples(st.integers(1, 200), st.integers(1, 4000))
 
 
-def geometry(factors: tuple[int, int], limits: tuple[int, int]) -> Geometry:
+def geometry(factors: tuple[int, int], limits: tuple[int, int]) -> PatchGeometry:
     """Limits in visual tokens: a least one, and how many more at most."""
     patch, merge = factors
     area = (patch * merge) ** 2
-    return Geometry(patch, merge, limits[0] * area, (limits[0] + limits[1]) * area)
+    return PatchGeometry(patch, merge, limits[0] * area, (limits[0] + limits[1]) * area)
 
 
 @given(SIDES, SIDES, FACTORS, LIMITS)
@@ -64,7 +64,7 @@ def test_one_size_asked_lets_the_other_follow(height: int, width: int, asked: in
     other = max(1, round(width * asked / height))
     if max(asked, other) / min(asked, other) > MAX_ASPECT:
         return
-    given_geometry = Geometry()
+    given_geometry = PatchGeometry()
 
     assert target_size((height, width), given_geometry, resized_height=asked) == smart_resize(
         asked, other, given_geometry
@@ -87,14 +87,14 @@ def test_one_size_asked_lets_the_other_follow(height: int, width: int, asked: in
 def test_height_and_width_keep_their_places(
     source: tuple[int, int], asked: dict[str, int], size: tuple[int, int]
 ) -> None:
-    assert target_size(source, Geometry(), **asked) == size
+    assert target_size(source, PatchGeometry(), **asked) == size
 
 
 @pytest.mark.parametrize("sides", [(1, 200), (14, 2800), (30, 6000), (3, 590)], ids=str)
 @pytest.mark.parametrize("n_tokens", [4, 50, 150, 16384])
 def test_needles_are_one_token_wide_and_within_the_limits(sides: tuple[int, int], n_tokens: int) -> None:
-    area = Geometry().factor ** 2
-    limits = Geometry(min_pixels=4 * area, max_pixels=n_tokens * area)
+    area = PatchGeometry().factor ** 2
+    limits = PatchGeometry(min_pixels=4 * area, max_pixels=n_tokens * area)
 
     height, width = smart_resize(*sides, limits)
 
@@ -106,7 +106,7 @@ def test_needles_are_one_token_wide_and_within_the_limits(sides: tuple[int, int]
 @pytest.mark.parametrize(("sides", "ratio"), [((1, 201), 201), ((6030, 30), 201), ((10, 30_000), 3000)], ids=str)
 def test_beyond_200_to_1_the_fault_names_size_ratio_and_ways_out(sides: tuple[int, int], ratio: int) -> None:
     with pytest.raises(RowError, match=rf"{sides[1]}×{sides[0]} .* {ratio} : 1.*crop it.*resized_height") as caught:
-        target_size(sides, Geometry())
+        target_size(sides, PatchGeometry())
     assert caught.value.stage == "resize"
 
 
@@ -117,7 +117,7 @@ def test_pixels_are_resized_as_qwen_vl_utils_does_it() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (123, 321, 3), dtype=np.uint8)
     theirs = np.asarray(fetch_image({"image": Image.fromarray(pixels)}))
 
-    ours = resize(pixels, target_size(pixels.shape[:2], Geometry()))
+    ours = resize(pixels, target_size(pixels.shape[:2], PatchGeometry()))
 
     assert np.array_equal(ours, theirs)
 

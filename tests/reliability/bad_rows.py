@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import pandas as pd
-from malformed_inputs import bad_kinds
+from helpers.malformed_inputs import bad_kinds
 
 import qwenvl_kit
 

@@ -31,10 +31,10 @@ import base64
 
 import numpy as np
 import pandas as pd
-from faults import within
-from malformed_inputs import encoded, noise
-from malformed_inputs.answers import image_of, serve
-from malformed_inputs.cells import OddError
+from helpers.fake_backends import within
+from helpers.malformed_inputs import encoded, noise
+from helpers.malformed_inputs.answers import image_of, serve
+from helpers.malformed_inputs.cells import OddError
 from PIL import Image, features
 
 import qwenvl_kit

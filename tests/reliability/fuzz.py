@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import pandas as pd
-from faults import within
-from malformed_inputs import encoded, noise
-from malformed_inputs.answers import Answer, answers, image_of, serve
-from malformed_inputs.cells import cells
-from malformed_inputs.mutations import mutations
-from malformed_inputs.seeds import may_become_image
+from helpers.fake_backends import within
+from helpers.malformed_inputs import encoded, noise
+from helpers.malformed_inputs.answers import Answer, answers, image_of, serve
+from helpers.malformed_inputs.cells import cells
+from helpers.malformed_inputs.mutations import mutations
+from helpers.malformed_inputs.seeds import may_become_image
 
 import qwenvl_kit  # noqa: F401  # registers Series.vl
 

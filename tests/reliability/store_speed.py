@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwenvl_kit.records import Result
+from qwenvl_kit.types import Result
 from qwenvl_kit.store import open_store
 
 WANTED_WRITES_PER_S, MOST_LOOKUP_S, MOST_GROWTH = 3000, 60, 50 * 2**20

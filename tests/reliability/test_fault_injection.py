@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from faults import within
-from malformed_inputs import encoded, noise
-from malformed_inputs.scripts import script
+from helpers.fake_backends import within
+from helpers.malformed_inputs import encoded, noise
+from helpers.malformed_inputs.scripts import script
 from PIL import Image
 
 import qwenvl_kit

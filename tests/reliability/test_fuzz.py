@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from malformed_inputs.answers import answers, image_of
-from malformed_inputs.cells import cells
-from malformed_inputs.mutations import mutations
-from malformed_inputs.scripts import script
-from malformed_inputs.seeds import ALLOWED, may_become_image, seeds
+from helpers.malformed_inputs.answers import answers, image_of
+from helpers.malformed_inputs.cells import cells
+from helpers.malformed_inputs.mutations import mutations
+from helpers.malformed_inputs.scripts import script
+from helpers.malformed_inputs.seeds import ALLOWED, may_become_image, seeds
 from PIL import Image
 
 UNOPENED = {"EPS", "PDF", "PALM", "WAL", "other"}  # by programs, or not at all

@@ -12,15 +12,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from faults import Script, ScriptedSpec, expected, gray, within
+from helpers.fake_backends import Script, ScriptedSpec, expected, gray, within
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from malformed_inputs import Case, corpus
-from malformed_inputs.scripts import script
+from helpers.malformed_inputs import Case, corpus
+from helpers.malformed_inputs.scripts import script
 
 import qwenvl_kit
 from qwenvl_kit import Config, Result, StoreError
-from qwenvl_kit.runner import run
+from qwenvl_kit.pipeline import run
 from qwenvl_kit.store import SqliteStore, open_store
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
@@ -119,7 +119,7 @@ class FaultyStore:
 
 
 def test_html_is_escaped_wherever_it_is_made(tmp_path: Path) -> None:
-    from qwenvl_kit.demo.gallery import Answer, Exhibit, write
+    from qwenvl_kit.demo_gallery import Answer, Exhibit, write
 
     script_text = "<script>alert(1)</script>\"' onerror=x"
     answer = Answer(script_text, script_text, f"{script_text} true")

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from faults import gray
+from helpers.fake_backends import gray
 from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption, thumbnails
-from qwenvl_kit.backends import echo
+from qwenvl_kit.inference import echo
 from qwenvl_kit.compare.grid import _Work
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
 from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare

@@ -1,5 +1,0 @@
-"""What runs a model, behind one seam: requests are pulled, results come out. Backends never see frames or URLs."""
-
-from qwenvl_kit.backends.base import Backend, BackendSpec, Control, Feed, make_spec
-
-__all__ = ["Backend", "BackendSpec", "Control", "Feed", "make_spec"]

@@ -1,0 +1,1 @@
+"""Find a checkpoint, check it, and resolve what will run."""

@@ -1,0 +1,201 @@
+"""Show a frame's column of images as a page of thumbnails, bounded in rows and bytes.
+
+Every text is escaped: captions and cells are strangers' words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypedDict
+
+import pandas as pd
+from PIL import Image
+
+from qwenvl_kit.columns import column_names, is_same_label
+from qwenvl_kit.options import Config, ImageSrcType
+from qwenvl_kit.errors import ColumnNotFound, UnknownOption
+from qwenvl_kit.html import escape, plain
+from qwenvl_kit.images import is_null
+from qwenvl_kit.prompts import is_missing
+from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
+
+__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "Contact", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
+
+MAX_BYTES = 500_000
+_LONGEST_TEXT = 500
+_LONGEST_NAME = 100
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"})
+_SCHEMES = (
+    "http://",
+    "https://",
+    "s3://",
+    "s3a://",
+    "tos://",
+    "gs://",
+    "gcs://",
+    "hf://",
+    "file:/",
+    "data:image/",
+)
+# How JPEG, PNG, GIF, WebP, BMP and TIFF begin in base64.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+_LEAST_BASE64 = 64
+_STYLE = """
+.qwenvl-sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 12px; }
+.qwenvl-sheet figure { margin: 0; padding: 8px; border: 1px solid rgba(128, 128, 128, .35); border-radius: 6px; }
+.qwenvl-sheet img { display: block; max-width: 100%; max-height: 160px; margin: 0 auto 6px; }
+.qwenvl-sheet dl { margin: 0; font-size: 12px; line-height: 1.4; overflow-wrap: anywhere; }
+.qwenvl-sheet dt { opacity: .65; } .qwenvl-sheet dd { margin: 0 0 4px; }
+"""
+
+
+class ShowOptions(TypedDict, total=False):
+    """The options of `Config` that say how images are read."""
+
+    image_src_type: ImageSrcType
+    timeout_s: float
+    max_image_bytes: int
+    max_image_pixels: int
+    decode_timeout_s: float
+    allow_private_hosts: bool
+    headers: Mapping[str, str] | None
+    extra_schemes: Sequence[str]
+    local_paths: bool | str
+
+
+SHOW_OPTIONS = tuple(ShowOptions.__annotations__)
+
+
+def show_config(options: ShowOptions) -> Config:
+    """Return the config of options that say how images are read.
+
+    Raises
+    ------
+    UnknownOption
+        An option is none of `SHOW_OPTIONS`.
+    ConfigError
+        One breaks its rule.
+    """
+    for name in options:
+        if name not in SHOW_OPTIONS:
+            near = difflib.get_close_matches(name, SHOW_OPTIONS, n=1, cutoff=0.5)
+            fix = f"did you mean {near[0]!r}?" if near else f"options are: {', '.join(SHOW_OPTIONS)}"
+            raise UnknownOption(f"show() has no option {name!r}; {fix}")
+    return Config(**options)
+
+
+@dataclass(frozen=True, slots=True)
+class ContactSheet:
+    """A sheet of thumbnails.
+
+    Attributes
+    ----------
+    html : str
+        The page's part, complete in itself.
+    n_shown, n_rows : int
+        Rows that are shown, and rows that there are.
+    """
+
+    html: str
+    n_shown: int
+    n_rows: int
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return f"Contact({self.n_shown} of {self.n_rows} rows; shows itself in a notebook)"
+
+
+def contact_sheet(
+    frame: pd.DataFrame,
+    column: Hashable | None,
+    captions: Sequence[Hashable] | None,
+    *,
+    n_rows: int,
+    max_bytes: int,
+    config: Config,
+) -> ContactSheet:
+    """Make thumbnails of a column; see ``df.vl.show``. `column` and `captions` stand in the frame once each."""
+    at = _image_column(frame) if column is None else _position(frame, column)
+    named = [place for place in range(frame.shape[1]) if place != at]
+    if captions is not None:
+        named = [_position(frame, name) for name in captions]
+    shown = frame.head(max(0, n_rows))
+    images = Thumbnailer.of(config).thumbnails(shown.iloc[:, at].tolist())
+    texts = [(frame.columns[place], shown.iloc[:, place]) for place in named]
+    figures: list[str] = []
+    size = 0
+    for position, image in enumerate(images):
+        figure = _figure(shown.index[position], image, [(name, column.iloc[position]) for name, column in texts])
+        size += len(figure.encode())
+        if size > max_bytes:
+            break
+        figures.append(figure)
+    note = _note(len(figures), len(frame), limited=len(figures) < len(images), max_bytes=max_bytes)
+    page = f'<style>{_STYLE}</style><div class="qwenvl-sheet">{"".join(figures)}</div>{note}'
+    return ContactSheet(page, len(figures), len(frame))
+
+
+def _position(frame: pd.DataFrame, column: Hashable) -> int:
+    # By position, since a label may stand for a whole level of columns.
+    return next(place for place, name in enumerate(frame.columns) if is_same_label(name, column))
+
+
+def _image_column(frame: pd.DataFrame) -> int:
+    for position in range(frame.shape[1]):
+        first = next((cell for cell in frame.iloc[:, position].tolist() if not is_null(cell)), None)
+        if _looks_like_image(first):
+            return position
+    raise ColumnNotFound(
+        f"no column seems to hold pictures; name it: df.vl.show('column'); the frame has: {column_names(frame)}"
+    )
+
+
+def _looks_like_image(cell: object) -> bool:
+    if isinstance(cell, str):
+        is_named = PurePosixPath(cell.partition("?")[0]).suffix.lower() in _SUFFIXES if len(cell) < 4096 else False
+        return is_named or cell[:16].lstrip().lower().startswith(_SCHEMES) or _looks_like_base64(cell)
+    if isinstance(cell, Mapping):
+        return any(not is_null(cell.get(name)) for name in ("bytes", "path"))
+    if isinstance(cell, list | tuple):
+        return bool(cell) and _looks_like_image(cell[0])
+    if isinstance(cell, bytes | bytearray | memoryview | Image.Image | os.PathLike):
+        return True
+    try:
+        n_axes = getattr(cell, "ndim", 0)
+        if n_axes == 1 and str(getattr(cell, "dtype", "")) == "object":
+            return len(cell) > 0 and _looks_like_image(cell[0])  # type: ignore[arg-type, index]
+        return n_axes in (2, 3)
+    except Exception:  # noqa: BLE001  # a cell's own attributes may raise anything
+        return False
+
+
+def _looks_like_base64(text: str) -> bool:
+    head = text[:128].strip()
+    begins = head.startswith(_BASE64_STARTS) or "ZnR5c" in head[:12]  # "ftyp": AVIF, HEIF
+    return begins and len(text) >= _LEAST_BASE64 and " " not in head and head.isascii()
+
+
+def _figure(label: object, image: str, texts: Sequence[tuple[Hashable, object]]) -> str:
+    row = _text(label)
+    written = [(plain(name, _LONGEST_NAME), _text(value)) for name, value in texts]
+    alt = escape(f"row {row}: {' '.join(text for _, text in written)}"[:_LONGEST_TEXT])
+    head = f'<img src="{image}" alt="{alt}">' if image.startswith("data:") else f"<p>{escape(image)}</p>"
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in written)
+    return f"<figure>{head}<dl><dt>row</dt><dd>{escape(row)}</dd>{entries}</dl></figure>"
+
+
+def _text(value: object) -> str:
+    return "–" if is_missing(value) else plain(value, _LONGEST_TEXT)
+
+
+def _note(n_shown: int, n_rows: int, *, limited: bool, max_bytes: int) -> str:
+    if n_shown == n_rows:
+        return ""
+    why = f"; the limit of {max_bytes} bytes was reached" if limited else ""
+    return f"<p>{n_shown} of {n_rows} rows are shown{why}: see n_rows and max_bytes.</p>"

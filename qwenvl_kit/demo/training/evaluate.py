@@ -1,0 +1,191 @@
+"""A model's name enters, a table of counts leaves: ``python -m qwenvl_kit.demo.training.evaluate``.
+
+Held-out scenes go through the public door, `df.vl.caption` and `df.vl.ask`, in float32 and greedy; an answer counts
+when all of it is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import qwenvl_kit  # noqa: F401 - registers df.vl
+
+from . import WORLD
+from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
+from ._metrics import Judged, score, table
+from ._questions import Asker, Question
+from .scenes import WORLDS, Scene, World, draw, sample_scenes
+
+HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
+_DEFAULTS: dict[str, object] = {
+    "model_name": "demo",
+    "dtype": "float32",
+    "use_flash_attention_2": False,
+    "batch_size": 32,
+    "progress": False,
+}
+
+
+def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **options: object) -> list[Judged]:
+    """Caption every scene in both languages, ask it one question of each kind, and judge the answers.
+
+    Parameters
+    ----------
+    scenes
+        What to draw.
+    seed
+        Chooses what is asked.
+    world
+        Where the shapes and colours of absent objects come from.
+    **options
+        Fields of `Config`, such as `backend` or `batch_size`.
+    """
+    asked = {**_DEFAULTS, **options}
+    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
+    judged: list[Judged] = []
+    for language in LANGUAGES:
+        judged += _captions(scenes, frame, language, asked)
+        judged += _questions(scenes, frame, language, asked, world=world, rng=np.random.default_rng([seed, 1]))
+    return judged
+
+
+def by_height(
+    scenes: list[Scene], options: Mapping[str, object], *, heights: Sequence[int] = HEIGHTS, language: Language = "zh"
+) -> pd.DataFrame:
+    """Caption the same scenes at several heights: what resizing costs.
+
+    Parameters
+    ----------
+    scenes
+        What to draw.
+    options
+        Fields of `Config`.
+    heights
+        Values of `resized_height` in pixels; the width follows from the picture.
+    language
+        Of the captions.
+
+    Returns
+    -------
+    DataFrame
+        Under the height asked for: `visual_tokens`, the mean number a picture became, and `right`, the share of whole
+        captions that are right.
+    """
+    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
+    truths = [caption(scene, language) for scene in scenes]
+    rows: list[dict[str, float]] = []
+    for height in heights:
+        asked = {**_DEFAULTS, **options, "resized_height": height, "min_pixels": 28 * 28, "max_pixels": 10**6}
+        given = frame.vl.run("image", prompt=CAPTION_PROMPTS[language][0], **asked)
+        tokens = (given["height"] * given["width"] / 28**2).mean()
+        right = sum(answer == truth for answer, truth in zip(given["text"], truths, strict=True))
+        rows.append({"resized_height": height, "visual_tokens": float(tokens), "right": right / len(scenes)})
+    return pd.DataFrame(rows).set_index("resized_height")
+
+
+def ask_all(scene: Scene, language: Language, rng: np.random.Generator, *, world: World) -> list[Question]:
+    """Ask one question of each kind, and "is there" twice: once where it is true, once where it is not."""
+    asker = Asker(scene, rng, language, world=world, vary=False)
+    asked = [
+        *(asker.count(), asker.background(), asker.colour(), asker.shape(), asker.what(), asker.where()),
+        *(asker.is_there(truth=True), asker.is_there(truth=False)),
+    ]
+    return [question for question in asked if question is not None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m qwenvl_kit.demo.training.evaluate", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=100, help="held-out scenes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch")
+    parser.add_argument("--model", type=Path, help="checkpoint folder instead of the embedded model")
+    parser.add_argument("--world", choices=sorted(WORLDS), help="instead of the world of the embedded model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--heights", action=argparse.BooleanOptionalAction, default=True, help="what resized_height costs, too"
+    )
+    parser.add_argument("--json", type=Path, help="write the scores and every wrong answer here")
+    asked = parser.parse_args(arguments)
+    world = WORLDS[asked.world] if asked.world else WORLD
+    scenes = sample_scenes(asked.scenes, seed=asked.seed, world=world)
+    options: dict[str, object] = {"backend": asked.backend, "dtype": asked.dtype, "batch_size": asked.batch_size}
+    if asked.model is not None:
+        options["model_name"] = str(asked.model.resolve())
+    started = time.perf_counter()
+    judged = evaluate(scenes, seed=asked.seed, world=world, **options)
+    print(table(score(judged)))
+    print(f"\n{len(judged)} answers in {time.perf_counter() - started:.0f} s ({asked.backend}, {asked.dtype})")
+    if asked.heights:
+        print("\nWhole Chinese captions by resized_height, min_pixels=784 and max_pixels=1000000:")
+        print(by_height(scenes, options).to_string(float_format="{:.3f}".format))
+    if asked.json is not None:
+        asked.json.write_text(_report(judged), encoding="utf-8")
+
+
+def _captions(scenes: list[Scene], frame: pd.DataFrame, language: Language, options: dict[str, object]) -> list[Judged]:
+    given = frame.vl.caption("image", prompt=CAPTION_PROMPTS[language][0], **options)
+    return [
+        Judged(
+            language=language,
+            kind="caption",
+            n_things=len(scene.things),
+            expected=caption(scene, language),
+            given=_text(answer),
+        )
+        for scene, answer in zip(scenes, given, strict=True)
+    ]
+
+
+def _questions(
+    scenes: list[Scene],
+    frame: pd.DataFrame,
+    language: Language,
+    options: dict[str, object],
+    *,
+    world: World,
+    rng: np.random.Generator,
+) -> list[Judged]:
+    asked = [
+        (row, question) for row, scene in enumerate(scenes) for question in ask_all(scene, language, rng, world=world)
+    ]
+    rows = pd.DataFrame(
+        {
+            "image": [frame["image"].iloc[row] for row, _ in asked],
+            "question": [question.prompt for _, question in asked],
+        }
+    )
+    given = rows.vl.ask("image", "question", **options)
+    return [
+        Judged(
+            language=language,
+            kind=question.kind,
+            n_things=len(scenes[row].things),
+            expected=question.answer,
+            given=_text(answer),
+            hard=question.hard,
+        )
+        for (row, question), answer in zip(asked, given, strict=True)
+    ]
+
+
+def _text(answer: object) -> str | None:
+    return answer if isinstance(answer, str) else None
+
+
+def _report(judged: list[Judged]) -> str:
+    scores = [{"language": s.language, "group": s.group, "right": s.n_right, "of": s.n_total} for s in score(judged)]
+    wrong = [vars(answer) for answer in judged if not answer.right]
+    return json.dumps({"scores": scores, "wrong": wrong}, ensure_ascii=False, indent=1)
+
+
+if __name__ == "__main__":
+    main()

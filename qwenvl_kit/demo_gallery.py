@@ -1,0 +1,166 @@
+"""Scenes in, a table and a self-contained page out that show the embedded model's answers beside the truth."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+import qwenvl_kit
+from qwenvl_kit.demo import WORLD
+from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, caption, draw, questions, sample_scenes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qwenvl_kit.demo import WORLD
+from qwenvl_kit.demo.scenes import Language
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.25rem; }
+figure { margin: 0; padding: 1rem; border: 1px solid color-mix(in srgb, currentColor 20%, transparent);
+         border-radius: .75rem; }
+img { display: block; height: 11rem; max-width: 100%; object-fit: contain; margin: 0 auto .75rem;
+      border: 1px solid color-mix(in srgb, currentColor 15%, transparent); }
+dt { font-size: .85em; opacity: .7; margin-top: .5rem; } dd { margin: 0; }
+.right::before { content: "✓ right: "; } .wrong::before { content: "✗ wrong: "; font-weight: bold; }
+.truth { opacity: .75; }
+"""
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>
+<body>
+<h1>What the embedded Qwen2.5-VL sees</h1>
+<p>Drawn scenes that it was never trained on, captioned in float32. It knows this drawn world and nothing else.</p>
+<main>
+{figures}
+</main>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One prompt, what the model said, and what is true."""
+
+    prompt: str
+    said: str
+    truth: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the whole answer is the truth."""
+        return self.said == self.truth
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exhibit:
+    """A picture, its caption and the answer to a question about it."""
+
+    pixels: NDArray[np.uint8]
+    caption: Answer
+    answer: Answer
+
+
+def exhibits(n: int, *, seed: int = 0) -> list[Exhibit]:
+    """Draw scenes that training never saw and let the embedded model look at them, in float32.
+
+    Parameters
+    ----------
+    n : int
+        How many; Chinese and English take turns.
+    seed : int
+        Which scenes.
+    """
+    scenes = sample_scenes(n, seed=seed, world=WORLD)
+    languages: list[Language] = ["zh" if row % 2 == 0 else "en" for row in range(n)]
+    rng = np.random.default_rng(seed)
+    asked = [
+        (found := questions(scene, rng, language, world=WORLD))[int(rng.integers(len(found)))]
+        for scene, language in zip(scenes, languages, strict=True)
+    ]
+    frame = pd.DataFrame(
+        {
+            "image": [draw(scene) for scene in scenes],
+            "describe": [CAPTION_PROMPTS[language][0] for language in languages],
+            "question": [question.prompt for question in asked],
+        }
+    )
+    said = frame.vl.ask(
+        "image",
+        {"caption": "describe", "answer": "question"},
+        model_name="demo",
+        dtype="float32",
+        use_flash_attention_2=False,
+        batch_size=8,
+    )
+    return [
+        Exhibit(
+            frame["image"].iloc[row],
+            Answer(frame["describe"].iloc[row], _text(said["caption"].iloc[row]), caption(scenes[row], languages[row])),
+            Answer(asked[row].prompt, _text(said["answer"].iloc[row]), asked[row].answer),
+        )
+        for row in range(n)
+    ]
+
+
+def table(shown: Sequence[Exhibit]) -> str:
+    """Lines for a terminal: what was said, and the truth wherever it differs; the score last."""
+    lines: list[str] = []
+    for number, exhibit in enumerate(shown, start=1):
+        for answer in (exhibit.caption, exhibit.answer):
+            mark = "✓" if answer.is_right else "✗"
+            lines.append(f"{number:>3} {mark} {_padded(answer.prompt, 34)} said:  {answer.said}")
+            lines.append(f"{'':>5} {_padded('', 34)} truth: {answer.truth}")
+    captions = sum(exhibit.caption.is_right for exhibit in shown)
+    answers = sum(exhibit.answer.is_right for exhibit in shown)
+    lines.append("")
+    lines.append(f"{captions} of {len(shown)} captions and {answers} of {len(shown)} answers are the whole truth.")
+    lines.append("Measured on many scenes: python -m qwenvl_kit.demo.training.evaluate --scenes 500")
+    return "\n".join(lines)
+
+
+def write(shown: Sequence[Exhibit], folder: Path) -> Path:
+    """Write the gallery, pictures inside, to ``index.html`` in `folder` and give its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "index.html"
+    figures = "\n".join(_figure(exhibit) for exhibit in shown)
+    title = f"qwenvl_kit {qwenvl_kit.__version__}: the embedded model"
+    page.write_text(_PAGE.format(title=html.escape(title), style=_STYLE, figures=figures), encoding="utf-8")
+    return page
+
+
+def _figure(exhibit: Exhibit) -> str:
+    encoded = io.BytesIO()
+    Image.fromarray(exhibit.pixels).save(encoded, format="PNG")
+    data = base64.b64encode(encoded.getvalue()).decode()
+    entries = "".join(
+        f"<dt>{html.escape(answer.prompt)}</dt>"
+        f'<dd class="{"right" if answer.is_right else "wrong"}">{html.escape(answer.said)}</dd>'
+        + ("" if answer.is_right else f'<dd class="truth">truth: {html.escape(answer.truth)}</dd>')
+        for answer in (exhibit.caption, exhibit.answer)
+    )
+    alt = html.escape(exhibit.caption.truth, quote=True)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><dl>{entries}</dl></figure>'
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _padded(text: str, width: int) -> str:
+    """Pad to columns of a terminal, where a Chinese character takes two."""
+    taken = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    return text + " " * max(0, width - taken)

@@ -1,0 +1,113 @@
+"""An operator's class in, a function of Daft expressions out: the operator on one machine or on Ray.
+
+Daft decides where a worker runs and which rows it gets; the operator inside decides how they go through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from qwenvl_kit.executors.daft_setup import check_gpus, import_daft
+from qwenvl_kit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import daft
+
+    from qwenvl_kit.types import Result
+
+Returns = Literal["text", "struct"]
+_FIELDS = ("text", "status", "error", "finish_reason", "prompt_tokens", "new_tokens")
+
+
+def las_udf(
+    operator: Callable[..., Any],
+    construct_args: Mapping[str, Any] | None = None,
+    *,
+    num_gpus: float | None = None,
+    batch_size: int | None = None,
+    concurrency: int | None = None,
+    returns: Returns = "text",
+) -> Callable[..., daft.Expression]:
+    """Make a Daft function of an operator.
+
+    Parameters
+    ----------
+    operator : type
+        `QwenVLImageUnderstanding`, or another class of that form.
+    construct_args : mapping, optional
+        Keywords for its construction, once per worker.
+    num_gpus : float, optional
+        GPUs of each worker; 0 or None for none.
+    batch_size : int, optional
+        Rows that Daft hands over at once. They are cut again inside, by the operator's own ``batch_size``: four or more
+        times as many keep the model full.
+    concurrency : int, optional
+        Workers.
+    returns : {"text", "struct"}
+        A text per row; or a struct of ``text, status, error, finish_reason, prompt_tokens, new_tokens``.
+
+    Returns
+    -------
+    callable
+        Takes a column of pictures and, if wanted, one of prompts.
+
+    Raises
+    ------
+    MissingExtra
+        Daft is not installed.
+    ConfigError
+        More GPUs are asked for than there are, or `returns` is neither of its values.
+
+    Examples
+    --------
+    >>> from qwenvl_kit.daft import QwenVLImageUnderstanding, las_udf
+    >>> understand = las_udf(QwenVLImageUnderstanding, {"model_name": "demo"})  # doctest: +SKIP
+    >>> frame = frame.with_column("caption", understand(frame["image"]))  # doctest: +SKIP
+    """
+    api = import_daft()
+    if returns not in ("text", "struct"):
+        raise ConfigError(f"returns must be 'text' or 'struct'; got {returns!r}; pass 'struct' for every field")
+    given = dict(construct_args or {})
+    check_gpus(api, num_gpus, concurrency)
+    _check_rank(api, given)
+    as_struct = returns == "struct"
+
+    class Worker:
+        def __init__(self) -> None:
+            self._operator = operator(**given)
+
+        def understand(self, images: Any, prompts: Any = None) -> list[Any]:
+            answers = self._operator.results(images, prompts)
+            # Daft would repeat a single value for the whole batch without a word.
+            assert len(answers) == len(images), "one answer per row"
+            return [_struct(answer) for answer in answers] if as_struct else [answer.text for answer in answers]
+
+    # An error ends the job: with on_error="ignore" Daft nulls whole batches, also those of a model that did not load.
+    method = api.method.batch(return_dtype=_dtype(api, as_struct=as_struct), batch_size=batch_size, on_error="raise")
+    Worker.understand = method(Worker.understand)  # type: ignore[method-assign]
+    worker = api.cls(Worker, gpus=num_gpus or 0, max_concurrency=concurrency, name_override=operator.__name__)()
+
+    def apply(images: daft.Expression, prompts: daft.Expression | None = None) -> daft.Expression:
+        return worker.understand(images) if prompts is None else worker.understand(images, prompts)
+
+    return apply
+
+
+def _struct(result: Result) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in _FIELDS}
+
+
+def _dtype(daft: Any, *, as_struct: bool) -> Any:
+    text, number = daft.DataType.string(), daft.DataType.int64()
+    if not as_struct:
+        return text
+    return daft.DataType.struct({name: number if name.endswith("_tokens") else text for name in _FIELDS})
+
+
+def _check_rank(daft: Any, given: Mapping[str, Any]) -> None:
+    if given.get("rank") and daft.get_or_infer_runner_type() == "ray":
+        raise ConfigError(
+            f"rank counts the GPUs that a worker on Ray sees, which are its own; got {given['rank']}; pass rank=0 or "
+            "rank=None"
+        )

@@ -1,0 +1,35 @@
+"""A checkpoint in, an ONNX export out that answers as the checkpoint does, and the proof of it.
+
+>>> from qwenvl_kit.export import to_onnx, verify
+>>> done = to_onnx("demo", "demo-onnx")  # doctest: +SKIP
+>>> print(done.parity)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
+    from qwenvl_kit.onnx_backend.export.parity import Parity, verify
+    from qwenvl_kit.onnx_backend.export.exporter import Exported, to_onnx
+
+__all__ = ["Exported", "OnnxQwenVL", "Parity", "to_onnx", "verify"]
+_HOMES = {
+    "Exported": "qwenvl_kit.onnx_backend.export.exporter",
+    "OnnxQwenVL": "qwenvl_kit.onnx_backend.generate",
+    "Parity": "qwenvl_kit.onnx_backend.export.parity",
+    "to_onnx": "qwenvl_kit.onnx_backend.export.exporter",
+    "verify": "qwenvl_kit.onnx_backend.export.parity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch, onnx and optimum when one of the names is used, not before."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from qwenvl_kit.onnx_backend.require import require_onnx
+
+    require_onnx("exporting to ONNX")
+    return getattr(import_module(_HOMES[name]), name)

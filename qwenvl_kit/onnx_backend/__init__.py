@@ -1,0 +1,1 @@
+"""Run the model on ONNX Runtime."""

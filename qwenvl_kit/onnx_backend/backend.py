@@ -1,0 +1,154 @@
+"""An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
+
+Frames and URLs are unknown here; how graphs are run is the stepper's affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.checkpoints.checkpoint import find, locate, read
+from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export
+from qwenvl_kit.onnx_backend.require import require_onnx
+from qwenvl_kit.checkpoints.resolve import Device, ResolvedConfig, resolve
+from qwenvl_kit.errors import CheckpointError, ConfigError
+from qwenvl_kit.types import PatchGeometry, Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.options import Config
+
+ATTENTION = "GroupQueryAttention"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxSpec:
+    """An export and what will run of it, before any weight is read."""
+
+    export: Export
+    device: Device
+    rank: int
+    resolved: ResolvedConfig
+    geometry: PatchGeometry
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of graphs and weights."""
+        return self.resolved.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Equal for configs that can share one loaded model."""
+        return f"onnx:{self.export.path}:{self.fingerprint}:{self.resolved.device}:{self.resolved.threads}"
+
+    def load(self) -> OnnxBackend:
+        """Read the weights."""
+        return OnnxBackend(self)
+
+
+class OnnxBackend:
+    """A loaded export.
+
+    Parameters
+    ----------
+    spec : OnnxSpec
+        What to load, and where.
+    """
+
+    def __init__(self, spec: OnnxSpec) -> None:
+        from qwenvl_kit.inference.scheduler import Language
+        from qwenvl_kit.inference.encoder_cache import EncoderCache
+        from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+        from qwenvl_kit.checkpoints.preflight import check_export, load_processor
+
+        checkpoint = read(spec.export.path, weights="*.onnx")
+        processor = load_processor(checkpoint)
+        assert spec.resolved.provider is not None, "set by spec()"
+        self._stepper = OnnxStepper(
+            spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
+        )
+        self._eyes = EncoderCache(self._stepper)
+        self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
+
+    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the feed gives."""
+        from qwenvl_kit.inference.scheduler import generate
+
+        yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._eyes.forget()
+        self._stepper.close()
+
+
+def spec(config: Config) -> OnnxSpec:
+    """Find the export that a config means.
+
+    Raises
+    ------
+    MissingExtra
+        ONNX Runtime is not installed.
+    ConfigError
+        An option that was given cannot be had from an export.
+    ModelNotFound, CheckpointError
+        There is no export; or a partial, an altered or a foreign one.
+    """
+    require_onnx("backend='onnx'")
+    from qwenvl_kit.onnx_backend.session import execution_provider
+    from qwenvl_kit.onnx_backend.int8_support import require_exact_products
+    from qwenvl_kit.checkpoints.generation_config import defaults_of
+    from qwenvl_kit.checkpoints.preflight import check_export
+
+    folder = locate(config)
+    if not is_export(folder):
+        find(config)  # what is no checkpoint either is said as such
+        raise CheckpointError(
+            f"model_name={config.model_name!r} is a checkpoint, not an ONNX export; make one with qwenvl-kit export "
+            f"{config.model_name} OUT, and pass model_name='OUT'"
+        )
+    export = read_export(folder)
+    checkpoint = read(folder, weights="*.onnx")
+    _check(config, export)
+    require_exact_products(export)
+    check_export(checkpoint)
+    provider = execution_provider()
+    device = _device(config, provider)
+    planned = resolve(config, device, defaults_of(checkpoint, config), dtype=export.dtype, attention=ATTENTION)
+    fingerprint = hashlib.blake2b(f"onnx:{export.digest}:{provider}".encode(), digest_size=16).hexdigest()
+    resolved = replace(planned, fingerprint=fingerprint, quantization=export.quantize, provider=provider)
+    return OnnxSpec(export, device, config.rank or 0, resolved, checkpoint.geometry)
+
+
+def _check(config: Config, export: Export) -> None:
+    if config.num_beams > 1:
+        raise ConfigError(
+            f"num_beams={config.num_beams} is not to be had from backend='onnx', whose loop follows one answer a row; "
+            "pass num_beams=1, backend='torch', or use qwenvl_kit.export.OnnxQwenVL's own generate"
+        )
+    if config.device_map is not None:
+        raise ConfigError(
+            f"device_map={config.device_map!r} is not to be had from backend='onnx', which keeps a model on one "
+            "device; leave it out, or pass backend='torch'"
+        )
+    if "dtype" in config.explicit and config.dtype != export.dtype:
+        raise ConfigError(
+            f"dtype={config.dtype!r} is not to be had from {export.path}, an export in {export.dtype}; leave dtype "
+            f"out, or export with dtype={config.dtype!r}"
+        )
+
+
+def _device(config: Config, provider: str) -> Device:
+    if provider.startswith("CUDA"):
+        from qwenvl_kit.checkpoints.devices import find_device
+
+        return find_device(config)
+    if config.rank is not None:
+        raise ConfigError(
+            f"rank={config.rank} asks for a GPU, but ONNX Runtime runs on {provider} here; pass rank=None, or install "
+            "onnxruntime-gpu on a machine with a GPU"
+        )
+    return Device("cpu")

@@ -1,0 +1,1 @@
+"""Export a checkpoint to ONNX graphs and prove the export equal to torch."""

@@ -1,0 +1,257 @@
+"""An export as a model with ``generate``: everything that transformers' generation does, on ONNX Runtime.
+
+It stands on its own: nothing of frames, runs or requests is known here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from optimum.modeling_base import OptimizedModel
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, modeling_outputs
+
+from qwenvl_kit.checkpoints.checkpoint import read
+from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, read_export
+from qwenvl_kit.onnx_backend.session import execution_provider
+from qwenvl_kit.onnx_backend.int8_support import require_exact_products
+from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+from qwenvl_kit.checkpoints.preflight import load_config, load_processor, named_errors
+from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.checkpoints.weight_files import is_plain_name
+from qwenvl_kit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# ``generate`` hands the cache over under the name that the class's forward has for it, which changed with 5.24.
+_CACHE = "cache" if "cache" in signature(Qwen2_5_VLForConditionalGeneration.forward).parameters else "past_key_values"
+_Output: Any = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", modeling_outputs.CausalLMOutputWithPast)
+
+
+class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
+    """A Qwen2.5-VL on ONNX Runtime, for use without the rest of this package.
+
+    Attributes
+    ----------
+    stepper : OnnxStepper
+        Prompt pass and decode step as functions of their own.
+    processor : transformers.Qwen2_5_VLProcessor
+        The checkpoint's.
+    generation_config : transformers.GenerationConfig
+        The checkpoint's.
+
+    Examples
+    --------
+    >>> model = OnnxQwenVL.from_pretrained("qwen-onnx")  # doctest: +SKIP
+    >>> inputs = model.processor(images=picture, text=prompt, return_tensors="pt")  # doctest: +SKIP
+    >>> ids = model.generate(**inputs, max_new_tokens=64)  # doctest: +SKIP
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, export: Export, config: Any, *, provider: str | None = None, threads: int | None = None) -> None:
+        require_exact_products(export)
+        self.stepper = OnnxStepper(export, provider=provider or execution_provider(), threads=threads)
+        self.export = export
+        self.processor: Any = load_processor(read(export.path, weights="*.onnx"))
+        super().__init__(_Shell(config, self.stepper), config)
+        if (export.path / "generation_config.json").is_file():
+            trouble, fix = "its generation_config.json cannot be used", "correct it, or export again"
+            with named_errors(export.path, trouble, fix):
+                self.generation_config = GenerationConfig.from_pretrained(export.path, local_files_only=True)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """What ``generate`` does where it is not told."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        self.model.generation_config = value
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.stepper.device
+
+    @classmethod
+    def _from_pretrained(cls, model_id: str | Path, config: Any, **kwargs: Any) -> OnnxQwenVL:
+        """`from_pretrained` of a local folder: ``provider`` and ``threads`` may be given.
+
+        Raises
+        ------
+        CheckpointError
+            The folder is no export, a partial or an altered one.
+        """
+        chosen = {name: kwargs[name] for name in ("provider", "threads") if name in kwargs}
+        return cls(read_export(Path(model_id)), config, **chosen)
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path, config: Any = None, **kwargs: Any) -> OnnxQwenVL:
+        """Load an export.
+
+        Parameters
+        ----------
+        model_id : path
+            A folder that `qwenvl_kit.export.to_onnx` wrote.
+        config : transformers.PretrainedConfig, optional
+            Instead of the folder's.
+        **kwargs
+            ``provider``: an execution provider; ``threads``: of one operator.
+
+        Raises
+        ------
+        CheckpointError
+            The folder is no export, a partial or an altered one.
+        """
+        # optimum's own asks the hub what the folder holds; an export says it in its manifest, offline.
+        export = read_export(Path(model_id))
+        own = load_config(read(export.path, weights="*.onnx")) if config is None else config
+        return cls._from_pretrained(export.path, own, **kwargs)
+
+    def forward(self, **inputs: Any) -> Any:
+        """Logits (B, 1, V) of each row's last token, and the cache to go on with."""
+        return self.model(**inputs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.GenerationMixin.generate`: sampling, beams, penalties, processors, criteria, streamers."""
+        return self.model.generate(*args, **kwargs)
+
+    def can_generate(self) -> bool:
+        """Whether there is a ``generate``."""
+        return True
+
+    def _save_config(self, save_directory: str | Path) -> None:
+        """Nothing: it is one of the files that `_save_pretrained` copies as they are."""
+
+    def _save_pretrained(self, save_directory: str | Path) -> None:
+        """Copy the export; the manifest last, so that a copy that broke off looks like one."""
+        for name in (*self.export.manifest["files"], MANIFEST):
+            if not is_plain_name(name):
+                raise CheckpointError(f"{self.export.path / MANIFEST} names {name!r}, which is no file of its folder")
+            copy = Path(save_directory) / name
+            if copy.is_symlink():  # what it points to stays as it is
+                copy.unlink()
+            shutil.copyfile(self.export.path / name, copy)
+
+
+class _Slots:
+    """What ``generate`` holds for a cache: how many tokens the stepper's slots hold of each row."""
+
+    is_compileable = False
+    is_linear = (False,)
+
+    def __init__(self, stepper: OnnxStepper, capacity: int) -> None:
+        self.capacity = capacity
+        self.lengths: Tensor = torch.zeros(0, dtype=torch.int64)
+        self.n_passed = 0  # tokens of the padded batch, which is what transformers counts in
+        self._stepper = stepper
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that were passed, padding included."""
+        return self.n_passed
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Put the slots of chosen beams into the places of those that were dropped."""
+        self._stepper.reorder(beam_idx)
+        self.lengths = self.lengths[beam_idx.cpu()]
+
+
+class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
+    """transformers' class without weights: it prepares inputs, positions and beams, and asks the stepper for logits."""
+
+    _stepper: OnnxStepper
+
+    def __init__(self, config: Any, stepper: OnnxStepper) -> None:
+        config._attn_implementation = "sdpa"  # a kernel that a config names on the hub is never asked for
+        with torch.device("meta"):
+            super().__init__(config)
+        object.__setattr__(self, "_stepper", stepper)  # no module: nothing to be registered
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._stepper.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._stepper.dtype
+        return dtype
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        longest = kwargs.get("max_cache_length", args[-1] if args else 0)
+        model_kwargs[_CACHE] = _Slots(self._stepper, int(longest) + 1)
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Pictures are looked at once, however many beams: rows are repeated, patches are not."""
+        apart = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
+        input_ids, expanded = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        return input_ids, {**expanded, **apart, "rows_per_prompt": expand_size}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        logits_to_keep: int = 1,
+        cache: _Slots | None = None,
+        past_key_values: _Slots | None = None,
+        rows_per_prompt: int = 1,
+        **kwargs: Any,
+    ) -> Any:
+        cache = past_key_values if cache is None else cache
+        n_rows, n_new = input_ids.shape
+        slots = _Slots(self._stepper, n_new + 1) if cache is None else cache
+        if not len(slots.lengths):
+            slots.lengths = torch.zeros(n_rows, dtype=torch.int64)
+            self._stepper.reserve(n_rows, max(slots.capacity, n_new + 1))
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if position_ids is None:
+            positions, _ = self.model.get_rope_index(
+                input_ids, mm_token_type_ids, image_grid_thw=image_grid_thw, attention_mask=mask
+            )
+        else:
+            positions = position_ids[-3:]  # the first of four rows counts tokens
+        features = None
+        if pixel_values is not None and image_grid_thw is not None:
+            features = torch.cat(self._stepper.look(pixel_values, image_grid_thw))
+        kept = mask[:, -n_new:].bool()
+        visual = _by_row(features, (input_ids == self.config.image_token_id) & kept, rows_per_prompt)
+        logits = self._read(input_ids, kept, positions, visual, slots)
+        slots.n_passed += n_new
+        return _Output(logits=logits[:, None], **{_CACHE: slots})
+
+    def _read(
+        self, ids: Tensor, kept: Tensor, positions: Tensor, visual: Sequence[Tensor | None], slots: _Slots
+    ) -> Tensor:
+        """Logits (B, V); padding is left out, since a slot's tokens stand at its front."""
+        if ids.shape[1] == 1 and visual[0] is None:
+            logits: Tensor = self._stepper.step(ids[:, 0], positions[0, :, -1], slots.lengths)
+        else:
+            rows = zip(ids, kept, positions.unbind(1), slots.lengths.tolist(), visual, strict=True)
+            logits = self._stepper.read(
+                [
+                    PrefillChunk(slot, tokens[real], places[:, real], past, seen)
+                    for slot, (tokens, real, places, past, seen) in enumerate(rows)
+                ]
+            )
+        slots.lengths = slots.lengths + kept.sum(dim=1).cpu()
+        return logits
+
+
+def _by_row(features: Tensor | None, is_visual: Tensor, rows_per_prompt: int) -> Sequence[Tensor | None]:
+    """Visual tokens of each row (B, T); `features` hold those of one row per prompt."""
+    if features is None:
+        return [None] * len(is_visual)
+    per_prompt = torch.split(features, is_visual[::rows_per_prompt].sum(dim=1).tolist())
+    return [seen for seen in per_prompt for _ in range(rows_per_prompt)]

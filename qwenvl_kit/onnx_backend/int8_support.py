@@ -1,0 +1,54 @@
+"""Whether ONNX Runtime multiplies 8-bit integers exactly on this machine, as exports in ``w8a8`` need it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from qwenvl_kit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qwenvl_kit.onnx_backend.manifest import Export
+
+_K = 64  # summands of one product; the worst of them are all at their largest
+
+
+def require_exact_products(export: Export) -> None:
+    """Refuse an export that this CPU would answer wrongly from.
+
+    Raises
+    ------
+    ConfigError
+        It is quantised as ``w8a8``, and products saturate here.
+    """
+    if export.quantize == "w8a8" and not products_are_exact():
+        raise ConfigError(
+            f"{export.path} is quantised as w8a8, and ONNX Runtime's int8 products saturate on this CPU, which has no "
+            "VNNI; export with quantize='int8', whose products do not"
+        )
+
+
+@functools.cache
+def products_are_exact() -> bool:
+    """Multiply the largest uint8 by the largest int8 and see.
+
+    On x86 without VNNI the runtime adds pairs of products in 16 bits, which the largest overflow
+    (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "When and why do I need to try
+    U8U8?").
+    """
+    weights = np.full((_K, 16), 127, np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [4, _K])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [4, 16])],
+        initializer=[numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.full((4, _K), 255, np.uint8)})
+    return bool((found == 255 * 127 * _K).all())

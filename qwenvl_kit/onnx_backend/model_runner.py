@@ -1,0 +1,304 @@
+"""The functions of a `ModelRunner` over an export's two graphs on ONNX Runtime: pictures, prompts and steps in, logits out.
+
+Caches are torch tensors that the runtime reads and extends in place; nothing is copied between steps. What is sampled
+is not known here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from qwenvl_kit.checkpoints.checkpoint import read
+from qwenvl_kit.onnx_backend.session import Graph
+from qwenvl_kit.checkpoints.preflight import load_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwenvl_kit.onnx_backend.manifest import Export
+    from qwenvl_kit.inference.model_runner import PrefillChunk
+
+_MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
+_MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
+_ATTENTION_BYTES = 256 * 2**20  # scores of one layer's attention in a prompt pass; longer prompts go in parts
+
+
+class OnnxStepper:
+    """An export with its weights and one cache.
+
+    Parameters
+    ----------
+    export : Export
+        The folder, already checked.
+    provider : str
+        Execution provider, such as ``CPUExecutionProvider``.
+    rank : int
+        Index of the GPU, where the provider is CUDA's.
+    threads : int or None
+        Threads of one operator; None for ONNX Runtime's own choice.
+    """
+
+    def __init__(
+        self, export: Export, *, provider: str = "CPUExecutionProvider", rank: int = 0, threads: int | None = None
+    ) -> None:
+        config = load_config(read(export.path, weights="*.onnx"))
+        self._text, self._vision = config.text_config, config.vision_config
+        self._image_id: int = config.image_token_id
+        self.dtype = torch.float16 if export.dtype == "float16" else torch.float32
+        self.device = torch.device("cuda", rank) if provider.startswith("CUDA") else torch.device("cpu")
+        self._decoder = Graph(export.path / "decoder.onnx", provider, self.device, threads)
+        self._tower = Graph(export.path / "vision.onnx", provider, self.device, threads)
+        self._embeddings = torch.from_numpy(export.embeddings())  # (V, H), mapped from the file of weights
+        self._head = self._text.hidden_size // self._text.num_attention_heads
+        self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer, (slots, heads, capacity, D)
+        self.reserve(1, 1)
+
+    def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
+        """Visual tokens of pictures, those of one size together."""
+        sizes = [tuple(one) for one in grid.tolist()]
+        counts = [math.prod(size) for size in sizes]
+        starts = [end - count for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
+        found: dict[int, Tensor] = {}
+        for size in dict.fromkeys(sizes):
+            alike = [at for at, other in enumerate(sizes) if other == size]
+            together = max(1, _MAX_PATCHES[self.device.type] // math.prod(size))
+            for first in range(0, len(alike), together):
+                some = alike[first : first + together]
+                features = self._look_alike(pixel_values, [starts[at] for at in some], torch.tensor([size]))
+                found |= dict(zip(some, features, strict=True))
+        return [found[at] for at in range(len(sizes))]
+
+    def reserve(self, n_slots: int, capacity: int) -> None:
+        """Make room for `n_slots` rows of `capacity` tokens; what slots hold is kept where it fits the new size."""
+        heads = self._text.num_key_value_heads
+        old = self._caches
+        if old and old[0][0].shape[0] == n_slots and old[0][0].shape[2] == capacity:
+            return
+        self._caches = [
+            (_grown(old[layer][0] if old else None, shape, self), _grown(old[layer][1] if old else None, shape, self))
+            for layer in range(self._text.num_hidden_layers)
+            for shape in [(n_slots, heads, capacity, self._head)]
+        ]
+
+    def read(self, readings: Sequence[PrefillChunk]) -> Tensor:
+        """Prompt pass: keys and values go into the readings' slots; logits (n_readings, V) of their last tokens."""
+        logits = torch.empty(len(readings), self._text.vocab_size, device=self.device)
+        order = sorted(range(len(readings)), key=lambda at: readings[at].slot)
+        for run in _neighbours(order, [reading.slot for reading in readings]):
+            for some in self._fill(run, readings):
+                logits[torch.tensor(some)] = self._read_neighbours([readings[at] for at in some])
+        return logits
+
+    def step(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+        """Decode step: append one token to each of the slots 0 to B-1; logits (B, V)."""
+        n_rows = len(ids)
+        return self._decode(
+            first_slot=0,
+            embeds=self._embed(ids).unsqueeze(1),  # (B, 1, H)
+            positions=positions.expand(3, n_rows).unsqueeze(-1),  # (3, B, 1)
+            lengths=lengths + 1,
+            new_lengths=torch.ones(n_rows, dtype=torch.int64),
+            wanted=torch.arange(n_rows),
+        )
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a slot to another."""
+        for keys, values in self._caches:
+            keys[target, :, :length] = keys[source, :, :length]
+            values[target, :, :length] = values[source, :, :length]
+
+    def wipe(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        for keys, values in self._caches:
+            keys[slot].zero_()
+            values[slot].zero_()
+
+    def reorder(self, order: Tensor) -> None:
+        """Let the first slots hold what those of `order` (B,) hold now, as beam search wants it."""
+        for keys, values in self._caches:
+            keys[: len(order)], values[: len(order)] = keys[order], values[order]
+
+    def close(self) -> None:
+        """Free weights and cache."""
+        self._caches = []
+        del self._decoder, self._tower, self._embeddings
+
+    def _look_alike(self, pixels: Tensor, starts: Sequence[int], size: Tensor) -> Tensor:
+        """Visual tokens (n, n_visual, H) of the n pictures of one grid (1, 3) whose patches begin at `starts`."""
+        config, n_pictures = self._vision, len(starts)
+        unit = config.spatial_merge_size**2
+        order, bounds = get_vision_window_index(
+            size, config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
+        )
+        patches = (order[:, None] * unit + torch.arange(unit)).reshape(-1)  # (P,): patch that stands at each place
+        places, mask, back = _windows(bounds)
+        positions = get_vision_position_ids(size, config.spatial_merge_size)[patches].T  # (2, P)
+        features = torch.empty(n_pictures, len(order), config.out_hidden_size, dtype=self.dtype, device=self.device)
+        self._tower.run(
+            {
+                "pixel_values": pixels[torch.tensor(starts)[:, None] + patches].to(self.dtype),  # (n, P, C·T·p·p)
+                "position_ids": positions[:, None].expand(2, n_pictures, -1),
+                "window_index": places,
+                "window_mask": mask.repeat(n_pictures, 1),
+                "window_return": back,
+            },
+            {"features": features},
+        )
+        return features[:, torch.argsort(order).to(self.device)]
+
+    def _fill(self, run: Sequence[int], readings: Sequence[PrefillChunk]) -> list[list[int]]:
+        """Split a run of readings into passes that fill a device and whose padding fits the cache.
+
+        The runtime takes a pass whose rows would all be as long as its longest, and refuses one where a row's past
+        leaves no room for so much.
+        """
+        most, capacity = _MAX_TOKENS[self.device.type], self._caches[0][0].shape[2]
+        passes: list[list[int]] = []
+        longest = past = 0
+        for at in run:
+            length = len(readings[at].ids)
+            longest, past = max(longest, length), max(past, readings[at].past)
+            if passes and (len(passes[-1]) + 1) * longest <= most and past + longest <= capacity:
+                passes[-1].append(at)
+            else:
+                passes.append([at])
+                longest, past = length, readings[at].past
+        return passes
+
+    def _read_neighbours(self, readings: Sequence[PrefillChunk]) -> Tensor:
+        """Read into slots that follow each other, in parts where attention's scores would not fit."""
+        lengths = [len(reading.ids) for reading in readings]
+        heads, capacity = self._text.num_attention_heads, self._caches[0][0].shape[2]
+        part = max(16, _ATTENTION_BYTES // (4 * len(readings) * heads * capacity))
+        logits = torch.empty(len(readings), self._text.vocab_size, device=self.device)
+        embeds = [self._embed_reading(reading) for reading in readings]
+        for start in range(0, max(lengths), part):
+            going = [at for at, length in enumerate(lengths) if length > start]
+            for run in _neighbours(going, range(len(readings))):
+                ends = [at for at in run if lengths[at] <= start + part]
+                said = self._read_part([readings[at] for at in run], [embeds[at] for at in run], start, part)
+                logits[torch.tensor(ends, dtype=torch.int64)] = said
+        return logits
+
+    def _read_part(self, readings: Sequence[PrefillChunk], embeds: Sequence[Tensor], start: int, most: int) -> Tensor:
+        """Read tokens `start` to ``start + most`` of each; logits of those that end there."""
+        sizes = torch.tensor([min(len(reading.ids) - start, most) for reading in readings])
+        longest, n_rows = int(sizes.max()), len(readings)
+        joint = torch.zeros(n_rows, longest, self._text.hidden_size, dtype=self.dtype, device=self.device)
+        positions = torch.zeros(3, n_rows, longest, dtype=torch.int64)
+        for row, (reading, vectors) in enumerate(zip(readings, embeds, strict=True)):
+            end = start + int(sizes[row])
+            joint[row, : end - start] = vectors[start:end]
+            positions[:, row, : end - start] = reading.positions[:, start:end]
+        ending = [row for row, reading in enumerate(readings) if len(reading.ids) <= start + most]
+        # The runtime takes no empty output, so where no row ends a logit is made and dropped.
+        wanted = [row * longest + int(sizes[row]) - 1 for row in ending] or [0]
+        logits = self._decode(
+            first_slot=readings[0].slot,
+            embeds=joint,
+            positions=positions,
+            lengths=torch.tensor([reading.past + start for reading in readings]) + sizes,
+            new_lengths=sizes,
+            wanted=torch.tensor(wanted),
+        )
+        return logits[: len(ending)]
+
+    def _decode(
+        self,
+        *,
+        first_slot: int,
+        embeds: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        new_lengths: Tensor,
+        wanted: Tensor,
+    ) -> Tensor:
+        """One pass of the decoder over the slots from `first_slot` on: logits (K, V) of the tokens `wanted`."""
+        rows = slice(first_slot, first_slot + len(embeds))
+        inputs = {
+            "inputs_embeds": embeds,
+            "position_ids": positions,
+            "lengths": (lengths - 1).int(),
+            "total_length": _total_length(lengths, new_lengths),
+            "new_lengths": new_lengths.int(),
+            "logits_index": wanted,
+        }
+        logits = torch.empty(len(wanted), self._text.vocab_size, device=self.device)
+        outputs: dict[str, Tensor] = {"logits": logits}
+        for layer, (keys, values) in enumerate(self._caches):
+            for name, cache in (("key", keys), ("value", values)):
+                inputs[f"past_{name}_{layer}"] = outputs[f"present_{name}_{layer}"] = cache[rows]
+        self._decoder.run(inputs, outputs)
+        return logits
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self._embeddings[ids.cpu()].to(self.device, self.dtype)
+
+    def _embed_reading(self, reading: PrefillChunk) -> Tensor:
+        """Vectors (T, H) of a reading's tokens, visual ones in their places."""
+        vectors = self._embed(reading.ids)
+        if reading.visual is not None:
+            places = (reading.ids == self._image_id).nonzero().squeeze(-1)[: len(reading.visual)]
+            vectors[places.to(self.device)] = reading.visual.to(self.dtype)
+        return vectors
+
+
+def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
+    """The longest row; one more where the operator would take the pass for a first prompt and forget the past.
+
+    It does so where the new tokens of the longest reading are as many as the longest row has in all
+    (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cpu/bert/group_query_attention_helper.h).
+    """
+    total = int(lengths.max())
+    has_past = bool((lengths > new_lengths).any())
+    return torch.tensor(total + (has_past and int(new_lengths.max()) == total), dtype=torch.int32)
+
+
+def _grown(old: Tensor | None, shape: tuple[int, int, int, int], stepper: OnnxStepper) -> Tensor:
+    """A cache of `shape` that holds what fits of `old`."""
+    new = torch.zeros(shape, dtype=stepper.dtype, device=stepper.device)
+    if old is not None:
+        rows, tokens = min(old.shape[0], shape[0]), min(old.shape[2], shape[2])
+        new[:rows, :, :tokens] = old[:rows, :, :tokens]
+    return new
+
+
+def _neighbours(order: Sequence[int], slots: Sequence[int]) -> list[list[int]]:
+    """Split positions, ordered by slot, where their slots do not follow each other."""
+    runs: list[list[int]] = []
+    for at in order:
+        if runs and slots[at] == slots[runs[-1][-1]] + 1:
+            runs[-1].append(at)
+        else:
+            runs.append([at])
+    return runs
+
+
+def _windows(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill windows up to one length.
+
+    Parameters
+    ----------
+    bounds : int Tensor (W + 1,)
+        Where windows of patches begin and end.
+
+    Returns
+    -------
+    places : int64 Tensor (W·L,)
+        Patch at each place of each window; empty places show the window's last patch.
+    mask : int32 Tensor (W, L)
+        0 where a place is empty.
+    back : int64 Tensor (P,)
+        Place of each patch.
+    """
+    sizes = bounds.diff()[:, None].long()  # (W, 1)
+    at = torch.arange(int(sizes.max()))  # (L,)
+    places = bounds[:-1, None].long() + torch.minimum(at, sizes - 1)
+    mask = at < sizes
+    return places.reshape(-1), mask.int(), mask.reshape(-1).nonzero().squeeze(-1)

@@ -1,0 +1,44 @@
+"""The key of an answer: equal keys, equal answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.checkpoints.resolve import answer_fields
+
+if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+
+
+class Keys:
+    """Makes keys for the rows of one run.
+
+    Parameters
+    ----------
+    resolved : ResolvedConfig
+        What really runs; its answer fields and fingerprint are part of every key.
+    system : str or None
+        The system prompt.
+    """
+
+    def __init__(self, resolved: ResolvedConfig, system: str | None) -> None:
+        self._seed = resolved.seed
+        self._samples = resolved.do_sample
+        fixed = [resolved.fingerprint, system, answer_fields(resolved)]
+        self._base = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=16)
+
+    def key(self, digests: Sequence[str], prompt: str, draw: int) -> str | None:
+        """Key of an answer; None where every draw is a new one and nothing may be shared."""
+        if self._samples and self._seed is None:
+            return None
+        digest = self._base.copy()
+        drawn = draw if self._samples else 0
+        digest.update(json.dumps([list(digests), prompt, drawn]).encode())
+        return digest.hexdigest()
+
+    def seed(self, key: str | None) -> int | None:
+        """Seed of a row's generator: its key's hash, never its position."""
+        return int(key[:15], 16) if key is not None and self._samples else None

@@ -1,0 +1,103 @@
+"""Cells and prompts in, a `Plan` out: which rows share their pictures, and which are settled without any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.images import classify
+from qwenvl_kit.prompts import check_whole, no_prompt
+from qwenvl_kit.types import Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.options import ImageSrcType
+    from qwenvl_kit.types import ImageSource
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One row's question; `draw` counts the rows before it with the same pictures and the same prompt."""
+
+    row: int
+    prompt: str
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that look at the same pictures, so that these are loaded once."""
+
+    sources: tuple[ImageSource, ...]
+    asks: tuple[Ask, ...]
+
+    def is_remote(self) -> bool:
+        """Whether any of its pictures has to be waited for."""
+        return any(source.kind in ("url", "remote") for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What there is to do, in order of first appearance, and what is done already."""
+
+    groups: tuple[Group, ...]
+    settled: tuple[Result, ...]
+
+    def shared_sources(self) -> frozenset[str]:
+        """Keys of sources that stand in more than one group, such as a reference picture beside many others."""
+        seen: set[str] = set()
+        shared: set[str] = set()
+        for group in self.groups:
+            for key in dict.fromkeys(source.key for source in group.sources):
+                (shared if key in seen else seen).add(key)
+        return frozenset(shared)
+
+
+def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_type: ImageSrcType) -> Plan:
+    """Group the rows by their pictures.
+
+    Parameters
+    ----------
+    cells : sequence
+        One picture, or list of pictures, per row.
+    prompts : sequence of str or None
+        One per row; None is that row's error.
+    image_src_type : str
+        What texts and bytes among the cells are.
+
+    Returns
+    -------
+    Plan
+        Each row stands in it exactly once.
+
+    Examples
+    --------
+    >>> plan = make_plan(["a.png", None, "a.png"], ["What?", "What?", "Where?"], "auto")
+    >>> [[ask.row for ask in group.asks] for group in plan.groups], [result.status for result in plan.settled]
+    ([[0, 2]], ['null_image'])
+    """
+    settled: list[Result] = []
+    sources_of: dict[tuple[str, ...], tuple[ImageSource, ...]] = {}
+    asks_of: dict[tuple[str, ...], list[Ask]] = {}
+    draws: dict[tuple[tuple[str, ...], str], int] = {}
+    for row, (cell, prompt) in enumerate(zip(cells, prompts, strict=True)):
+        try:
+            sources = classify(cell, image_src_type)
+            if sources and prompt is None:
+                raise no_prompt()
+            if sources and prompt is not None:
+                check_whole(prompt)
+        except RowError as error:
+            settled.append(Result.failed(row, error))
+            continue
+        if not sources or prompt is None:
+            settled.append(Result(row, "null_image"))
+            continue
+        key = tuple(source.key for source in sources)
+        draw = draws.get((key, prompt), 0)
+        draws[key, prompt] = draw + 1
+        sources_of.setdefault(key, sources)
+        asks_of.setdefault(key, []).append(Ask(row, prompt, draw))
+    groups = tuple(Group(sources, tuple(asks_of[key])) for key, sources in sources_of.items())
+    return Plan(groups, tuple(settled))

@@ -1,0 +1,72 @@
+"""What is told of a run in the end: its record as plain JSON, and the results of rows that have none."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_kit.checkpoints.resolve import asked_record
+from qwenvl_kit.errors import RowError
+from qwenvl_kit.types import Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.options import Config
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+
+_DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow", "pandas", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunClock:
+    """When a run began: by the calendar for people, and by a clock that nobody sets for its length.
+
+    Attributes
+    ----------
+    started : float
+        Seconds since 1970.
+    began : float
+        Of ``time.monotonic``.
+    """
+
+    started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+
+
+def make_record(
+    config: Config, resolved: ResolvedConfig, results: Sequence[Result], notes: Sequence[str], clock: RunClock
+) -> dict[str, Any]:
+    """Return what was asked, what ran and how it went, as plain JSON values."""
+    ran = resolved.record()
+    return {
+        "asked": asked_record(config),
+        "effective": {**ran, "notes": [*ran["notes"], *notes]},
+        "rows": dict(Counter(result.status for result in results)),
+        "cached": sum(result.cached for result in results),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.started)),
+        "seconds": round(time.monotonic() - clock.began, 3),
+        "versions": dict(_versions()),
+    }
+
+
+def missing(row: int, *, failure: BaseException | None) -> Result:
+    """The result of a row that was not answered: the run was broken by `failure`, or cancelled."""
+    if failure is None:
+        return Result(row, "cancelled")
+    return Result.failed(row, RowError("generate", f"the backend broke before this row was answered: {failure}"))
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = [("python", platform.python_version())]
+    for name in _DISTRIBUTIONS:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append((name, "not installed"))
+    return tuple(found)

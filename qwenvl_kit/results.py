@@ -1,0 +1,144 @@
+"""A run in, frames and series out; and the errors and warnings that a run ends with."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from qwenvl_kit.errors import (
+    BackendFailed,
+    Interrupted,
+    QwenVLError,
+    QwenVLWarning,
+    RowErrors,
+    RowErrorWarning,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from qwenvl_kit.options import Config
+    from qwenvl_kit.pipeline import Run
+
+_T = TypeVar("_T")
+_TEXT = pd.StringDtype(na_value=np.nan)  # pandas' own type for texts, missing ones included
+_COLUMNS: dict[str, Any] = {
+    "text": _TEXT,
+    "status": _TEXT,
+    "error": _TEXT,
+    "stage": _TEXT,
+    "finish_reason": _TEXT,
+    "prompt_tokens": "Int64",
+    "new_tokens": "Int64",
+    "height": "Int64",
+    "width": "Int64",
+    "seconds": "float64",
+    "cached": "bool",
+    "flag": _TEXT,
+}
+_SHOWN_ERRORS = 5
+# The frame has each error whole. A message of many lines hides what follows it in a notebook.
+_LONGEST_ERROR = 300
+_LONGEST_LABEL = 100
+_LONGEST_FAILURE = 1000
+
+
+def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
+    """One row per result under `index`, typed also when empty; ``attrs`` hold the record.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width, seconds,
+        cached, flag``.
+    """
+    assert len(run.results) == len(index), "one result per row"
+    columns = {
+        name: pd.Series([getattr(result, name) for result in run.results], index=index, dtype=dtype)
+        for name, dtype in _COLUMNS.items()
+    }
+    frame = pd.DataFrame(columns, index=index)
+    frame.attrs.update(run.record)
+    return frame
+
+
+def text_series(frame: pd.DataFrame, name: str) -> pd.Series:
+    """The texts of a result frame as a series of its own."""
+    texts = frame["text"].rename(name)
+    texts.attrs.update(frame.attrs)
+    return texts
+
+
+def deliver(
+    run: Run, frame: pd.DataFrame, shape: Callable[[pd.DataFrame], _T], config: Config, n_prompts: int = 1
+) -> _T:
+    """Return what the caller asked for, or raise what the run ended with, results included.
+
+    Parameters
+    ----------
+    run : Run
+        How it went.
+    frame : DataFrame
+        Its `result_frame`.
+    shape : callable
+        Makes of the frame what the caller gets.
+    config : Config
+        Says what failed rows mean.
+    n_prompts : int
+        Results per row of the caller's frame.
+
+    Raises
+    ------
+    BackendFailed
+        The backend broke.
+    Interrupted
+        Ctrl-C ended the run.
+    RowErrors
+        Rows failed under ``on_error="raise"``.
+    """
+    results = shape(frame)
+    if run.failure is not None:
+        if isinstance(run.failure, QwenVLError | QwenVLWarning):
+            run.failure.results = results
+            run.failure.add_note("rows that were finished are in .results and in qwenvl_kit.last_run()")
+            raise run.failure
+        broke = printable(str(run.failure), _LONGEST_FAILURE)
+        message = f"the {run.record['effective']['backend']} backend broke: {broke}; .results holds finished rows"
+        raise BackendFailed(message, results) from run.failure
+    if run.interrupted:
+        done = sum(result.status != "cancelled" for result in run.results)
+        raise Interrupted(
+            f"interrupted with {done} of {len(run.results)} rows done; they are in .results and in "
+            "qwenvl_kit.last_run()",
+            results,
+        )
+    failed = frame["status"].to_numpy() == "error"
+    if failed.any():
+        message = _message(frame, np.flatnonzero(failed), n_prompts)
+        if config.on_error == "raise":
+            raise RowErrors(message, results)
+        warnings.warn(
+            f"{message}\nThey are null here; qwenvl_kit.last_run() has every row's error", RowErrorWarning, stacklevel=5
+        )
+    return results
+
+
+def _message(frame: pd.DataFrame, failed: np.ndarray[tuple[int], np.dtype[np.intp]], n_prompts: int) -> str:
+    stages = Counter(str(stage) for stage in frame["stage"].iloc[failed])
+    counts = ", ".join(f"{stage}: {n}" for stage, n in stages.items())
+    lines = [
+        f"  row {at // n_prompts} (index {_label(frame.index, at)}), {frame['stage'].iloc[at]}: "
+        f"{printable(str(frame['error'].iloc[at]), _LONGEST_ERROR)}"
+        for at in failed[:_SHOWN_ERRORS]
+    ]
+    more = [f"  … and {len(failed) - _SHOWN_ERRORS} more"] if len(failed) > _SHOWN_ERRORS else []
+    return "\n".join([f"{len(failed)} of {len(frame)} rows failed ({counts})", *lines, *more])
+
+
+def _label(index: pd.Index, at: int) -> str:
+    label = index[at]
+    return printable(repr(label.item() if isinstance(label, np.generic) else label), _LONGEST_LABEL)

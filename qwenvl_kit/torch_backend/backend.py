@@ -1,0 +1,209 @@
+"""Qwen2.5-VL through transformers and accelerate: requests in, results out.
+
+One answer at a time per row goes through the shared decode loop; beam search through ``generate``, a batch at a time.
+Frames and URLs are unknown here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
+from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
+from qwenvl_kit.inference.scheduler import Language, generate
+from qwenvl_kit.checkpoints.devices import find_device
+from qwenvl_kit.inference.encoder_cache import EncoderCache
+from qwenvl_kit.inference.oom import free_memory
+from qwenvl_kit.checkpoints.generation_config import defaults_of
+from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
+from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.torch_backend.beam_search import BeamSearch
+from qwenvl_kit.torch_backend.onednn.linear import can_pack
+from qwenvl_kit.torch_backend.model_runner import TorchStepper
+from qwenvl_kit.torch_backend.onednn.text import pack_text
+from qwenvl_kit.torch_backend.onednn.vision import pack_vision, quicken
+from qwenvl_kit.checkpoints.weight_files import AGAIN
+from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
+from qwenvl_kit.errors import CheckpointError
+from qwenvl_kit.types import PatchGeometry, Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.options import Config
+
+
+@dataclass(frozen=True, slots=True)
+class TorchSpec:
+    """A checkpoint and what will run of it, before any weight is read."""
+
+    folder: Path
+    digest: str
+    config: Config
+    resolved: ResolvedConfig
+    geometry: PatchGeometry
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights, dtype, attention and whether steps are compiled."""
+        return self.resolved.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Equal for configs that can share one loaded model."""
+        placed = (self.config.device_map, self.config.max_memory)
+        return f"torch:{self.folder}:{self.fingerprint}:{self.resolved.device}:{placed}"
+
+    def load(self) -> TorchBackend:
+        """Read the weights."""
+        return TorchBackend(self)
+
+
+class TorchBackend:
+    """A loaded Qwen2.5-VL.
+
+    Parameters
+    ----------
+    spec : TorchSpec
+        What to load, and how.
+    """
+
+    def __init__(self, spec: TorchSpec) -> None:
+        checkpoint = read(spec.folder)
+        with contextlib.ExitStack() as held, quietly():
+            processor = load_processor(checkpoint)
+            self._model = _load_model(spec, checkpoint, held)
+            self._held = held.pop_all()
+        compiles = spec.resolved.torch_compile
+        self._is_packed = _rearrange(self._model, compiles=compiles)
+        self._stepper = TorchStepper(self._model, compiles=compiles)
+        self._eyes = EncoderCache(self._stepper)
+        if read(spec.folder).digest != spec.digest:
+            self.close()
+            raise CheckpointError(f"{spec.folder} was changed while it was loaded; call again once it is at rest")
+        tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
+        self._language = Language.of(processor, checkpoint.context, tokens)
+        self._pad_id = tokens.pad_id
+
+    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the feed gives."""
+        if places := getattr(self._model, "hf_device_map", None):
+            control.note(f"the device map placed modules on {_places(places)}")
+        if self._is_packed:
+            control.note("the model's matrix products are oneDNN's, with weights laid out in its own order")
+        with _threads(resolved.threads):
+            if resolved.num_beams > 1:
+                beams = BeamSearch(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)
+                yield from beams.stream(feed, resolved, control)
+            else:
+                yield from self._decode(feed, resolved, control)
+
+    def _decode(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        before = self._stepper.warm_up_s
+        try:
+            yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+        finally:
+            if seconds := self._stepper.warm_up_s - before:
+                control.note(f"decode steps were compiled in {seconds:.1f} s of this run")
+
+    def close(self) -> None:
+        """Free the model and its offload folder."""
+        self._eyes.forget()
+        self._stepper.close()
+        del self._model
+        free_memory()
+        self._held.close()
+
+
+def spec(config: Config) -> TorchSpec:
+    """Find the checkpoint and the device that a config means.
+
+    Raises
+    ------
+    ConfigError
+        ``rank`` names no visible GPU.
+    ModelNotFound, CheckpointError
+        There is no checkpoint, none of the family, or one that cannot be run.
+    """
+    device = find_device(config)
+    checkpoint = find(config)
+    check_checkpoint(checkpoint, device=device.name)
+    planned = resolve(config, device, defaults_of(checkpoint, config))
+    steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
+    fingerprint = hashlib.blake2b(
+        f"{checkpoint.digest}:{planned.dtype}:{planned.attention}{steps}".encode(), digest_size=16
+    ).hexdigest()
+    return TorchSpec(
+        checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
+    )
+
+
+def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitStack) -> Any:
+    """Load with the attention decided beforehand: transformers must not look for a kernel on the hub."""
+    config = spec.config
+    placed, offload_folder = config.device_map, None
+    if placed is None:
+        placed = spec.resolved.device
+    else:
+        offload_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-"))
+    # What a device map or a GPU raises is no fault of the folder.
+    is_placed = config.device_map is not None or spec.resolved.device != "cpu"
+    errors = contextlib.nullcontext() if is_placed else named_errors(spec.folder, "its weights cannot be loaded", AGAIN)
+    with errors:
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            spec.folder,
+            config=load_config(checkpoint),
+            dtype=getattr(torch, spec.resolved.dtype),
+            attn_implementation=spec.resolved.attention,
+            device_map=dict(placed) if isinstance(placed, Mapping) else placed,
+            max_memory=None if config.max_memory is None else dict(config.max_memory),
+            offload_folder=offload_folder,
+            generation_config=GenerationConfig(),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    refuse_gaps(spec.folder, info)
+    return model.eval()
+
+
+def _rearrange(model: Any, *, compiles: bool) -> bool:
+    """Make the model compute the same in less time where accelerate does not move its parts about; True if packed.
+
+    What torch is to compile must be plain layers: packed weights are opaque to it.
+    """
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return False
+    if can_pack(model):
+        pack_vision(model.model.visual)
+        if not compiles:
+            pack_text(model.model.language_model)
+        return True
+    if model.model.visual.config._attn_implementation == "sdpa":
+        quicken(model.model.visual)
+    return False
+
+
+@contextlib.contextmanager
+def _threads(n_threads: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads while a run lasts; the number is the whole process's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _places(device_map: Mapping[str, Any]) -> str:
+    """Say how many modules are where, such as ``cpu: 2, disk: 1``."""
+    counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values())
+    return ", ".join(f"{place}: {n}" for place, n in counts.items())

@@ -1,0 +1,1 @@
+"""Run the model's linear layers on oneDNN's prepacked weights (CPU)."""

@@ -1,0 +1,131 @@
+"""The language model of a loaded Qwen2.5-VL in, the same made of packed layers out.
+
+``generate`` may go on using the model; `PackedText` is the shorter way through it, which asks the last layer for no
+more than what is sampled from. Rows, prompts and pictures are unknown here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qwenvl_kit.torch_backend.onednn.linear import FusedNorm, PackedLinear, PackedMLP, pair_halves, rotation, turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def pack_text(text: Any) -> None:
+    """Replace the layers and the last norm of a language model; changed in place.
+
+    Parameters
+    ----------
+    text : transformers.Qwen2_5_VLTextModel
+        Of a model for which `can_pack` holds.
+    """
+    for at, layer in enumerate(text.layers):
+        text.layers[at] = PackedLayer(layer)
+    text.norm = FusedNorm(text.norm)
+
+
+class PackedText:
+    """From embedded tokens to the last hidden states, layer by layer.
+
+    Parameters
+    ----------
+    text : transformers.Qwen2_5_VLTextModel
+        That `pack_text` has changed.
+    """
+
+    def __init__(self, text: Any) -> None:
+        self._text = text
+
+    def __call__(
+        self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: Any, last: Tensor | None
+    ) -> Tensor:
+        """Hidden states (B, D) of token `last` (B,) of each row, or of its only one.
+
+        The last layer attends from these alone: keys and values are all that it owes the other tokens.
+        """
+        states = embedded
+        rotated = rotation(*self._text.rotary_emb(embedded, positions))[:, None]  # (B, 1, T, d/2)
+        *layers, top = zip(self._text.layers, self._text.config.layer_types, strict=True)
+        for layer, kind in layers:
+            states = layer.through(states, rotated, masks[kind], cache)
+        layer, kind = top
+        states = layer.through(states, rotated, masks[kind], cache, last)
+        return self._text.norm(states[:, 0])  # type: ignore[no-any-return]
+
+
+class PackedLayer(nn.Module):
+    """Attention and the gated network, each with its norm before and its sum after it.
+
+    Parameters
+    ----------
+    layer : transformers.Qwen2_5_VLDecoderLayer
+        Whose weights are taken over.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self._layer, self._head, self._scaling = attention.layer_idx, attention.head_dim, attention.scaling
+        self._n_groups = attention.num_key_value_groups
+        self.first_norm, self.second_norm = FusedNorm(layer.input_layernorm), FusedNorm(layer.post_attention_layernorm)
+        self.query = PackedLinear([pair_halves(attention.q_proj, self._head)])
+        self.key_value = PackedLinear([pair_halves(attention.k_proj, self._head), attention.v_proj])
+        self.out = PackedLinear([attention.o_proj])
+        self.mlp = PackedMLP(layer.mlp)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_embeddings: tuple[Tensor, Tensor],
+        cache: Any = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> Tensor:
+        """States (B, T, D) to states (B, T, D), as transformers' loop calls a layer."""
+        held = cache if cache is not None else past_key_values
+        return self.through(hidden_states, rotation(*position_embeddings)[:, None], attention_mask, held)
+
+    def through(
+        self, states: Tensor, rotated: Tensor, mask: Tensor | None, cache: Any, last: Tensor | None = None
+    ) -> Tensor:
+        """States (B, T, D) to states (B, T, D), or to those (B, 1, D) of tokens `last` (B,).
+
+        Rotary positions are `rotated` (B, 1, T, d/2); a mask is (B, 1, T, L), None is causal.
+        """
+        normed = self.first_norm(states)
+        keys, values = self._heads(self.key_value(normed)).chunk(2, dim=1)  # (B, G, T, d)
+        keys = turn(keys, rotated)
+        if cache is not None:
+            keys, values = cache.update(keys, values, self._layer)
+        if last is not None:
+            rows = torch.arange(len(last), device=last.device)
+            mask = (torch.arange(keys.shape[2]) <= last[:, None])[:, None] if mask is None else mask[rows, :, last]
+            mask, rotated = mask[:, :, None], rotated[rows, :, last][:, :, None]
+            states, normed = states[rows, last][:, None], normed[rows, last][:, None]
+        queries = turn(self._heads(self.query(normed)), rotated)  # (B, H, T, d)
+        attended = self._attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
+        states = self.out.plus(attended, states)
+        return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """(B, T, heads · d) to (B, heads, T, d)."""
+        return states.view(*states.shape[:2], -1, self._head).transpose(1, 2)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        is_one = queries.shape[2] == 1
+        if is_one:  # heads that share keys become rows of one product
+            queries = queries.reshape(len(queries), -1, self._n_groups, self._head)  # (B, G, H/G, d)
+        is_causal = mask is None and not is_one
+        attended = functional.scaled_dot_product_attention(
+            queries, keys, values, mask, scale=self._scaling, is_causal=is_causal, enable_gqa=not is_one
+        )
+        return attended.flatten(1, 2).unsqueeze(2) if is_one else attended

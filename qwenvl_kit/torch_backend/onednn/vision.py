@@ -1,0 +1,161 @@
+"""A loaded vision tower in, the same tower with fewer and larger operations out; the numbers stay the same.
+
+Only how it computes changes, so ``generate`` may go on using it. Rows, prompts and caches are unknown here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qwenvl_kit.torch_backend.onednn.linear import FusedNorm, PackedLinear, PackedMLP, pair_halves, part, rotation, turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SILU = ("SiLU", "SiLUActivation")  # torch's and transformers' name for it
+
+
+def quicken(visual: Any) -> None:
+    """Replace parts of a vision tower that has no hooks of accelerate's and attends with ``sdpa``.
+
+    Parameters
+    ----------
+    visual : transformers.Qwen2_5_VisionTransformerPretrainedModel
+        Changed in place; weights are shared, not copied.
+    """
+    visual.patch_embed = LinearPatches(visual.patch_embed)
+    for block in visual.blocks:
+        block.attn = WindowedAttention(block.attn)
+        block.mlp = InPlaceMLP(block.mlp)
+
+
+def pack_vision(visual: Any) -> None:
+    """Replace all products of a vision tower by packed ones, whose plain weights are let go; changed in place.
+
+    Parameters
+    ----------
+    visual : transformers.Qwen2_5_VisionTransformerPretrainedModel
+        Of a model for which `can_pack` holds.
+    """
+    visual.patch_embed = PackedLinear([visual.patch_embed.proj])
+    for at, block in enumerate(visual.blocks):
+        visual.blocks[at] = PackedBlock(block)
+    merger = visual.merger
+    merger.ln_q = FusedNorm(merger.ln_q)
+    merger.mlp = nn.Sequential(PackedLinear([merger.mlp[0]]), merger.mlp[1], PackedLinear([merger.mlp[2]]))
+
+
+class LinearPatches(nn.Module):
+    """The patch embedding, a convolution whose stride is its size, as the matrix product that it is."""
+
+    def __init__(self, convolving: Any) -> None:
+        super().__init__()
+        self.proj = convolving.proj
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (P, C·T·p·p) to states (P, D)."""
+        weight = self.proj.weight.flatten(1)  # (D, C·T·p·p)
+        return functional.linear(patches.to(weight.dtype), weight)
+
+
+class WindowedAttention(nn.Module):
+    """Attention within windows, all windows of one length at a time instead of one after the other."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self._n_heads, self._scaling = attention.num_heads, attention.scaling
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        """States (P, D) to states (P, D); the windows' borders are `cu_seqlens`."""
+        n_patches = len(hidden_states)
+        qkv = self.qkv(hidden_states).view(n_patches, 3, self._n_heads, -1)  # (P, 3, H, d)
+        turned = _turn(qkv[:, :2], *position_embeddings)
+        attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
+        return self.proj(attended)  # type: ignore[no-any-return]
+
+
+class PackedBlock(nn.Module):
+    """Windowed attention and the gated network of a block, each with its norm before and its sum after it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        attention = block.attn
+        self._n_heads, self._scaling = attention.num_heads, attention.scaling
+        width = attention.qkv.in_features
+        query, key, value = (part(attention.qkv, outputs) for outputs in torch.arange(3 * width).view(3, width))
+        query, key = (pair_halves(each, width // self._n_heads) for each in (query, key))
+        self.first_norm, self.second_norm = FusedNorm(block.norm1), FusedNorm(block.norm2)
+        self.qkv, self.out = PackedLinear([query, key, value]), PackedLinear([attention.proj])
+        self.mlp = PackedMLP(block.mlp)
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        """States (P, D) to states (P, D), as transformers' loop calls a block."""
+        qkv = self.qkv(self.first_norm(hidden_states)).view(len(hidden_states), 3, self._n_heads, -1)  # (P, 3, H, d)
+        turned = turn(qkv[:, :2], rotation(*position_embeddings)[:, None, None])
+        attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
+        states = self.out.plus(attended, hidden_states)
+        return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]
+
+
+class InPlaceMLP(nn.Module):
+    """The gated network of a block, whose large states in between are not copied."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.act_fn = nn.SiLU(inplace=True) if type(mlp.act_fn).__name__ in _SILU else mlp.act_fn
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States (…, D) to states (…, D)."""
+        gate = self.act_fn(self.gate_proj(states))
+        return self.down_proj(gate.mul_(self.up_proj(states)))  # type: ignore[no-any-return]
+
+
+def _attend_within(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float) -> Tensor:
+    """Attention of heads (P, H, d) within windows that end at `borders`; states (P, H · d)."""
+    lengths = borders.diff().tolist()
+    if len(set(lengths)) == 1:
+        return _attend(query, key, value, lengths[0], scaling)
+    attended = torch.empty(len(value), value.shape[1] * value.shape[2], dtype=value.dtype, device=value.device)
+    for length, places in _by_length(lengths, value.device).items():
+        attended[places] = _attend(query[places], key[places], value[places], length, scaling)
+    return attended
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float) -> Tensor:
+    """Within windows of one length that follow each other."""
+    shape = (-1, length, *query.shape[1:])
+    query, key, value = (each.reshape(shape).transpose(1, 2) for each in (query, key, value))  # (W, H, l, d)
+    attended = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    return attended.transpose(1, 2).flatten(0, 1).flatten(1)  # (P, H · d)
+
+
+def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions in float32, as transformers applies them; both halves of the angles are equal."""
+    half = cos.shape[-1] // 2
+    cos, sin = (angles[:, None, None, :half].float() for angles in (cos, sin))  # (P, 1, 1, d/2)
+    first, second = states[..., :half].float(), states[..., half:].float()  # (P, 2, H, d/2)
+    turned = torch.empty(states.shape, dtype=torch.float32, device=states.device)
+    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned[..., half:]).addcmul_(first, sin)
+    return turned.to(states.dtype)
+
+
+def _by_length(lengths: list[int], device: torch.device) -> dict[int, Tensor]:
+    """Places of all patches in windows of each length."""
+    places: dict[int, list[Tensor]] = defaultdict(list)
+    start = 0
+    for length in lengths:
+        places[length].append(torch.arange(start, start + length))
+        start += length
+    return {length: torch.cat(some).to(device) for length, some in places.items()}

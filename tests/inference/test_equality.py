@@ -1,0 +1,131 @@
+"""The same question to the same picture gets the same tokens, however it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.checkpoints import card_loop
+from PIL import Image
+
+import qwenvl_kit
+from qwenvl_kit.options import DEFAULT_PROMPT
+from qwenvl_kit.demo import model_dir
+
+EXACT = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
+
+
+@pytest.fixture(params=["published", "demo"])
+def checkpoint(request: pytest.FixtureRequest, published: Path) -> Path:
+    return published if request.param == "published" else model_dir()
+
+
+@pytest.fixture
+def card_answers(checkpoint: Path, pictures: list[Image.Image], request: pytest.FixtureRequest) -> list[str]:
+    return _card_answers(checkpoint, pictures, request.config)
+
+
+def _card_answers(checkpoint: Path, pictures: list[Image.Image], config: pytest.Config) -> list[str]:
+    known = config.stash.setdefault(_CARD, {})
+    if checkpoint not in known:
+        known[checkpoint] = card_loop(checkpoint, pictures, [DEFAULT_PROMPT] * len(pictures), max_new_tokens=48)
+    return known[checkpoint]
+
+
+_CARD = pytest.StashKey[dict[Path, list[str]]]()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 24])
+def test_answers_equal_the_model_cards_loop_at_every_batch_size(
+    checkpoint: Path, pictures: list[Image.Image], card_answers: list[str], batch_size: int
+) -> None:
+    said = pd.Series(pictures).vl.caption(
+        model_name=str(checkpoint), batch_size=batch_size, max_caption_length=48, **EXACT
+    )
+
+    assert said.tolist() == card_answers
+    assert len(set(card_answers)) > 12, "answers that hardly differ would prove little"
+
+
+def test_answers_stay_the_same_shuffled_and_with_duplicates(
+    checkpoint: Path, pictures: list[Image.Image], card_answers: list[str]
+) -> None:
+    order = np.random.default_rng(0).permutation([*range(24), *range(24), 3, 3])
+    shuffled = pd.Series([pictures[at] for at in order])
+
+    run = shuffled.vl.run(model_name=str(checkpoint), batch_size=5, max_caption_length=48, **EXACT)
+
+    assert run["text"].tolist() == [card_answers[at] for at in order]
+    assert (~run["cached"]).sum() == 24, "each distinct picture goes through the model once"
+
+
+def test_offloading_to_disk_changes_no_token(
+    checkpoint: Path, pictures: list[Image.Image], card_answers: list[str]
+) -> None:
+    placed = {"model.visual": "cpu", "model.language_model": "disk", "lm_head": "disk"}
+
+    said = pd.Series(pictures[:8]).vl.caption(
+        model_name=str(checkpoint), device_map=placed, max_caption_length=48, **EXACT
+    )
+
+    assert said.tolist() == card_answers[:8]
+    assert said.attrs["effective"]["device"] == "cpu+disk"
+
+
+def test_compiled_steps_change_no_token_and_their_warm_up_is_on_record(
+    checkpoint: Path, pictures: list[Image.Image], card_answers: list[str]
+) -> None:
+    said = pd.Series(pictures).vl.caption(
+        model_name=str(checkpoint), torch_compile=True, batch_size=5, max_caption_length=48, **EXACT
+    )
+
+    assert said.tolist() == card_answers
+    assert said.attrs["effective"]["torch_compile"] is True
+    assert any("steps were compiled in" in note for note in said.attrs["effective"]["notes"])
+
+
+def test_seeded_samples_do_not_depend_on_batch_size_or_neighbours(
+    checkpoint: Path, pictures: list[Image.Image]
+) -> None:
+    sampling = {
+        "do_sample": True,
+        "seed": 7,
+        "temperature": 4.0,
+        "max_caption_length": 16,
+        "model_name": str(checkpoint),
+        **EXACT,
+    }
+    together = pd.Series(pictures[:6]).vl.caption(batch_size=6, **sampling).tolist()
+
+    alone = [pd.Series([picture]).vl.caption(batch_size=1, **sampling).iloc[0] for picture in pictures[:6]]
+    reversed_ = pd.Series(pictures[:6][::-1]).vl.caption(batch_size=4, **sampling).tolist()[::-1]
+    other_seed = pd.Series(pictures[:6]).vl.caption(batch_size=6, **{**sampling, "seed": 8}).tolist()
+
+    assert together == alone == reversed_
+    assert together != other_seed
+
+
+def test_several_pictures_of_one_row_are_seen_in_order(checkpoint: Path, pictures: list[Image.Image]) -> None:
+    cells = pd.Series([[pictures[0], pictures[1]], [pictures[1], pictures[0]], [pictures[0]]])
+
+    run = cells.vl.run(model_name=str(checkpoint), max_caption_length=24, **EXACT)
+
+    assert (run["status"] == "ok").all()
+    assert run["prompt_tokens"].iloc[0] == run["prompt_tokens"].iloc[1] > run["prompt_tokens"].iloc[2]
+    alone = pd.Series([[pictures[0], pictures[1]]]).vl.caption(
+        model_name=str(checkpoint), max_caption_length=24, **EXACT
+    )
+    assert run["text"].iloc[0] == alone.iloc[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_dtype_runs_and_is_on_record(published: Path, pictures: list[Image.Image], dtype: str) -> None:
+    said = pd.Series(pictures[:2]).vl.caption(
+        model_name=str(published), dtype=dtype, max_caption_length=4, use_flash_attention_2=False, progress=False
+    )
+
+    assert said.notna().all()
+    assert said.attrs["effective"]["dtype"] == dtype
+    qwenvl_kit.unload()

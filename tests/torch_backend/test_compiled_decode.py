@@ -1,0 +1,143 @@
+"""Compiled steps have one shape, recordings are made anew for new memory, and a failed compilation says what to do.
+
+A GPU is pretended here: its graphs are closures that run again on replay.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qwenvl_kit.torch_backend import compiled_decode as torch_compiled
+from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps, CudaGraphRunner
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes of the steps that were computed, in which torch compiles nothing."""
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    return []
+
+
+def steps(shapes: list[tuple[int, int]]) -> CompiledSteps:
+    def step(ids: Tensor, positions: Tensor, lengths: Tensor, n_most: int) -> Tensor:
+        shapes.append((len(ids), n_most))
+        return torch.stack([ids, positions, lengths], dim=1).float()
+
+    return CompiledSteps(step)
+
+
+def test_every_step_has_the_shape_of_the_cache_and_gives_the_rows_at_hand(shapes: list[tuple[int, int]]) -> None:
+    compiled = steps(shapes)
+    assert [compiled.reserve(n, 128) for n in (0, 1, 2, 5)] == [0, 2, 2, 5]
+
+    for rows in ([7], [7, 8, 9], [1, 2, 3, 4, 5]):
+        ids = torch.tensor(rows)
+        logits = compiled(ids, ids + 10, ids + 20)
+        assert logits.tolist() == [[row, row + 10, row + 20] for row in rows]
+
+    assert set(shapes) == {(5, 128)}
+    assert compiled.warm_up_s > 0
+
+
+class Graph:
+    """Of the pretended GPU: replay writes a new result where the recorded one was."""
+
+    def replay(self) -> None:
+        self.output.copy_(self.function())
+
+    function: Callable[[], Tensor]
+    output: Tensor
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happened on it, in order."""
+    events: list[str] = []
+
+    class Stream:
+        def wait_stream(self, _: Any) -> None:
+            events.append("wait")
+
+    @contextmanager
+    def capture(graph: Graph, *, capture_error_mode: str) -> Iterator[None]:
+        events.append(f"record {capture_error_mode}")
+        yield
+        events.append("recorded")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    return events
+
+
+def recorded(function: Callable[..., Tensor], inputs: list[Tensor], events: list[str]) -> CudaGraphRunner:
+    def told(*given: Tensor) -> Tensor:
+        events.append("run")
+        return function(*given)
+
+    recording = CudaGraphRunner(told, inputs)
+    graph = recording._graph
+    graph.output, graph.function = recording._output, lambda: function(*recording._inputs)
+    return recording
+
+
+def test_a_recording_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[str]) -> None:
+    first = [torch.tensor([1, 2]), torch.tensor([3, 4])]
+    recording = recorded(lambda a, b: a * b, first, gpu)
+
+    assert gpu == ["wait", "run", "run", "run", "wait", "record thread_local", "run", "recorded"]
+    said = recording(torch.tensor([5, 6]), torch.tensor([7, 8]))
+    then = recording(torch.tensor([1, 1]), torch.tensor([1, 1]))
+
+    assert (said.tolist(), then.tolist()) == ([35, 48], [1, 1]), "a result is not overwritten by the next"
+    assert [given.tolist() for given in first] == [[1, 2], [3, 4]], "the caller's tensors are left alone"
+    assert gpu[-1] == "recorded", "a replay runs no Python"
+
+
+def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(torch_compiled, "Recording", lambda function, inputs: made.append(len(inputs[0])) or function)
+    monkeypatch.setattr(torch_compiled, "_is_on_gpu", lambda _: True)
+    compiled = steps(shapes)
+    ids = torch.tensor([1, 2])
+    for size in (4, 4, 8):
+        compiled.reserve(size, 64)
+        compiled(ids, ids, ids)
+        compiled(ids, ids, ids)
+
+    assert made == [4, 4, 8]
+
+
+WITHOUT_A_COMPILER = """
+from torch import tensor
+from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
+compiled = CompiledSteps(lambda ids, positions, lengths, n_most: (ids + positions * lengths).float() * n_most)
+compiled.reserve(3, 37)
+compiled(tensor([1]), tensor([2]), tensor([3]))
+"""
+
+
+def test_where_torch_cannot_compile_the_message_says_what_to_install(tmp_path: Path) -> None:
+    without = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_COMPILER], env=without, capture_output=True, text=True, timeout=120
+    )
+
+    assert ended.returncode == 1
+    said = ended.stderr.splitlines()[-1]  # what a user reads last
+    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*; install a C\+\+", said)

@@ -1,0 +1,234 @@
+"""Pictures, prompts and steps in slots give the numbers of transformers' own forward of the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.checkpoints import make_published
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from qwenvl_kit.inference.mrope import mrope_positions
+from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.torch_backend.kv_cache import Prompts
+from qwenvl_kit.torch_backend.onednn.linear import can_pack
+from qwenvl_kit.torch_backend.model_runner import TorchStepper, _upload
+from qwenvl_kit.torch_backend.onednn.text import pack_text
+from qwenvl_kit.torch_backend.onednn.vision import pack_vision, quicken
+
+NEAR = {"atol": 2e-4, "rtol": 1e-4}  # of logits up to 50; float32 summed in another order
+GRIDS = torch.tensor([[1, 4, 6], [1, 10, 22], [1, 18, 8], [1, 16, 16]])  # windows are 8 × 8 patches: full and cut ones
+
+
+@pytest.fixture(scope="module", params=["published", "sliding"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sliding = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    text = sliding if request.param == "sliding" else {}
+    return make_published(tmp_path_factory.mktemp(request.param), text=text)
+
+
+def load(folder: Path) -> Any:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    return load(folder)
+
+
+@pytest.fixture(scope="module", params=["plain", "quickened", "packed", "compiled"])
+def stepper(folder: Path, request: pytest.FixtureRequest) -> TorchStepper:
+    model = load(folder)
+    if request.param == "quickened":
+        quicken(model.model.visual)
+    if request.param == "packed":
+        assert can_pack(model)
+        pack_vision(model.model.visual)
+        pack_text(model.model.language_model)
+    return TorchStepper(model, compiles=request.param == "compiled")
+
+
+class Text:
+    """A prompt of one picture and then words, and what transformers makes of it."""
+
+    def __init__(self, model: Any, grid: Tensor, words: list[int]) -> None:
+        image = model.config.image_token_id
+        self.grid, self._model = grid[None], model
+        self.patches = torch.randn(int(grid.prod()), 1176, generator=torch.Generator().manual_seed(int(grid[1])))
+        self.prompt = [5, 6, 7, *[image] * (int(grid.prod()) // 4), *words]
+        self.image = image
+
+    def positions(self, said: list[int]) -> Tensor:
+        grids = [tuple(self.grid[0].tolist())]
+        positions, following = mrope_positions(self.prompt, grids, image_id=self.image, merge=2)  # type: ignore[arg-type]
+        return torch.cat([torch.tensor(positions), following + torch.arange(len(said)).expand(3, -1)], dim=1)
+
+    @torch.inference_mode()
+    def logits(self, said: list[int]) -> Tensor:
+        """Of the last token, by one forward of everything."""
+        core = self._model.model
+        embedded = core.get_input_embeddings()(torch.tensor([[*self.prompt, *said]]))
+        seen = core.get_image_features(self.patches, self.grid, return_dict=True).pooler_output[0]
+        embedded[0, 3 : 3 + len(seen)] = seen
+        hidden = core.language_model(inputs_embeds=embedded, position_ids=self.positions(said)[:, None])
+        return self._model.lm_head(hidden.last_hidden_state[0, -1])  # type: ignore[no-any-return]
+
+    def reading(self, stepper: TorchStepper, slot: int, said: list[int], past: int = 0) -> PrefillChunk:
+        ids = torch.tensor([*self.prompt, *said])
+        visual = None if past else stepper.look(self.patches, self.grid)[0]
+        return PrefillChunk(slot, ids[past:], self.positions(said)[:, past:], past, visual)
+
+
+@pytest.fixture(scope="module")
+def texts(reference: Any) -> list[Text]:
+    return [Text(reference, grid, list(range(20, 24 + 3 * at))) for at, grid in enumerate(GRIDS)]
+
+
+def test_pictures_look_the_same_alone_and_together(
+    reference: Any, stepper: TorchStepper, texts: list[Text], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode():
+        wanted = reference.model.get_image_features(
+            torch.cat([text.patches for text in texts]), GRIDS, return_dict=True
+        ).pooler_output
+    for most in (1, 300, 10_000):
+        monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner._MAX_PATCHES", {"cpu": most})
+        seen = stepper.look(torch.cat([text.patches for text in texts]), GRIDS)
+        for one, other in zip(seen, wanted, strict=True):
+            torch.testing.assert_close(one, other, **NEAR)
+
+
+def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
+    class Patches:
+        is_pinned = False
+
+        def pin_memory(self) -> Patches:
+            self.is_pinned = True
+            return self
+
+        def to(self, device: torch.device, *, non_blocking: bool = False) -> tuple[str, bool, bool]:
+            return device.type, self.is_pinned, non_blocking
+
+    assert _upload(Patches(), torch.device("cuda")) == ("cuda", True, True)  # type: ignore[arg-type, comparison-overlap]
+    here = torch.ones(2)
+    assert _upload(here, torch.device("cpu")) is here
+
+
+@pytest.mark.parametrize("most", [1, 150, 10_000])
+def test_prompts_of_any_length_are_read_into_any_slots(
+    stepper: TorchStepper, texts: list[Text], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner._MAX_TOKENS", {"cpu": most})
+    stepper.reserve(0, 0)
+    stepper.reserve(4, 128)
+
+    logits = stepper.read([text.reading(stepper, slot, []) for slot, text in zip((2, 0, 3, 1), texts, strict=True)])
+
+    torch.testing.assert_close(logits, torch.stack([text.logits([]) for text in texts]), **NEAR)
+
+
+def steps(stepper: TorchStepper, texts: list[Text], saids: list[list[int]], words: list[int]) -> Tensor:
+    for said, word in zip(saids, words, strict=True):
+        said.append(word)
+    lengths = [len(text.prompt) + len(said) - 1 for text, said in zip(texts, saids, strict=True)]
+    positions = [int(text.positions(said)[0, -1]) for text, said in zip(texts, saids, strict=True)]
+    return stepper.step(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
+
+
+def test_steps_of_rows_of_unlike_length_and_moved_rows(stepper: TorchStepper, texts: list[Text]) -> None:
+    stepper.reserve(0, 0)
+    stepper.reserve(3, 96)
+    texts = [texts[0], texts[3], texts[1]]
+    saids: list[list[int]] = [[], [], []]
+    stepper.read([text.reading(stepper, slot, []) for slot, text in enumerate(texts)])
+    for words in ([30, 40, 50], [31, texts[0].image, 51]):
+        logits = steps(stepper, texts, saids, words)
+    torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, saids, strict=True)]), **NEAR)
+
+    stepper.copy(2, 0, len(texts[2].prompt) + 2)  # the first row leaves, the last takes its slot
+    stepper.reserve(4, 200)
+    texts, saids = [texts[2], texts[1]], [saids[2], saids[1]]
+    logits = steps(stepper, texts, saids, [60, 61])
+
+    torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, saids, strict=True)]), **NEAR)
+
+
+def test_the_rest_of_a_prompt_behind_a_beginning_that_another_row_read(
+    stepper: TorchStepper, texts: list[Text]
+) -> None:
+    stepper.reserve(0, 0)
+    stepper.reserve(4, 128)
+    first, short, long = texts[1], texts[1], texts[3]
+    stepper.read([first.reading(stepper, 0, []), long.reading(stepper, 1, [])])
+    past = len(first.prompt) - 2
+    stepper.copy(0, 3, past)
+    stepper.copy(1, 2, len(long.prompt))
+
+    said = [44, long.image, 46, 47, 48]
+    logits = stepper.read([short.reading(stepper, 3, [], past), long.reading(stepper, 2, said, len(long.prompt))])
+
+    torch.testing.assert_close(logits, torch.stack([short.logits([]), long.logits(said)]), **NEAR)
+
+
+@torch.inference_mode()
+def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(stepper: TorchStepper, texts: list[Text]) -> None:
+    stepper.reserve(0, 0)
+    stepper.reserve(2, 128)
+    short, long = texts[0], texts[3]
+    stepper.read([long.reading(stepper, 0, []), long.reading(stepper, 1, [])])
+    for held in stepper._cache._layers.values():
+        for part in held:
+            part[0] = torch.nan
+
+    for is_wiped in (False, True):
+        if is_wiped:
+            stepper.wipe(0)
+        stepper.read([short.reading(stepper, 0, [])])
+        saids: list[list[int]] = [[], []]
+        logits = steps(stepper, [short, long], saids, [30, 31])
+        assert bool(logits[0].isfinite().all()) == is_wiped, "without wiping this test would show nothing"
+
+    torch.testing.assert_close(logits, torch.stack([short.logits(saids[0]), long.logits(saids[1])]), **NEAR)
+
+
+def test_what_pads_a_prompt_is_not_kept() -> None:
+    held, new = torch.zeros(3, 1, 6, 2), torch.full((2, 1, 4, 2), torch.nan)
+    new[0, :, :2], new[1] = 1, 2
+
+    assert Prompts([2, 0], [2, 4])(held, new) is new
+
+    assert held[:, 0, :, 0].tolist() == [[2, 2, 2, 2, 0, 0], [0] * 6, [1, 1, 0, 0, 0, 0]]
+
+
+def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(stepper: TorchStepper, texts: list[Text]) -> None:
+    stepper.reserve(0, 0)
+    stepper.reserve(1, 128)
+    said = [40, texts[2].image, 41]
+
+    logits = stepper.read([texts[2].reading(stepper, 0, said)])
+
+    torch.testing.assert_close(logits[0], texts[2].logits(said), **NEAR)
+
+
+def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> None:
+    model = load(folder)
+    n_before = sum(weights.numel() for weights in model.parameters())
+    pack_vision(model.model.visual)
+    pack_text(model.model.language_model)
+
+    plain = {name: weights.numel() for name, weights in model.named_parameters()}
+    ends = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # the table and the head, often one
+    assert set(plain) == {name for name in plain if "norm" in name or "ln_q" in name or name in ends}
+    packed = sum(layer.numel() for name, layer in model.named_buffers() if name.endswith(("packed", "bias")))
+    assert sum(plain.values()) + packed == n_before
+
+
+@pytest.mark.parametrize("change", [lambda model: model.to(torch.bfloat16), lambda model: model.to("meta")])
+def test_only_float32_in_memory_is_packed(folder: Path, change: Callable[[Any], Any]) -> None:
+    assert not can_pack(change(load(folder)))
