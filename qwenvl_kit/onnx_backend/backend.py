@@ -1,6 +1,6 @@
 """An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
 
-Frames and URLs are unknown here; how graphs are run is the stepper's affair.
+Frames and URLs are unknown here; how graphs are run is the model runner's affair.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.checkpoints.checkpoint import find, locate, read
-from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export
-from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.checkpoints.resolve import Device, ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError, ConfigError
+from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export
+from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
@@ -59,30 +59,30 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
-        from qwenvl_kit.inference.scheduler import Language
-        from qwenvl_kit.inference.encoder_cache import EncoderCache
-        from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
         from qwenvl_kit.checkpoints.preflight import check_export, load_processor
+        from qwenvl_kit.inference.encoder_cache import EncoderCache
+        from qwenvl_kit.inference.scheduler import Language
+        from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
         checkpoint = read(spec.export.path, weights="*.onnx")
         processor = load_processor(checkpoint)
         assert spec.resolved.provider is not None, "set by spec()"
-        self._stepper = OnnxStepper(
+        self.model_runner = OnnxModelRunner(
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
-        self._eyes = EncoderCache(self._stepper)
+        self._eyes = EncoderCache(self.model_runner)
         self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
 
     def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
         """Answer what the feed gives."""
         from qwenvl_kit.inference.scheduler import generate
 
-        yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+        yield from generate(self.model_runner, self._eyes, self._language, feed, resolved, control)
 
     def close(self) -> None:
         """Free the model."""
         self._eyes.forget()
-        self._stepper.close()
+        self.model_runner.close()
 
 
 def spec(config: Config) -> OnnxSpec:
@@ -98,10 +98,10 @@ def spec(config: Config) -> OnnxSpec:
         There is no export; or a partial, an altered or a foreign one.
     """
     require_onnx("backend='onnx'")
-    from qwenvl_kit.onnx_backend.session import execution_provider
-    from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.checkpoints.generation_config import defaults_of
     from qwenvl_kit.checkpoints.preflight import check_export
+    from qwenvl_kit.onnx_backend.int8_support import require_exact_products
+    from qwenvl_kit.onnx_backend.session import execution_provider
 
     folder = locate(config)
     if not is_export(folder):

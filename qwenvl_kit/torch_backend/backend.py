@@ -25,7 +25,7 @@ from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.oom import free_memory
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.onednn.linear import can_pack
 from qwenvl_kit.torch_backend.model_runner import TorchStepper
@@ -78,7 +78,7 @@ class TorchBackend:
 
     def __init__(self, spec: TorchSpec) -> None:
         checkpoint = read(spec.folder)
-        with contextlib.ExitStack() as held, quietly():
+        with contextlib.ExitStack() as held, silence_transformers():
             processor = load_processor(checkpoint)
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()

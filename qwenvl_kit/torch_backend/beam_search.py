@@ -18,7 +18,7 @@ from qwenvl_kit.inference.outputs import answered, failed, overflowed, too_large
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
 from qwenvl_kit.inference.processor import Encoded, collate
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.inference.seeded_noise import NonFiniteStop, EventStoppingCriteria
 from qwenvl_kit.types import Result
 
@@ -100,7 +100,7 @@ class BeamSearch:
         tensors = collate(batch, pad_id=self._pad_id, image_id=self._language.image_id)
         prompt_length = tensors["input_ids"].shape[1]
         guard = NonFiniteStop(len(batch), resolved.num_beams, self._language.eos_ids[0], self._device)
-        with torch.inference_mode(), quietly():
+        with torch.inference_mode(), silence_transformers():
             sequences: Tensor = self._model.generate(
                 **{name: tensor.to(self._device) for name, tensor in tensors.items()},
                 generation_config=self._generation_config(batch, resolved),
