@@ -163,7 +163,7 @@ class _Slots:
 
 
 class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
-    """transformers' class without weights: it prepares inputs, positions and beams, and asks the model runner for logits."""
+    """transformers' class without weights: inputs, positions and beams are its own, logits are the model runner's."""
 
     _model_runner: OnnxModelRunner
 

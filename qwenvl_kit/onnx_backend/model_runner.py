@@ -1,4 +1,4 @@
-"""The functions of a `ModelRunner` over an export's two graphs on ONNX Runtime: pictures, prompts and steps in, logits out.
+"""Run the two graphs of an export on ONNX Runtime, as a `ModelRunner`.
 
 Caches are torch tensors that the runtime reads and extends in place; nothing is copied between steps. What is sampled
 is not known here.
