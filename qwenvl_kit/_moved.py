@@ -37,7 +37,7 @@ _MOVES = {
     "backends.onnx_stepper": "onnx_backend.model_runner",
     "backends.own_generation": "checkpoints.generation_config",
     "backends.positions": "inference.mrope",
-    "backends.preflight": "checkpoints.preflight",
+    "backends.preflight": "inference.preflight",
     "backends.quiet": "checkpoints.hf_logging",
     "backends.repetition": "inference.repetition",
     "backends.rows": "inference.sequence",
