@@ -1,6 +1,6 @@
 """An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
 
-Frames and URLs are unknown here; how graphs are run is the stepper's affair.
+Frames and URLs are unknown here; how graphs are run is the model runner's affair.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ class OnnxBackend:
         checkpoint = read(spec.export.path, weights="*.onnx")
         processor = load_processor(checkpoint)
         assert spec.resolved.provider is not None, "set by spec()"
-        self._stepper = OnnxStepper(
+        self.model_runner = OnnxModelRunner(
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
-        self._eyes = EncoderCache(self._stepper)
+        self._eyes = EncoderCache(self.model_runner)
         self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
 
     def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
         """Answer what the feed gives."""
         from qwenvl_kit.inference.scheduler import generate
 
-        yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+        yield from generate(self.model_runner, self._eyes, self._language, feed, resolved, control)
 
     def close(self) -> None:
         """Free the model."""
         self._eyes.forget()
-        self._stepper.close()
+        self.model_runner.close()
 
 
 def spec(config: Config) -> OnnxSpec:

@@ -29,7 +29,7 @@ _MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture 
 _ATTENTION_BYTES = 256 * 2**20  # scores of one layer's attention in a prompt pass; longer prompts go in parts
 
 
-class OnnxStepper:
+class OnnxModelRunner:
     """An export with its weights and one cache.
 
     Parameters
@@ -260,9 +260,9 @@ def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
     return torch.tensor(total + (has_past and int(new_lengths.max()) == total), dtype=torch.int32)
 
 
-def _grown(old: Tensor | None, shape: tuple[int, int, int, int], stepper: OnnxStepper) -> Tensor:
+def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: OnnxModelRunner) -> Tensor:
     """A cache of `shape` that holds what fits of `old`."""
-    new = torch.zeros(shape, dtype=stepper.dtype, device=stepper.device)
+    new = torch.zeros(shape, dtype=model_runner.dtype, device=model_runner.device)
     if old is not None:
         rows, tokens = min(old.shape[0], shape[0]), min(old.shape[2], shape[2])
         new[:rows, :, :tokens] = old[:rows, :, :tokens]

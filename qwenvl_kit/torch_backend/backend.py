@@ -78,7 +78,7 @@ class TorchBackend:
 
     def __init__(self, spec: TorchSpec) -> None:
         checkpoint = read(spec.folder)
-        with contextlib.ExitStack() as held, quietly():
+        with contextlib.ExitStack() as held, silence_transformers():
             processor = load_processor(checkpoint)
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()

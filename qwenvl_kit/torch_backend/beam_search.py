@@ -100,7 +100,7 @@ class BeamSearch:
         tensors = collate(batch, pad_id=self._pad_id, image_id=self._language.image_id)
         prompt_length = tensors["input_ids"].shape[1]
         guard = NonFiniteStop(len(batch), resolved.num_beams, self._language.eos_ids[0], self._device)
-        with torch.inference_mode(), quietly():
+        with torch.inference_mode(), silence_transformers():
             sequences: Tensor = self._model.generate(
                 **{name: tensor.to(self._device) for name, tensor in tensors.items()},
                 generation_config=self._generation_config(batch, resolved),

@@ -86,7 +86,7 @@ def _compare(model: Path, onnx: Path, asked: argparse.Namespace) -> dict[str, An
     ours.answer(rows[:2], 2), card.answer(rows[:2], 2)
     differing = 0
     for _ in range(asked.turns):
-        steps["ours"].append(_our_step(ours.backend._stepper))
+        steps["ours"].append(_our_step(ours.backend.model_runner))
         steps["generate"].append(_generate_step(card.model))
         said = []
         for name, one in (("ours", ours), ("generate", card)):
@@ -95,7 +95,7 @@ def _compare(model: Path, onnx: Path, asked: argparse.Namespace) -> dict[str, An
             said.append(one.answer(rows, BATCH))
             whole[name].append(time.perf_counter() - started)
         differing = max(differing, sum(a != b for a, b in zip(*said, strict=True)))
-    ours.backend._stepper.reserve(0, 0)
+    ours.backend.model_runner.reserve(0, 0)
     weights = (onnx / "weights.bin").stat().st_size
     return {
         "step_ms": spread([1e3 * one for one in steps["ours"]]),
