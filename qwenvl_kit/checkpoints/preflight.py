@@ -215,13 +215,13 @@ def _check_checkpoint(folder: Path, state: object, device: str) -> Tokens:
         refuse_gaps(folder, _loading_report(folder, config, headers))
     else:
         _check_quantization(folder, checkpoint.config["quantization_config"], device)
-    return _check_language(checkpoint, config)
+    return _check_tokenization(checkpoint, config)
 
 
 @functools.lru_cache(maxsize=16)
 def _check_export(folder: Path, state: object) -> Tokens:
     checkpoint = read(folder, weights="*.onnx")
-    return _check_language(checkpoint, load_config(checkpoint))
+    return _check_tokenization(checkpoint, load_config(checkpoint))
 
 
 def _loading_report(folder: Path, config: Any, headers: dict[str, TensorHeader]) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _require_vocabulary(folder: Path) -> None:
     )
 
 
-def _check_language(checkpoint: Checkpoint, config: Any) -> Tokens:
+def _check_tokenization(checkpoint: Checkpoint, config: Any) -> Tokens:
     """Check that patches, tokens and the chat template suit the model."""
     processor = load_processor(checkpoint)
     _check_patches(checkpoint.path, processor.image_processor, config.vision_config)

@@ -18,7 +18,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from qwenvl_kit import CheckpointError, Config
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.generation_config import defaults_of
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.resolve import answer_fields
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.export import to_onnx

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from qwenvl_kit.checkpoints.checkpoint import find, read
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, refuse_gaps
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
