@@ -110,16 +110,16 @@ def _check_checkpoint(folder: Path, state: object, device: str) -> Tokens:
     checkpoint = read(folder)
     config = load_config(checkpoint)
     check_weights(checkpoint, config, device=device)
-    return _check_language(checkpoint, config)
+    return _check_tokenization(checkpoint, config)
 
 
 @functools.lru_cache(maxsize=16)
 def _check_export(folder: Path, state: object) -> Tokens:
     checkpoint = read(folder, weights="*.onnx")
-    return _check_language(checkpoint, load_config(checkpoint))
+    return _check_tokenization(checkpoint, load_config(checkpoint))
 
 
-def _check_language(checkpoint: Checkpoint, config: Any) -> Tokens:
+def _check_tokenization(checkpoint: Checkpoint, config: Any) -> Tokens:
     """Check that patches, tokens and the chat template suit the model."""
     processor = load_processor(checkpoint)
     _check_patches(checkpoint.path, processor.image_processor, config.vision_config)

@@ -18,7 +18,7 @@ from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.options import Config
 
 ATTENTION = "GroupQueryAttention"
@@ -62,7 +62,7 @@ class OnnxBackend:
         from qwenvl_kit.checkpoints.loading import load_processor
         from qwenvl_kit.inference.encoder_cache import EncoderCache
         from qwenvl_kit.inference.preflight import check_export
-        from qwenvl_kit.inference.scheduler import Language
+        from qwenvl_kit.inference.scheduler import Tokenization
         from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
         checkpoint = read(spec.export.path, weights="*.onnx")
@@ -71,18 +71,18 @@ class OnnxBackend:
         self.model_runner = OnnxModelRunner(
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
-        self._eyes = EncoderCache(self.model_runner)
-        self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
+        self.encoder_cache = EncoderCache(self.model_runner)
+        self.tokenization = Tokenization.of(processor, checkpoint.context, check_export(checkpoint))
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives."""
         from qwenvl_kit.inference.scheduler import generate
 
-        yield from generate(self.model_runner, self._eyes, self._language, feed, resolved, control)
+        yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
 
     def close(self) -> None:
         """Free the model."""
-        self._eyes.forget()
+        self.encoder_cache.clear()
         self.model_runner.close()
 
 

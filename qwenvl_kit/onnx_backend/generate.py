@@ -215,7 +215,7 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
         slots = _Slots(self._model_runner, n_new + 1) if cache is None else cache
         if not len(slots.lengths):
             slots.lengths = torch.zeros(n_rows, dtype=torch.int64)
-            self._model_runner.reserve(n_rows, max(slots.capacity, n_new + 1))
+            self._model_runner.resize_cache(n_rows, max(slots.capacity, n_new + 1))
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if position_ids is None:
             positions, _ = self.model.get_rope_index(
@@ -225,7 +225,7 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
             positions = position_ids[-3:]  # the first of four rows counts tokens
         features = None
         if pixel_values is not None and image_grid_thw is not None:
-            features = torch.cat(self._model_runner.look(pixel_values, image_grid_thw))
+            features = torch.cat(self._model_runner.encode_images(pixel_values, image_grid_thw))
         kept = mask[:, -n_new:].bool()
         visual = _by_row(features, (input_ids == self.config.image_token_id) & kept, rows_per_prompt)
         logits = self._read(input_ids, kept, positions, visual, slots)
@@ -237,10 +237,10 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
     ) -> Tensor:
         """Logits (B, V); padding is left out, since a slot's tokens stand at its front."""
         if ids.shape[1] == 1 and visual[0] is None:
-            logits: Tensor = self._model_runner.step(ids[:, 0], positions[0, :, -1], slots.lengths)
+            logits: Tensor = self._model_runner.decode(ids[:, 0], positions[0, :, -1], slots.lengths)
         else:
             rows = zip(ids, kept, positions.unbind(1), slots.lengths.tolist(), visual, strict=True)
-            logits = self._model_runner.read(
+            logits = self._model_runner.prefill(
                 [
                     PrefillChunk(slot, tokens[real], places[:, real], past, seen)
                     for slot, (tokens, real, places, past, seen) in enumerate(rows)

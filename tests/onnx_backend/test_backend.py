@@ -86,14 +86,14 @@ def test_rests_of_unlike_length_behind_unlike_pasts_fit_their_slots(exported: Pa
     runner = OnnxModelRunner(read_export(exported))
     ids = torch.arange(100) % 50 + 5
     whole = [PrefillChunk(slot, ids, torch.arange(100).expand(3, -1)) for slot in range(3)]
-    runner.reserve(3, 110)
-    wanted = runner.read(whole)
+    runner.resize_cache(3, 110)
+    wanted = runner.prefill(whole)
 
     rests = [
         PrefillChunk(slot, ids[past:], torch.arange(past, 100).expand(3, -1), past)
         for slot, past in enumerate((90, 9, 99))
     ]
-    found = runner.read(rests)  # padded to the longest, the first would need 181 places
+    found = runner.prefill(rests)  # padded to the longest, the first would need 181 places
 
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
