@@ -277,7 +277,6 @@ class FrameAccessor:
             repeats=repeats,
             control=control,
             keep=_remember,
-            stacklevel=3,
         )
 
     @expand_options(only=SHOW_OPTIONS)
@@ -455,7 +454,7 @@ def _execute(
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
     with InterruptGuard(len(flat_cells), control) as guard:
         try:
-            run = execute(flat_cells, flat_prompts, config, control=guard.control, stacklevel=4)
+            run = execute(flat_cells, flat_prompts, config, control=guard.control)
             guard.hold()
         except KeyboardInterrupt:
             guard.hold()

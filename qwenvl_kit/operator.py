@@ -99,7 +99,7 @@ class QwenVLImageUnderstanding:
         prompts = fill(asked, self._config.prompt, len(cells))
         with InterruptGuard(len(cells)) as guard:
             try:
-                run = local.execute(cells, prompts, self._config, control=guard.control, stacklevel=None)
+                run = local.execute(cells, prompts, self._config, control=guard.control, warn_ignored=False)
                 guard.hold()
             except KeyboardInterrupt:
                 guard.hold()

@@ -5,13 +5,13 @@ It knows columns and settings; what a model is, only the engine below it knows.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.compare.comparison import Comparison
 from qwenvl_kit.compare.grid import GridRun, run_grid
 from qwenvl_kit.compare.metrics import signature
@@ -43,7 +43,6 @@ def compare(
     repeats: int = 1,
     control: Control | None = None,
     keep: Callable[[pd.DataFrame], None] = lambda _: None,
-    stacklevel: int = 2,
 ) -> Comparison:
     """Ask every picture under every setting; see ``df.vl.compare`` for the meaning of each argument.
 
@@ -60,7 +59,6 @@ def compare(
         repeats=repeats,
         control=control,
         shown=settings[0].config.progress,
-        stacklevel=stacklevel + 1,
     )
     frame = tidy(gave, settings, cells, truths)
     n_wanted = len(cells) * len(settings) * repeats
@@ -74,11 +72,11 @@ def compare(
     against = dict(reference) if reference is not None else dict(settings[0].values)
     found = Comparison(frame, tuple(vary), against, len(frame) == n_wanted, record)
     keep(frame)
-    _end(gave, found, n_wanted, on_error=settings[0].config.on_error, stacklevel=stacklevel + 1)
+    _end(gave, found, n_wanted, on_error=settings[0].config.on_error)
     return found
 
 
-def _end(gave: GridRun, found: Comparison, n_wanted: int, *, on_error: str, stacklevel: int) -> None:
+def _end(gave: GridRun, found: Comparison, n_wanted: int, *, on_error: str) -> None:
     """Raise or warn of what the grid ended with; what is done travels along."""
     frame: Any = found.frame
     if gave.failure is not None:
@@ -97,4 +95,4 @@ def _end(gave: GridRun, found: Comparison, n_wanted: int, *, on_error: str, stac
     message = f"{len(failed)} of {len(frame)} rows failed ({stages}); the first: {label}: {error}"
     if on_error == "raise":
         raise RowErrors(message, found)
-    warnings.warn(f"{message}\nAll are in .frame", RowErrorWarning, stacklevel=stacklevel)
+    warn(f"{message}\nAll are in .frame", RowErrorWarning)

@@ -86,7 +86,7 @@ def run_grid(
     on_start: OnStart | None = None,
     on_result: OnResult | None = None,
     shown: bool = False,
-    stacklevel: int | None = 2,
+    warn_ignored: bool = True,
 ) -> GridRun:
     """Run every setting on every picture, settings that share a loaded model one after the other.
 
@@ -108,8 +108,8 @@ def run_grid(
         Called as ``on_result(setting, repeat, result)`` from a thread of the run.
     shown : bool
         Draw a progress bar over the whole grid.
-    stacklevel : int or None
-        Where options that cannot take effect are warned of; None for doors that show the record's notes instead.
+    warn_ignored : bool
+        Warn of ignored options; False for callers that show the record's notes instead.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def run_grid(
                 f"{engine!r}; leave engine out"
             )
     specs = [make_spec(setting.config) for setting in settings]
-    if stacklevel is not None:
-        _announce(settings, specs, stacklevel + 1)
+    if warn_ignored:
+        _warn_ignored_options(settings, specs)
     work = _Work(prompts, settings, specs, repeats, control or Control(), on_start, on_result)
     work.gave.unheeded = tuple(
         dict.fromkeys(note for pair in zip(settings, specs, strict=True) for note in _named(*pair))
@@ -186,7 +186,7 @@ class _Work:
             return
         started = time.perf_counter()
         control = Control(self._control.cancel)
-        run = local.execute([first[0]], [first[1]], config, control=control, stacklevel=None, cache=self.cache)
+        run = local.execute([first[0]], [first[1]], config, control=control, warn_ignored=False, cache=self.cache)
         seconds = round(time.perf_counter() - started, 3)
         self._note_end(run)
         self.gave.loads.append({**self._varied_load_options(at), "seconds": seconds})
@@ -205,7 +205,7 @@ class _Work:
         control = replace(self._control, on_result=lambda result: self._hear(at, repeat, result))
         with measure_peak() as peak:
             prompts = self._prompts_of(at, len(cells))
-            run = local.execute(cells, prompts, config, control=control, stacklevel=None, cache=self.cache)
+            run = local.execute(cells, prompts, config, control=control, warn_ignored=False, cache=self.cache)
         self._note_end(run)
         self.gave.memory = peak.kind
         self.gave.records[setting.label] = run.record["effective"]
@@ -235,14 +235,14 @@ def _by_model(specs: Sequence[BackendSpec]) -> list[int]:
     return sorted(range(len(specs)), key=lambda at: identities.index(specs[at].identity))
 
 
-def _announce(settings: Sequence[Setting], specs: Sequence[BackendSpec], stacklevel: int) -> None:
+def _warn_ignored_options(settings: Sequence[Setting], specs: Sequence[BackendSpec]) -> None:
     """Say once what cannot take effect, however many settings share it."""
     said: set[tuple[str, ...]] = set()
     for setting, spec in zip(settings, specs, strict=True):
         notes = _named(setting, spec)
         if notes and notes not in said:
             said.add(notes)
-            warn_ignored_options(setting.config, spec.resolved, stacklevel=stacklevel + 1)
+            warn_ignored_options(setting.config, spec.resolved)
 
 
 def _named(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:

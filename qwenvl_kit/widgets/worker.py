@@ -92,7 +92,7 @@ def work(trial: Trial, listener: Listener, post: Post, control: Control) -> Grid
             control=control,
             on_start=lambda block: post(lambda: listener.began(block)),
             on_result=lambda setting, repeat, result: post(lambda: listener.answered(setting, repeat, result)),
-            stacklevel=None,
+            warn_ignored=False,
         )
         failure = gave.failure
     except Exception as error:  # noqa: BLE001  # the panel says it; a thread's exception would be seen by nobody
