@@ -20,7 +20,7 @@ from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.results import deliver, result_frame, text_series
+from qwenvl_kit.results import result_frame, return_or_raise, text_series
 from qwenvl_kit.signatures import expand_options
 
 if TYPE_CHECKING:
@@ -464,7 +464,7 @@ def _execute(
         _remember(frame)
         results = shape(frame)
         run = guard.settled(run)
-    return deliver(run, frame, lambda _: results, config, n_prompts)
+    return return_or_raise(run, frame, lambda _: results, config, n_prompts)
 
 
 def _frame(run: Run, index: pd.Index, n_prompts: int) -> pd.DataFrame:

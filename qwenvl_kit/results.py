@@ -73,7 +73,7 @@ def text_series(frame: pd.DataFrame, name: str) -> pd.Series:
     return texts
 
 
-def deliver(
+def return_or_raise(
     run: Run, frame: pd.DataFrame, shape: Callable[[pd.DataFrame], _T], config: Config, n_prompts: int = 1
 ) -> _T:
     """Return what the caller asked for, or raise what the run ended with, results included.
