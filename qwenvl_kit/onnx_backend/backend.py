@@ -59,8 +59,9 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
-        from qwenvl_kit.checkpoints.preflight import check_export, load_processor
+        from qwenvl_kit.checkpoints.loading import load_processor
         from qwenvl_kit.inference.encoder_cache import EncoderCache
+        from qwenvl_kit.inference.preflight import check_export
         from qwenvl_kit.inference.scheduler import Tokenization
         from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
@@ -99,7 +100,7 @@ def spec(config: Config) -> OnnxSpec:
     """
     require_onnx("backend='onnx'")
     from qwenvl_kit.checkpoints.generation_config import defaults_of
-    from qwenvl_kit.checkpoints.preflight import check_export
+    from qwenvl_kit.inference.preflight import check_export
     from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.onnx_backend.session import execution_provider
 

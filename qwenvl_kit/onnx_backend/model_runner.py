@@ -15,7 +15,7 @@ import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.checkpoints.preflight import load_config
+from qwenvl_kit.checkpoints.loading import load_config
 from qwenvl_kit.onnx_backend.session import Graph
 
 if TYPE_CHECKING:
