@@ -172,7 +172,7 @@ def _check_cutting(folder: Path, encoder: InputProcessor, vision: Any) -> None:
     side, fix = 2 * vision.spatial_merge_size, FROM_BASE.format("preprocessor_config.json")
     pixels = np.zeros((side * vision.patch_size, side * vision.patch_size, 3), np.uint8)
     with named_errors(folder, "its image processor cannot cut a picture into patches", fix):
-        patches = encoder.cut(LoadedImage(pixels, "", pixels.shape[:2]))  # (P, C·T·p·p)
+        patches = encoder.patchify(LoadedImage(pixels, "", pixels.shape[:2]))  # (P, C·T·p·p)
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         wanted, is_finite = (side * side, width), bool(patches.isfinite().all())
     if tuple(patches.shape) != wanted or not is_finite:

@@ -442,7 +442,7 @@ class FaultyEncoder(PlainEncoder):
     def encode(self, request: Request) -> Encoded:
         if request.row == 2:
             raise KeyError("a template of a stranger")
-        return replace(super().encode(request), cut=_cut_some)
+        return replace(super().encode(request), patchify=_cut_some)
 
 
 def _cut_some(picture: LoadedImage) -> torch.Tensor:
@@ -497,7 +497,7 @@ def test_memory_that_runs_out_while_a_picture_is_cut_is_no_fault_of_the_picture(
 
     class InputProcessor(PlainEncoder):
         def encode(self, request: Request) -> Encoded:
-            return replace(super().encode(request), cut=cut)
+            return replace(super().encode(request), patchify=cut)
 
     model_runner = HashModelRunner()
     tokenization = replace(TOKENIZATION, encoder=InputProcessor())  # type: ignore[arg-type]
