@@ -111,6 +111,7 @@ _MOVES = {
 _MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
 _NAMES = {
     "About": "BatchInfo",
+    "Ask": "PromptRef",
     "Beams": "BeamSearch",
     "Chooser": "Sampler",
     "Contact": "ContactSheet",

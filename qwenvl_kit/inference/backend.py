@@ -29,7 +29,7 @@ _REGISTRY = {
 class Feed(Protocol):
     """Where a backend takes its requests from."""
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         """Take up to `n` requests.
 
         Parameters

@@ -65,7 +65,7 @@ class Echo:
 
     def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
         """Answer each request with its own prompt."""
-        while (batch := feed.take(resolved.batch_size, block=True)) is not None:
+        while (batch := feed.get(resolved.batch_size, block=True)) is not None:
             started = time.perf_counter()
             stopped = bool(self.seconds_per_batch) and control.cancel.wait(self.seconds_per_batch)
             if stopped or control.cancel.is_set():

@@ -26,11 +26,11 @@ class WaitingQueue:
         """Take what is ready; wait, if `block`, only when there is nothing to do. None: no more will come."""
         room = _WINDOW * self._batch_size - len(self.rows)
         if self.rows or not block:
-            return feed.take(room, block=False) if room > 0 else []
-        first = feed.take(1, block=True)
+            return feed.get(room, block=False) if room > 0 else []
+        first = feed.get(1, block=True)
         if not first:
             return first
-        return first + (feed.take(room - 1, block=False) or [] if room > 1 else [])
+        return first + (feed.get(room - 1, block=False) or [] if room > 1 else [])
 
     def next_batch(self, n_most: int | None = None) -> list[Encoded]:
         """The oldest row, those that see the same pictures, and those nearest in length, which waste least padding."""

@@ -158,7 +158,7 @@ class _Feed:
     def __init__(self, requests: list[Request]) -> None:
         self._requests = requests
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         taken, self._requests = self._requests[:n], self._requests[n:]
         return taken or None
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ConfigError, Control, ModelNotFound, OptionWarning, RowErrors, StoreError, StoreWarning
-from qwenvl_kit.executors.serialization import pack_error, unpack_error
 from qwenvl_kit.executors.daft_worker import Worker
+from qwenvl_kit.executors.serialization import pack_error, unpack_error
 from qwenvl_kit.types import Result
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False, "engine": "daft"}
@@ -141,8 +141,8 @@ def test_a_backend_that_breaks_ends_the_run_with_what_is_done(monkeypatch: pytes
 
     def answers(job: Any) -> Iterator[dict[str, Any]]:
         worker = Worker(job._config.replace(engine="local"))
-        for at, parcel in list(job._packed.items()):
-            yield {"at": [at], "answer": within(30, functools.partial(worker.answer, [parcel]))}
+        for at, item in list(job._packed.items()):
+            yield {"at": [at], "answer": within(30, functools.partial(worker.answer, [item]))}
             qwenvl_kit.unload()
             monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", broken)
 

@@ -124,7 +124,7 @@ class ListFeed:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         assert n >= 1
         self.n_blocked += block
         if not self.requests:
@@ -300,9 +300,9 @@ def test_pictures_beyond_the_memory_of_the_eyes_are_looked_at_again(
 
 def test_the_loop_waits_for_pictures_only_when_it_has_nothing_to_do() -> None:
     class Slow(ListFeed):
-        def take(self, n: int, *, block: bool) -> list[Request] | None:
+        def get(self, n: int, *, block: bool) -> list[Request] | None:
             assert not (block and stepper.live)
-            return super().take(n, block=block)
+            return super().get(n, block=block)
 
     class Watched(HashStepper):
         live = 0
