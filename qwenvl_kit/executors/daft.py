@@ -32,10 +32,7 @@ from qwenvl_kit.store import open_store
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
 
-_N_FORWARDS, _N_LEAST = (
-    4,
-    16,
-)  # forwards, and work items, of a batch; fewer leave the model waiting for the next
+_N_FORWARDS, _N_LEAST = 4, 16  # forward passes, and work items, per batch: with fewer the model waits for the next one
 _MAX_PARTITIONS = 256
 _MAX_DEATHS = 3  # times that a job may break without a single new result before it is given up
 _REFRESH_S = 0.1

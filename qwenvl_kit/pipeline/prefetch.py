@@ -48,7 +48,7 @@ class _Task:
     """A group whose images are being loaded."""
 
     group: Group
-    asks: Sequence[PromptRef] | None = None  # those that no earlier run answered; None before it was looked up
+    prompts: Sequence[PromptRef] | None = None  # those that no earlier run answered; None before it was looked up
     images: list[LoadedImage] = field(default_factory=list)
     fetch: Fetch | None = None
     fetched: Fetched | None = None  # waits for a decoder
