@@ -63,7 +63,7 @@ class Worker:
             warn_ignored_options(self._config, resolved)
         cells = [item.cell for item in items for _ in item.prompts]
         prompts = [prompt for item in items for prompt in item.prompts]
-        run = local.execute(cells, prompts, self._config, stacklevel=None, keeps_record=False)
+        run = local.execute(cells, prompts, self._config, warn_ignored=False, keeps_record=False)
         notes = run.record["effective"]["notes"][len(resolved.notes) :]
         results = iter(run.results)
         answers = [[next(results) for _ in one.prompts] for one in items]
