@@ -20,7 +20,7 @@ from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLConfig, Qwen
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.generation_config import biases, defaults_of, own_processors
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.weight_files import AGAIN, TensorHeader, read_headers, refuse_lfs_pointer, weight_files
 from qwenvl_kit.errors import CheckpointError, QwenVLError
 from qwenvl_kit.inference.oom import is_out_of_memory
@@ -99,7 +99,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     with (
         loadable(checkpoint) as folder,
         named_errors(checkpoint.path, "its processor or tokenizer cannot be loaded", fix, folder),
-        quietly(),
+        silence_transformers(),
     ):
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     image = getattr(processor, "image_processor", None)
@@ -123,7 +123,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     with (
         loadable(checkpoint) as folder,
         named_errors(checkpoint.path, "its config.json cannot be used", fix, folder),
-        quietly(),
+        silence_transformers(),
     ):
         return Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
 
@@ -215,19 +215,22 @@ def _check_checkpoint(folder: Path, state: object, device: str) -> Tokens:
         refuse_gaps(folder, _loading_report(folder, config, headers))
     else:
         _check_quantization(folder, checkpoint.config["quantization_config"], device)
-    return _check_language(checkpoint, config)
+    return _check_tokenization(checkpoint, config)
 
 
 @functools.lru_cache(maxsize=16)
 def _check_export(folder: Path, state: object) -> Tokens:
     checkpoint = read(folder, weights="*.onnx")
-    return _check_language(checkpoint, load_config(checkpoint))
+    return _check_tokenization(checkpoint, load_config(checkpoint))
 
 
 def _loading_report(folder: Path, config: Any, headers: dict[str, TensorHeader]) -> dict[str, Any]:
     """Ask transformers what it would do with tensors of these names and shapes; no number is read."""
     tensors = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
-    with named_errors(folder, "its weights do not suit its config.json", _FROM_BASE.format("config.json")), quietly():
+    with (
+        named_errors(folder, "its weights do not suit its config.json", _FROM_BASE.format("config.json")),
+        silence_transformers(),
+    ):
         _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             None,
             config=config,
@@ -247,7 +250,10 @@ def _check_quantization(folder: Path, asked: Any, device: str) -> None:
     """Let transformers look for the package that reads weights quantised in this way."""
     method = asked.get("quant_method") if isinstance(asked, dict) else asked
     fix = f"install the package that transformers names for {method!r}, or use a checkpoint that is not quantised"
-    with named_errors(folder, f"its weights are quantised by {method!r}, which cannot be read here", fix), quietly():
+    with (
+        named_errors(folder, f"its weights are quantised by {method!r}, which cannot be read here", fix),
+        silence_transformers(),
+    ):
         from transformers.quantizers import AutoHfQuantizer
 
         quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=True)
@@ -266,7 +272,7 @@ def _require_vocabulary(folder: Path) -> None:
     )
 
 
-def _check_language(checkpoint: Checkpoint, config: Any) -> Tokens:
+def _check_tokenization(checkpoint: Checkpoint, config: Any) -> Tokens:
     """Check that patches, tokens and the chat template suit the model."""
     processor = load_processor(checkpoint)
     _check_patches(checkpoint.path, processor.image_processor, config.vision_config)

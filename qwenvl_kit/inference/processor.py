@@ -47,7 +47,7 @@ class Encoded:
         return torch.cat([self.cut(picture) for picture in self.request.images])
 
     @property
-    def sights(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+    def image_keys(self) -> tuple[tuple[str, tuple[int, int]], ...]:
         """What names its pictures: equal for rows that see the same."""
         return tuple((picture.digest, picture.size) for picture in self.request.images)
 

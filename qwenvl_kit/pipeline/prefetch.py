@@ -73,7 +73,7 @@ class _Place:
 
 
 class ImagePrefetcher:
-    """A `Feed` that loads images ahead.
+    """A `RequestQueue` that loads images ahead.
 
     Parameters
     ----------
