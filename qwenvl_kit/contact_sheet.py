@@ -23,7 +23,7 @@ from qwenvl_kit.images import is_null
 from qwenvl_kit.prompts import is_missing
 from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
 
-__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "Contact", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
+__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
 
 MAX_BYTES = 500_000
 _LONGEST_TEXT = 500
@@ -108,7 +108,7 @@ class ContactSheet:
         return self.html
 
     def __repr__(self) -> str:
-        return f"Contact({self.n_shown} of {self.n_rows} rows; shows itself in a notebook)"
+        return f"ContactSheet({self.n_shown} of {self.n_rows} rows; shows itself in a notebook)"
 
 
 def contact_sheet(

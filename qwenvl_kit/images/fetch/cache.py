@@ -27,8 +27,8 @@ class FetchCache:
     Examples
     --------
     >>> from qwenvl_kit.images.fetch.dispatch import FetchLimits
-    >>> from qwenvl_kit.images.classify import identify
-    >>> limits, (source,) = FetchLimits(5.0, 1000, False), identify("https://example.org/a.png")
+    >>> from qwenvl_kit.images.classify import classify
+    >>> limits, (source,) = FetchLimits(5.0, 1000, False), classify("https://example.org/a.png")
     >>> with FetchCache() as cache:
     ...     cache.put(source, limits, Fetched(b"..."))
     ...     cache.get(source, limits).data

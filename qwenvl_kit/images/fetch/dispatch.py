@@ -327,7 +327,7 @@ def too_large(label: str, n_bytes: int | None, limits: FetchLimits) -> RowError:
     return RowError("fetch", f"{label} {what}; raise it if you trust it")
 
 
-def too_slow(label: str, limits: FetchLimits) -> RowError:
+def timeout_error(label: str, limits: FetchLimits) -> RowError:
     """Return the fault of a place that did not answer in time."""
     return RowError(
         "fetch", f"{label} was not fetched within timeout_s={limits.timeout_s:g}; raise it if the host is slow"
