@@ -16,10 +16,10 @@ import pandas as pd
 from PIL import Image
 
 from qwenvl_kit.columns import column_names, is_same_label
-from qwenvl_kit.options import Config, ImageSrcType
 from qwenvl_kit.errors import ColumnNotFound, UnknownOption
 from qwenvl_kit.html import escape, plain
 from qwenvl_kit.images import is_null
+from qwenvl_kit.options import Config, ImageSrcType
 from qwenvl_kit.prompts import is_missing
 from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
 

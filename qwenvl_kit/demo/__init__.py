@@ -4,7 +4,7 @@
 >>> scene = demo.sample_scenes(1)[0]
 >>> pixels, truth = demo.draw(scene), demo.caption(scene, "en")
 
-Nothing here imports torch; `qwenvl_kit.demo.training.train` and `qwenvl_kit.demo.training.evaluate` are commands of their own.
+Nothing here imports torch; `qwenvl_kit.demo.training` trains and evaluates the model.
 """
 
 from __future__ import annotations

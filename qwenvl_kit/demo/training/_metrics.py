@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ._language import LANGUAGES, Language
-from ._questions import KINDS
+from qwenvl_kit.demo._language import LANGUAGES, Language
+from qwenvl_kit.demo._questions import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

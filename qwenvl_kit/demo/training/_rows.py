@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption_parts
+from qwenvl_kit.demo._language import CAPTION_PROMPTS, LANGUAGES, Language, caption_parts
+from qwenvl_kit.demo._questions import Asker, Question
+from qwenvl_kit.demo._world import Scene, World
+
 from ._pictures import PICTURE_TOKENS, PictureBatch
-from ._questions import Asker, Question
-from ._world import Scene, World
 
 #: Tokens in a row.
 ROW_TOKENS = 240

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qwenvl_kit.demo._world import Scene, World, sample_scene, split_of
+
 from ._checkpoint import build_model, save_folder
 from ._forward import run_vision
 from ._losses import Figures, VisionHead, head_loss, row_loss
@@ -22,7 +24,6 @@ from ._muon import Optimiser, Rates, sum_over_processes
 from ._pictures import pack_pictures
 from ._rows import RowPacker
 from ._tokenizer import build_tokenizer
-from ._world import Scene, World, sample_scene, split_of
 
 _VISION_BATCH = 48
 _VISION_THINGS = range(2, 8)  # crowded pictures teach the vision tower more in the same time

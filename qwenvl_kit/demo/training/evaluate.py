@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 import qwenvl_kit  # noqa: F401 - registers df.vl
+from qwenvl_kit.demo import WORLD
+from qwenvl_kit.demo._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
+from qwenvl_kit.demo._questions import Asker, Question
+from qwenvl_kit.demo.scenes import WORLDS, Scene, World, draw, sample_scenes
 
-from . import WORLD
-from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
 from ._metrics import Judged, score, table
-from ._questions import Asker, Question
-from .scenes import WORLDS, Scene, World, draw, sample_scenes
 
 HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
 _DEFAULTS: dict[str, object] = {

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from qwenvl_kit.demo._world import WORLDS
+
 from ._trainer import Plan, Trainer
-from ._world import WORLDS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import urllib3
 
 from qwenvl_kit.errors import RowError, printable
+from qwenvl_kit.images.classify import redact_url
 from qwenvl_kit.images.fetch.dispatch import (
     WITHOUT_LEASE,
     Fetched,
@@ -25,13 +26,12 @@ from qwenvl_kit.images.fetch.dispatch import (
     lease,
     reason,
     sleep_until,
-    too_large,
     timeout_error,
+    too_large,
 )
-from qwenvl_kit.images.fetch.ssrf import BlockedAddressError, OutOfFiles, extend, one_lookup, pool
 from qwenvl_kit.images.fetch.logs import quiet
 from qwenvl_kit.images.fetch.retry import TransientError, host_retry_state, status_error
-from qwenvl_kit.images.classify import redact_url
+from qwenvl_kit.images.fetch.ssrf import BlockedAddressError, OutOfFiles, extend, one_lookup, pool
 
 if TYPE_CHECKING:
     from qwenvl_kit.images.budget import Lease
@@ -66,7 +66,7 @@ def get(address: str, label: str, limits: FetchLimits) -> tuple[bytes, str | Non
     -------
     body : bytes
         What is behind the address.
-    mark : str or None
+    version : str or None
         Its ETag or date, by which `is_unchanged` asks later.
 
     Raises
@@ -82,18 +82,18 @@ def get(address: str, label: str, limits: FetchLimits) -> tuple[bytes, str | Non
             sleep_until(later.at)
         else:
             fetched.release()
-            return fetched.data, fetched.mark
+            return fetched.data, fetched.version
 
 
-def is_unchanged(address: str, label: str, mark: str, limits: FetchLimits) -> bool:
-    """Ask an address once whether what it gave under `mark` is still what it gives, without fetching it again.
+def is_unchanged(address: str, label: str, version: str, limits: FetchLimits) -> bool:
+    """Ask an address once whether what it gave at `version` is still what it gives, without fetching it again.
 
     Raises
     ------
     RowError, RetryAt
         As `HttpGet.try_once`.
     """
-    kind, _, value = mark.partition(":")
+    kind, _, value = version.partition(":")
     condition = {"etag": "If-None-Match", "date": "If-Modified-Since"}.get(kind)
     if condition is None:
         return False
@@ -131,7 +131,7 @@ class HttpGet:
             It cannot be had within the limits, of the stage ``fetch``.
         """
         response = self.ask()
-        return Fetched(response.body, response.mark, response.lease)
+        return Fetched(response.body, response.version, response.lease)
 
     def ask(self) -> _Response:
         """Do as `try_once`, and return the last answer itself."""
@@ -180,12 +180,14 @@ class HttpGet:
         except ValueError as error:
             raise RowError("fetch", f"{self._label} redirects to what is no valid address") from error
         if scheme not in ("http", "https"):
-            raise RowError("fetch", f"{self._label} redirects to {redact_url(target)}; only http and https are followed")
+            raise RowError(
+                "fetch", f"{self._label} redirects to {redact_url(target)}; only http and https are followed"
+            )
         if scheme == "http" and urlsplit(self._address).scheme == "https":
             raise RowError(
                 "fetch",
-                f"{self._label} redirects from https to {redact_url(target)}, which is not followed, since anyone on the way "
-                "could change the picture; give the http:// address itself if that is meant",
+                f"{self._label} redirects from https to {redact_url(target)}, which is not followed, since anyone "
+                "on the way could change the picture; give the http:// address itself if that is meant",
             )
         self._address, self._private_allowed = target, response.private
         self._n_redirects, self._n_retries = self._n_redirects + 1, 0
@@ -270,7 +272,7 @@ class HttpGet:
         body, held = self._body(response)
         if not body and response.status != 200:
             raise RowError("fetch", f"{label} answered with status {response.status} and without a body")
-        return _Response(private, body=body, lease=held, mark=_mark(response.headers))
+        return _Response(private, body=body, lease=held, version=_version(response.headers))
 
     def _body(self, response: Any) -> tuple[bytes, Lease | None]:
         """Read what comes, as it comes, so that a server that drips one byte a second meets the deadline."""
@@ -303,7 +305,7 @@ class _Response:
 
     private: bool
     body: bytes = b""
-    mark: str | None = None
+    version: str | None = None
     lease: Lease | None = None
     location: str | None = None
     is_unchanged: bool = False
@@ -389,7 +391,7 @@ def _decoded(location: str) -> str:
         return location
 
 
-def _mark(headers: Any) -> str | None:
+def _version(headers: Any) -> str | None:
     """Name what an answer held: by its ETag, else by its date."""
     for kind, name in (("etag", "ETag"), ("date", "Last-Modified")):
         if value := headers.get(name):

@@ -28,12 +28,12 @@ from qwenvl_kit.images.fetch.dispatch import (
     host_key,
     lease,
     reason,
-    too_large,
     timeout_error,
+    too_large,
 )
 from qwenvl_kit.images.fetch.logs import quiet
-from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 from qwenvl_kit.images.fetch.retry import TransientError, host_retry_state
+from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.fetch.idle import register_closer
 from qwenvl_kit.images.fetch.retry import TransientError
 
 MAX_RETRIES = 3
@@ -100,6 +101,7 @@ class TosObject:
         self._output.content.resp.close()
 
 
+@register_closer
 def close_idle_connections() -> None:
     """Close the connections that clients keep for a next request."""
     for client in list(_clients):

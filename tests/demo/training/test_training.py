@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LARGE_WORLD, Language, caption, draw, sample_scenes
 from qwenvl_kit.demo.training import train
 from qwenvl_kit.demo.training._checkpoint import MAX_PIXELS, MIN_PIXELS, build_model, build_processor
 from qwenvl_kit.demo.training._forward import predict, run_text, run_vision
 from qwenvl_kit.demo.training._muon import orthogonalise
-from qwenvl_kit.demo._pictures import IGNORED, PICTURE_TOKENS, pack_pictures
+from qwenvl_kit.demo.training._pictures import IGNORED, PICTURE_TOKENS, pack_pictures
 from qwenvl_kit.demo.training._rows import ROW_TOKENS, RowPacker
 from qwenvl_kit.demo.training._tokenizer import build_tokenizer
-from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LARGE_WORLD, Language, caption, draw, sample_scenes
 
 SCENES = sample_scenes(6, seed=1, world=LARGE_WORLD, split="train")
 

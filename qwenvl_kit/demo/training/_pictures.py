@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from qwenvl_kit.demo._drawing import boxes, draw
+from qwenvl_kit.demo._world import LARGE_WORLD, Scene
+
 from ._checkpoint import MAX_PIXELS, MIN_PIXELS
-from ._drawing import boxes, draw
-from ._world import LARGE_WORLD, Scene
 
 #: Room for the merged tokens of a picture.
 PICTURE_TOKENS = 18
