@@ -122,6 +122,7 @@ _NAMES = {
     "Feed": "RequestQueue",
     "FiniteGuard": "NonFiniteStop",
     "Geometry": "PatchGeometry",
+    "Host": "HostRetryState",
     "HostRefused": "BlockedAddressError",
     "Keys": "CacheKeyBuilder",
     "Ledger": "ResultCollector",

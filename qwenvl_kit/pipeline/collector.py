@@ -31,7 +31,7 @@ class Store(Protocol):
         """Mark and digest of the picture that stood at an address."""
         ...
 
-    def put_source(self, name: str, mark: str, digest: str) -> None:
+    def put_source(self, name: str, version: str, digest: str) -> None:
         """Keep which picture stood at an address."""
         ...
 
