@@ -20,7 +20,8 @@ from qwenvl_kit.executors.base import unrecorded
 from qwenvl_kit.executors.daft_setup import check_cluster, check_gpus, gpus_of_cluster, start
 from qwenvl_kit.executors.daft_worker import Worker
 from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, from_fields, result_kinds, unpack_error
-from qwenvl_kit.inference.backend import Control, make_spec
+from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline import Run, inside_run
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import Group, make_plan

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
 from qwenvl_kit.executors.base import unrecorded
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, is_null
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.pipeline import inside_run, run
 from qwenvl_kit.store import open_store
 
@@ -114,7 +114,7 @@ def execute(
     ForkedProcess
         The process was forked while a model was loaded or a run was under way; nothing is loaded or asked.
     ConfigError, ModelNotFound
-        See `qwenvl_kit.inference.make_spec`.
+        See `qwenvl_kit.executors.specs.make_spec`.
     """
     if inside_run():
         raise BackendBusy(

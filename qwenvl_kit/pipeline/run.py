@@ -96,7 +96,7 @@ def run(
     --------
     >>> from contextlib import nullcontext
     >>> from qwenvl_kit import Config
-    >>> from qwenvl_kit.inference import make_spec
+    >>> from qwenvl_kit.executors.specs import make_spec
     >>> config = Config(backend="echo", progress=False)
     >>> spec = make_spec(config)
     >>> run([None], ["What?"], config, spec, lambda: nullcontext(spec.load())).results[0].status
