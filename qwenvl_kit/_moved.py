@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from qwenvl_kit._warnings import warn
 
 _MOVES = {
     "backends": "inference",
@@ -168,10 +169,9 @@ class _FormerNames(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Warn, and return the stand-in."""
-        warnings.warn(
+        warn(
             f"{spec.name} is now {_MODULES[spec.name]}; the former name leaves in the release after next.",
             DeprecationWarning,
-            stacklevel=2,
         )
         return _Former(spec.name)
 

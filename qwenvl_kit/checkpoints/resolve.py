@@ -5,11 +5,11 @@ It decides, and loads nothing: a backend tells it the device, the checkpoint its
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.options import option_docs
@@ -219,7 +219,7 @@ def resolve(
     )
 
 
-def warn_ignored_options(config: Config, resolved: ResolvedConfig, *, stacklevel: int = 2) -> None:
+def warn_ignored_options(config: Config, resolved: ResolvedConfig) -> None:
     """Warn once about options that the caller named and that do not take effect; raise under ``strict=True``.
 
     Raises
@@ -232,7 +232,7 @@ def warn_ignored_options(config: Config, resolved: ResolvedConfig, *, stacklevel
         return
     if config.strict:
         raise ConfigError(f"strict=True: {'; '.join(named)}; leave the option out, or pass strict=False")
-    warnings.warn("; ".join(named), OptionWarning, stacklevel=stacklevel + 1)
+    warn("; ".join(named), OptionWarning)
 
 
 def asked_record(config: Config) -> dict[str, Any]:

@@ -6,11 +6,11 @@ An engine takes cells and prompts and gives a `Run`: the same answers in the sam
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.errors import StoreError, StoreWarning
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class Engine(Protocol):
         config: Config,
         *,
         control: Control | None = None,
-        stacklevel: int | None = 2,
+        warn_ignored: bool = True,
     ) -> Run:
-        """Run to the end; options that cannot take effect are warned of at `stacklevel`."""
+        """Run to the end; warn of ignored options unless `warn_ignored` is False."""
         ...
 
 
@@ -47,7 +47,6 @@ def execute(
     config: Config,
     *,
     control: Control | None = None,
-    stacklevel: int = 2,
 ) -> Run:
     """Run on the engine that a config names.
 
@@ -59,13 +58,13 @@ def execute(
     """
     module, function = _REGISTRY[config.engine].split(":")
     engine = cast("Engine", getattr(importlib.import_module(module), function))
-    return engine(cells, prompts, config, control=control, stacklevel=stacklevel + 1)
+    return engine(cells, prompts, config, control=control)
 
 
-def unrecorded(run: Run, error: BaseException, stacklevel: int) -> Run:
+def unrecorded(run: Run, error: BaseException) -> Run:
     """Return a finished run whose record could not be stored: no error after the last row may cost the results.
 
-    Warns of the error at `stacklevel`. Where warnings raise, and after Ctrl-C, the run that is returned says so.
+    Warns of the error. Where warnings raise, and after Ctrl-C, the run that is returned says so.
     """
     if isinstance(error, KeyboardInterrupt):
         return replace(run, interrupted=True)
@@ -73,7 +72,7 @@ def unrecorded(run: Run, error: BaseException, stacklevel: int) -> Run:
         return run
     message = f"The record of this run was not stored; its results are complete. {error}"
     try:
-        warnings.warn(message, StoreWarning, stacklevel=stacklevel + 1)
+        warn(message, StoreWarning)
     except StoreWarning:
         failure = StoreError(message)
         failure.__cause__ = error

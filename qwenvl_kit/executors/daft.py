@@ -44,7 +44,7 @@ def execute(
     config: Config,
     *,
     control: Control | None = None,
-    stacklevel: int | None = 2,
+    warn_ignored: bool = True,
 ) -> Run:
     """Run on Daft's workers; each loads the model once.
 
@@ -73,9 +73,9 @@ def execute(
     results = ledger.close(functools.partial(missing, failure=job.failure))
     about = job.about()
     failure = job.failure
-    if stacklevel is not None and failure is None:
+    if warn_ignored and failure is None:
         try:
-            warn_ignored_options(config, about.resolved, stacklevel=stacklevel + 1)
+            warn_ignored_options(config, about.resolved)
         except OptionWarning as warning:  # where warnings are errors; the work is done
             failure = warning
     record = make_record(config, about.resolved, results, about.notes, clock)
@@ -85,7 +85,7 @@ def execute(
             with open_store(config.store) as store:
                 store.add_run(record)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # nothing may cost the results now
-            return unrecorded(done, error, 2 if stacklevel is None else stacklevel)
+            return unrecorded(done, error)
     return done
 
 

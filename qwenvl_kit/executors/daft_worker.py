@@ -63,7 +63,7 @@ class Worker:
             warn_ignored_options(self._config, resolved)
         cells = [parcel.cell for parcel in parcels for _ in parcel.prompts]
         prompts = [prompt for parcel in parcels for prompt in parcel.prompts]
-        run = local.execute(cells, prompts, self._config, stacklevel=None, keeps_record=False)
+        run = local.execute(cells, prompts, self._config, warn_ignored=False, keeps_record=False)
         notes = run.record["effective"]["notes"][len(resolved.notes) :]
         results = iter(run.results)
         answers = [[next(results) for _ in one.prompts] for one in parcels]

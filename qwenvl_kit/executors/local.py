@@ -97,15 +97,15 @@ def execute(
     config: Config,
     *,
     control: Control | None = None,
-    stacklevel: int | None = 2,
+    warn_ignored: bool = True,
     keeps_record: bool = True,
     cache: FetchCache | None = None,
 ) -> Run:
     """Run in this process; the model is loaded when the first picture is ready, and stays warm.
 
-    Options that cannot take effect are warned of at `stacklevel`; not at all where it is None, for doors that have
-    done so. `keeps_record` False keeps the record of the run out of the store, for doors that enter one of their own.
-    `cache` keeps fetched files for doors that run several times over the same cells.
+    `warn_ignored` False suppresses the warning of ignored options, for callers that have issued it. `keeps_record`
+    False keeps the record of the run out of the store, for callers that enter one of their own. `cache` keeps fetched
+    files for callers that run several times over the same cells.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def execute(
         )
     with _warm.running():
         spec = make_spec(config)
-        if stacklevel is not None:
-            warn_ignored_options(config, spec.resolved, stacklevel=stacklevel + 1)
+        if warn_ignored:
+            warn_ignored_options(config, spec.resolved)
         run_with = functools.partial(
             run, cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, cache=cache
         )
@@ -143,7 +143,7 @@ def execute(
                 done = run_with()
             if done is None:
                 raise
-            done = unrecorded(done, error, 2 if stacklevel is None else stacklevel)
+            done = unrecorded(done, error)
         return done
 
 
