@@ -26,10 +26,10 @@ _REGISTRY = {
 }
 
 
-class Feed(Protocol):
+class RequestQueue(Protocol):
     """Where a backend takes its requests from."""
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         """Take up to `n` requests.
 
         Parameters
@@ -72,8 +72,8 @@ class Control:
 class Backend(Protocol):
     """A loaded model."""
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives as `resolved` says, in any order, each request once.
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives as `resolved` says, in any order, each request once.
 
         A row's fault is a `Result` with status ``error``; an exception ends the whole run.
         """

@@ -16,7 +16,7 @@ from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import Request
 
@@ -63,9 +63,9 @@ class Echo:
     geometry: PatchGeometry
     seconds_per_batch: float = 0.0
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
         """Answer each request with its own prompt."""
-        while (batch := feed.take(resolved.batch_size, block=True)) is not None:
+        while (batch := queue.get(resolved.batch_size, block=True)) is not None:
             started = time.perf_counter()
             stopped = bool(self.seconds_per_batch) and control.cancel.wait(self.seconds_per_batch)
             if stopped or control.cancel.is_set():

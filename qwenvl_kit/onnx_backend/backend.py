@@ -1,6 +1,6 @@
 """An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
 
-Frames and URLs are unknown here; how graphs are run is the stepper's affair.
+Frames and URLs are unknown here; how graphs are run is the model runner's affair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.options import Config
 
 ATTENTION = "GroupQueryAttention"
@@ -59,30 +59,31 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
-        from qwenvl_kit.checkpoints.preflight import check_export, load_processor
+        from qwenvl_kit.checkpoints.loading import load_processor
         from qwenvl_kit.inference.encoder_cache import EncoderCache
-        from qwenvl_kit.inference.scheduler import Language
-        from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+        from qwenvl_kit.inference.preflight import check_export
+        from qwenvl_kit.inference.scheduler import Tokenization
+        from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
         checkpoint = read(spec.export.path, weights="*.onnx")
         processor = load_processor(checkpoint)
         assert spec.resolved.provider is not None, "set by spec()"
-        self._stepper = OnnxStepper(
+        self.model_runner = OnnxModelRunner(
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
-        self._eyes = EncoderCache(self._stepper)
-        self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
+        self.encoder_cache = EncoderCache(self.model_runner)
+        self.tokenization = Tokenization.of(processor, checkpoint.context, check_export(checkpoint))
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives."""
         from qwenvl_kit.inference.scheduler import generate
 
-        yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+        yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
 
     def close(self) -> None:
         """Free the model."""
-        self._eyes.forget()
-        self._stepper.close()
+        self.encoder_cache.clear()
+        self.model_runner.close()
 
 
 def spec(config: Config) -> OnnxSpec:
@@ -99,7 +100,7 @@ def spec(config: Config) -> OnnxSpec:
     """
     require_onnx("backend='onnx'")
     from qwenvl_kit.checkpoints.generation_config import defaults_of
-    from qwenvl_kit.checkpoints.preflight import check_export
+    from qwenvl_kit.inference.preflight import check_export
     from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.onnx_backend.session import execution_provider
 

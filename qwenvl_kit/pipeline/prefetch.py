@@ -73,7 +73,7 @@ class _Place:
 
 
 class ImagePrefetcher:
-    """A `Feed` that loads images ahead.
+    """A `RequestQueue` that loads images ahead.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class ImagePrefetcher:
             self._raise_failure()
             return bool(self._ready) and not self._cancel.is_set()
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         """Take up to `n` requests: ``[]`` when none is ready yet, None when no more will come.
 
         Of large pictures fewer are taken at a time.

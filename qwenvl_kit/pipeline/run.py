@@ -139,7 +139,7 @@ class _Job:
             asks = functools.partial(is_unchanged, limits=limits.fetch)
             recall = SourceIndex(store, asks, trusts=config.trust_sources)
 
-        self._feed = ImagePrefetcher(
+        self._queue = ImagePrefetcher(
             plan,
             ImageLoader(sizing, limits, control.cancel, cache),
             Keys(spec.resolved, config.system_prompt),
@@ -174,17 +174,17 @@ class _Job:
 
     def _serve(self) -> None:
         try:
-            self._feed.start()
-            if self._feed.wait():
+            self._queue.start()
+            if self._queue.wait():
                 with self._acquire() as backend:
-                    for result in backend.stream(self._feed, self._spec.resolved, self._control):
+                    for result in backend.generate(self._queue, self._spec.resolved, self._control):
                         self._ledger.settle(result)
                 self._check_taken()
         except BaseException as error:  # noqa: BLE001  # the caller's thread raises it, with the results
             self.failure = error
             self._control.cancel.set()
         finally:
-            self._feed.join()
+            self._queue.join()
             decode_pool.close_idle()
             close_idle_connections()
             if self._ledger.n_settled < self._n_rows and not self._control.cancel.is_set():
@@ -192,7 +192,7 @@ class _Job:
             self._ended.set()
 
     def _check_taken(self) -> None:
-        if not self._control.cancel.is_set() and self._feed.take(1, block=True) is not None:
+        if not self._control.cancel.is_set() and self._queue.get(1, block=True) is not None:
             raise RuntimeError("the backend returned before all requests were taken")
 
     def _wait(self, *, shown: bool) -> None:

@@ -18,7 +18,7 @@ from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.onnx_backend.int8_support import products_are_exact
 from qwenvl_kit.onnx_backend.manifest import read_export
-from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
 TORCH = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
 
@@ -83,17 +83,17 @@ def test_answers_do_not_depend_on_how_much_goes_in_one_pass(
 
 
 def test_rests_of_unlike_length_behind_unlike_pasts_fit_their_slots(exported: Path) -> None:
-    stepper = OnnxStepper(read_export(exported))
+    runner = OnnxModelRunner(read_export(exported))
     ids = torch.arange(100) % 50 + 5
     whole = [PrefillChunk(slot, ids, torch.arange(100).expand(3, -1)) for slot in range(3)]
-    stepper.reserve(3, 110)
-    wanted = stepper.read(whole)
+    runner.resize_cache(3, 110)
+    wanted = runner.prefill(whole)
 
     rests = [
         PrefillChunk(slot, ids[past:], torch.arange(past, 100).expand(3, -1), past)
         for slot, past in enumerate((90, 9, 99))
     ]
-    found = stepper.read(rests)  # padded to the longest, the first would need 181 places
+    found = runner.prefill(rests)  # padded to the longest, the first would need 181 places
 
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
