@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.model_runner import PrefillChunk
