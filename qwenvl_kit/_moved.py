@@ -112,6 +112,7 @@ _MOVES = {
 _MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
 _NAMES = {
     "About": "BatchInfo",
+    "Ask": "PromptRef",
     "Beams": "BeamSearch",
     "Chooser": "Sampler",
     "Contact": "ContactSheet",
@@ -121,6 +122,7 @@ _NAMES = {
     "Feed": "RequestQueue",
     "FiniteGuard": "NonFiniteStop",
     "Geometry": "PatchGeometry",
+    "Host": "HostRetryState",
     "HostRefused": "BlockedAddressError",
     "Keys": "CacheKeyBuilder",
     "Ledger": "ResultCollector",
@@ -151,6 +153,7 @@ _NAMES = {
     "spell_out": "expand_options",
     "warpers": "logits_processors",
 }
+_ELSEWHERE = {"execute": "executors", "make_spec": "executors.specs"}  # names that left the successor of their module
 
 
 class _Former(ModuleType):
@@ -163,6 +166,8 @@ class _Former(ModuleType):
         for known in (name, _NAMES.get(name, name)):
             if hasattr(successor, known):
                 return getattr(successor, known)
+        if name in _ELSEWHERE:
+            return getattr(importlib.import_module(f"qwenvl_kit.{_ELSEWHERE[name]}"), name)
         raise AttributeError(f"module {successor.__name__!r} has no attribute {name!r}")
 
 

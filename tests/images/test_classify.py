@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError, RowErrorWarning
-from qwenvl_kit.images.classify import classify, is_null, mask
+from qwenvl_kit.images.classify import classify, is_null, redact_url
 from qwenvl_kit.types import ImageSource
 
 PNG = encoded(noise(30, 20, 0), "PNG")
@@ -365,7 +365,7 @@ def test_labels_of_ordinary_addresses_stay_readable(address: str) -> None:
 def test_no_password_or_query_survives_masking(noise: str, path: str) -> None:
     secret = f"hunter2{noise}"
 
-    assert "hunter2" not in mask(f"https://me:{secret}@example.org/{path.replace('hunter2', '')}?sig={secret}")
+    assert "hunter2" not in redact_url(f"https://me:{secret}@example.org/{path.replace('hunter2', '')}?sig={secret}")
 
 
 def test_labels_are_short_and_whole_characters() -> None:
