@@ -23,7 +23,7 @@ from helpers.checkpoints import make_published  # of the tests' own tools
 
 from qwenvl_kit import Config, Control
 from qwenvl_kit.inference import make_spec
-from qwenvl_kit.demo.training._tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 from qwenvl_kit.types import LoadedImage, Request
 from qwenvl_kit.pipeline import run
 
