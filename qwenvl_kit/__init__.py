@@ -7,9 +7,6 @@ come with the first picture that is answered.
 from qwenvl_kit import _moved
 from qwenvl_kit._version import __version__
 from qwenvl_kit.accessor import last_run, register
-from qwenvl_kit.inference.backend import Control
-from qwenvl_kit.options import Config
-from qwenvl_kit.executors.local import unload
 from qwenvl_kit.errors import (
     BackendBusy,
     BackendFailed,
@@ -31,6 +28,9 @@ from qwenvl_kit.errors import (
     StoreWarning,
     UnknownOption,
 )
+from qwenvl_kit.executors.local import unload
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.options import Config
 from qwenvl_kit.types import Result
 
 __all__ = [

@@ -16,14 +16,14 @@ import pandas as pd
 from PIL import Image
 
 from qwenvl_kit.columns import column_names, is_same_label
-from qwenvl_kit.options import Config, ImageSrcType
 from qwenvl_kit.errors import ColumnNotFound, UnknownOption
 from qwenvl_kit.html import escape, plain
 from qwenvl_kit.images import is_null
+from qwenvl_kit.options import Config, ImageSrcType
 from qwenvl_kit.prompts import is_missing
 from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
 
-__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "Contact", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
+__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
 
 MAX_BYTES = 500_000
 _LONGEST_TEXT = 500

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
-    from qwenvl_kit.onnx_backend.export.parity import Parity, verify
     from qwenvl_kit.onnx_backend.export.exporter import Exported, to_onnx
+    from qwenvl_kit.onnx_backend.export.parity import Parity, verify
+    from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 
 __all__ = ["Exported", "OnnxQwenVL", "Parity", "to_onnx", "verify"]
 _HOMES = {

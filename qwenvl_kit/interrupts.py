@@ -14,10 +14,10 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.checkpoints.resolve import asked_record
-from qwenvl_kit.types import Result
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline import Run
+from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config

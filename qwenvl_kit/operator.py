@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.batches import rows_of
-from qwenvl_kit.options import Config, Options
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
-from qwenvl_kit.executors import local
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.results import deliver, result_frame
+from qwenvl_kit.executors import local
+from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.interrupts import InterruptGuard
+from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
+from qwenvl_kit.results import deliver, result_frame
 from qwenvl_kit.signatures import expand_options
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
-from qwenvl_kit.options import Config
 from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import Limits, Sizing, classify, load
 from qwenvl_kit.images.fetch.dispatch import fetch
 from qwenvl_kit.images.source_context import source_context
-from qwenvl_kit.types import PatchGeometry, ImageSource
+from qwenvl_kit.options import Config
+from qwenvl_kit.types import ImageSource, PatchGeometry
 
 if TYPE_CHECKING:
     import numpy as np

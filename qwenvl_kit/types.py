@@ -103,7 +103,7 @@ class Request:
     """One question to a model; `row` is handed back with its `Result`."""
 
     row: int
-    pictures: tuple[LoadedImage, ...]
+    images: tuple[LoadedImage, ...]
     prompt: str
     system: str | None
     seed: int | None

@@ -248,8 +248,8 @@ def test_a_local_path_is_accepted_under_image_url(tmp_path: Path) -> None:
 
 def pixels_of(picture: Image.Image, **options: Any) -> np.ndarray:
     """What the model would see of a picture, asked of a model that remembers."""
-    from qwenvl_kit.options import Config
     from qwenvl_kit.images import Limits, Sizing, classify, load
+    from qwenvl_kit.options import Config
     from qwenvl_kit.types import PatchGeometry
 
     config = Config(**options)

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from qwenvl_kit import Config, RowErrors, RowErrorWarning
+from qwenvl_kit.pipeline import Run
 from qwenvl_kit.results import deliver, result_frame
 from qwenvl_kit.types import Result
-from qwenvl_kit.pipeline import Run
 
 FOUL = "\x1b[31mred\x07\nnext \u202e" + "x" * 5_000
 

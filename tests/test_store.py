@@ -25,11 +25,11 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ConfigError, Result, StoreError, StoreWarning, sqlite_file
-from qwenvl_kit.inference.echo import Echo
 from qwenvl_kit.cli import main
-from qwenvl_kit.types import ImageSource, LoadedImage
+from qwenvl_kit.inference.echo import Echo
 from qwenvl_kit.pipeline.source_index import SourceIndex
 from qwenvl_kit.store import SqliteStore, open_store
+from qwenvl_kit.types import ImageSource, LoadedImage
 
 ECHO = {"backend": "echo", "progress": False}
 

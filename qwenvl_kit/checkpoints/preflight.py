@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.inference.processor import InputProcessor
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
-from qwenvl_kit.inference.oom import is_out_of_memory
+from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.generation_config import biases, defaults_of, own_processors
 from qwenvl_kit.checkpoints.hf_logging import quietly
 from qwenvl_kit.checkpoints.weight_files import AGAIN, TensorHeader, read_headers, refuse_lfs_pointer, weight_files
-from qwenvl_kit.options import Config
 from qwenvl_kit.errors import CheckpointError, QwenVLError
+from qwenvl_kit.inference.oom import is_out_of_memory
+from qwenvl_kit.inference.processor import InputProcessor
+from qwenvl_kit.options import Config
 from qwenvl_kit.types import LoadedImage
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.options import option_docs
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
+from qwenvl_kit.options import option_docs
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
@@ -262,7 +262,9 @@ def _attention(config: Config, device: Device, dtype: str, *, compiles: bool) ->
 def _only(attention: str, config: Config) -> tuple[str, tuple[IgnoredOption, ...]]:
     if not config.use_flash_attention_2:
         return attention, ()
-    return attention, (IgnoredOption("use_flash_attention_2", True, attention, f"backend={config.backend!r} has its own"),)
+    return attention, (
+        IgnoredOption("use_flash_attention_2", True, attention, f"backend={config.backend!r} has its own"),
+    )
 
 
 def _why_not_compiled(config: Config) -> str | None:

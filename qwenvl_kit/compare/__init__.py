@@ -12,13 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.compare.comparison import Comparison
 from qwenvl_kit.compare.grid import GridRun, run_grid
 from qwenvl_kit.compare.metrics import signature
 from qwenvl_kit.compare.settings import Setting, expand
 from qwenvl_kit.compare.tidy import tidy
-from qwenvl_kit.options import Options
 from qwenvl_kit.errors import (
     BackendFailed,
     ConfigError,
@@ -28,6 +26,8 @@ from qwenvl_kit.errors import (
     RowErrorWarning,
     printable,
 )
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.options import Options
 
 __all__ = ["Comparison", "GridRun", "Setting", "compare", "expand", "run_grid", "tidy"]
 

@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.inference.backend import Control, make_spec
-from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
-from qwenvl_kit.executors import local
+from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.executors import local
 from qwenvl_kit.images import FetchCache, is_null
+from qwenvl_kit.inference.backend import Control, make_spec
 from qwenvl_kit.pipeline.progress import Tick, progress_bar
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.compare.settings import Setting
-    from qwenvl_kit.types import Result
+    from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.types import Result
 
 OnResult = Callable[[int, int, "Result"], None]
 OnStart = Callable[["Block"], None]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwenvl_kit.options import Config, Options
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import Config, Options
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
 # They change neither answers nor their cost, or are not a setting's own affair.

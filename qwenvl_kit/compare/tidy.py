@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from qwenvl_kit.compare.metrics import chrf, token_edits
-from qwenvl_kit.results import result_frame
 from qwenvl_kit.pipeline import Run
+from qwenvl_kit.results import result_frame
 
 if TYPE_CHECKING:
     from qwenvl_kit.compare.grid import Block, GridRun

@@ -14,13 +14,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.inference.backend import Control, make_spec
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
+from qwenvl_kit.errors import BackendBusy, ConfigError, OptionWarning, QwenVLError, RowError
 from qwenvl_kit.executors.base import unrecorded
-from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, from_fields, result_kinds, unpack_error
 from qwenvl_kit.executors.daft_setup import check_cluster, check_gpus, gpus_of_cluster, start
 from qwenvl_kit.executors.daft_worker import Worker
-from qwenvl_kit.errors import BackendBusy, ConfigError, OptionWarning, QwenVLError, RowError
+from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, from_fields, result_kinds, unpack_error
+from qwenvl_kit.inference.backend import Control, make_spec
 from qwenvl_kit.pipeline import Run, inside_run
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import Group, make_plan
@@ -93,7 +93,12 @@ class _Job:
     """The parcels of one run, and what has come back of them."""
 
     def __init__(
-        self, cells: Sequence[object], prompts: Sequence[str | None], config: Config, control: Control, ledger: ResultCollector
+        self,
+        cells: Sequence[object],
+        prompts: Sequence[str | None],
+        config: Config,
+        control: Control,
+        ledger: ResultCollector,
     ) -> None:
         self._config, self._control, self._ledger = config, control, ledger
         self._n_rows = len(cells)

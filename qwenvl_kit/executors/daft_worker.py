@@ -9,10 +9,10 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.executors import local
 from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, pack_error, to_fields
+from qwenvl_kit.inference.backend import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwenvl_kit.executors.daft_setup import check_gpus, import_daft
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.executors.daft_setup import check_gpus, import_daft
 
 if TYPE_CHECKING:
     import daft

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
-from qwenvl_kit.executors.base import unrecorded
 from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
+from qwenvl_kit.executors.base import unrecorded
 from qwenvl_kit.images import FetchCache, is_null
+from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.pipeline import inside_run, run
 from qwenvl_kit.store import open_store
 

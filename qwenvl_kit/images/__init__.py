@@ -6,11 +6,11 @@ Nothing here knows of frames, prompts or models beyond their `PatchGeometry`.
 
 import warnings
 
-from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
+from qwenvl_kit.images.classify import classify, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
+from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
 from qwenvl_kit.images.load import ImageLoader, Limits, load
 from qwenvl_kit.images.resize import Sizing
-from qwenvl_kit.images.classify import classify, is_null
 
 __all__ = [
     "Fetch",
@@ -20,6 +20,7 @@ __all__ = [
     "Limits",
     "RetryAt",
     "Sizing",
+    "classify",
     "close_idle_connections",
     "host_of",
     "identify",

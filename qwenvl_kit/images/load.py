@@ -28,8 +28,8 @@ from qwenvl_kit.types import LoadedImage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.options import Config
     from qwenvl_kit.images.fetch.cache import FetchCache
+    from qwenvl_kit.options import Config
     from qwenvl_kit.types import ImageSource
 
 # Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.

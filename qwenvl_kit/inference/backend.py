@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.options import Config
     from qwenvl_kit.types import PatchGeometry, Request, Result
 
 _REGISTRY = {

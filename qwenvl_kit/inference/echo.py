@@ -15,9 +15,9 @@ from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, resolve
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.inference.backend import Control, Feed
     from qwenvl_kit.options import Config
-    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.types import Request
 
 _SLOW = re.compile(r"echo-(\d+)ms")

@@ -16,8 +16,8 @@ from qwenvl_kit.inference.oom import is_out_of_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.inference.processor import Encoded
     from qwenvl_kit.inference.model_runner import ModelRunner
+    from qwenvl_kit.inference.processor import Encoded
 
 _MAX_BYTES = 128 * 2**20  # visual tokens that are kept: about 60 pictures of 300 tokens of the 7B model in 16 bits
 _MAX_PICTURES = 512  # of which that is so; small ones are soon looked at again, and memory is the same in a longer run

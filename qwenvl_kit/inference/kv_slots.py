@@ -13,8 +13,8 @@ from qwenvl_kit.inference.model_runner import PrefillChunk
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.inference.sequence import Row
     from qwenvl_kit.inference.model_runner import ModelRunner
+    from qwenvl_kit.inference.sequence import Row
 
 _STEP = 64  # tokens by which a cache grows, so that it seldom does
 # Tokens, and part of the prompt: a beginning that is shorter is sooner read again than taken over, since what follows a

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from qwenvl_kit.inference.repetition import repeated_phrase
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.inference.repetition import repeated_phrase
 from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from qwenvl_kit.inference.seeded_noise import warpers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.inference.sequence import Row
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.inference.sequence import Row
 
 
 _MOST_LENGTHS = 256  # of prompts, whose processors are kept

@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenvl_kit.inference.outputs import answered, failed, overflowed, too_large
-from qwenvl_kit.inference.waiting_queue import WaitingQueue
-from qwenvl_kit.inference.sampler import Sampler
-from qwenvl_kit.inference.processor import InputProcessor
 from qwenvl_kit.inference.encoder_cache import ImageEncodingError
-from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
-from qwenvl_kit.inference.sequence import Row
 from qwenvl_kit.inference.kv_slots import SlotManager
+from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.outputs import answered, failed, overflowed, too_large
+from qwenvl_kit.inference.processor import InputProcessor
+from qwenvl_kit.inference.sampler import Sampler
+from qwenvl_kit.inference.sequence import Row
+from qwenvl_kit.inference.waiting_queue import WaitingQueue
 from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.inference.backend import Control, Feed
-    from qwenvl_kit.inference.processor import Encoded
-    from qwenvl_kit.inference.encoder_cache import EncoderCache
     from qwenvl_kit.checkpoints.preflight import Tokens
-    from qwenvl_kit.inference.model_runner import ModelRunner
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.encoder_cache import EncoderCache
+    from qwenvl_kit.inference.model_runner import ModelRunner
+    from qwenvl_kit.inference.processor import Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,13 @@ def generate(
 
 class _Loop:
     def __init__(
-        self, stepper: ModelRunner, eyes: EncoderCache, language: Language, feed: Feed, resolved: ResolvedConfig, control: Control
+        self,
+        stepper: ModelRunner,
+        eyes: EncoderCache,
+        language: Language,
+        feed: Feed,
+        resolved: ResolvedConfig,
+        control: Control,
     ) -> None:
         self._stepper, self._eyes, self._language = stepper, eyes, language
         self._feed, self._effective, self._control = feed, resolved, control

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.checkpoints.checkpoint import find, locate, read
-from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export
-from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.checkpoints.resolve import Device, ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError, ConfigError
+from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export
+from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
-        from qwenvl_kit.inference.scheduler import Language
-        from qwenvl_kit.inference.encoder_cache import EncoderCache
-        from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
         from qwenvl_kit.checkpoints.preflight import check_export, load_processor
+        from qwenvl_kit.inference.encoder_cache import EncoderCache
+        from qwenvl_kit.inference.scheduler import Language
+        from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
 
         checkpoint = read(spec.export.path, weights="*.onnx")
         processor = load_processor(checkpoint)
@@ -98,10 +98,10 @@ def spec(config: Config) -> OnnxSpec:
         There is no export; or a partial, an altered or a foreign one.
     """
     require_onnx("backend='onnx'")
-    from qwenvl_kit.onnx_backend.session import execution_provider
-    from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.checkpoints.generation_config import defaults_of
     from qwenvl_kit.checkpoints.preflight import check_export
+    from qwenvl_kit.onnx_backend.int8_support import require_exact_products
+    from qwenvl_kit.onnx_backend.session import execution_provider
 
     folder = locate(config)
     if not is_export(folder):

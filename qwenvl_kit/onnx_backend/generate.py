@@ -16,14 +16,14 @@ from optimum.modeling_base import OptimizedModel
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, modeling_outputs
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, read_export
-from qwenvl_kit.onnx_backend.session import execution_provider
-from qwenvl_kit.onnx_backend.int8_support import require_exact_products
-from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
 from qwenvl_kit.checkpoints.preflight import load_config, load_processor, named_errors
-from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.checkpoints.weight_files import is_plain_name
 from qwenvl_kit.errors import CheckpointError
+from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.onnx_backend.int8_support import require_exact_products
+from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, read_export
+from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+from qwenvl_kit.onnx_backend.session import execution_provider
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""The functions of a `ModelRunner` over an export's two graphs on ONNX Runtime: pictures, prompts and steps in, logits out.
+"""Run the two graphs of an export on ONNX Runtime, as a `ModelRunner`.
 
 Caches are torch tensors that the runtime reads and extends in place; nothing is copied between steps. What is sampled
 is not known here.
@@ -15,14 +15,14 @@ import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.onnx_backend.session import Graph
 from qwenvl_kit.checkpoints.preflight import load_config
+from qwenvl_kit.onnx_backend.session import Graph
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.onnx_backend.manifest import Export
     from qwenvl_kit.inference.model_runner import PrefillChunk
+    from qwenvl_kit.onnx_backend.manifest import Export
 
 _MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
 _MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone

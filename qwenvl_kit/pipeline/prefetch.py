@@ -20,17 +20,17 @@ from qwenvl_kit.images import RetryAt, host_of
 from qwenvl_kit.images.decode_pool import N_WORKERS, DecodeCancelled
 from qwenvl_kit.images.fetch.limits import MAX_PER_HOST
 from qwenvl_kit.images.source_context import source_context
-from qwenvl_kit.types import Request
 from qwenvl_kit.pipeline.host_queues import HostQueues
 from qwenvl_kit.pipeline.threads import worker
+from qwenvl_kit.types import Request
 
 if TYPE_CHECKING:
     from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched
     from qwenvl_kit.images.load import ImageLoader
-    from qwenvl_kit.types import ImageSource, LoadedImage
     from qwenvl_kit.pipeline.cache_key import Keys
     from qwenvl_kit.pipeline.collector import ResultCollector
     from qwenvl_kit.pipeline.plan import Ask, Group, Plan
+    from qwenvl_kit.types import ImageSource, LoadedImage
 
 _MAX_BYTES = 128 * 2**20  # pixels that wait for the backend
 _MAX_TAKEN_BYTES = 64 * 2**20  # that it takes at a time: a batch of the largest pictures would hold a gigabyte

@@ -13,22 +13,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
 from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
 from qwenvl_kit.images.decode_pool import pool as decode_pool
-from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
+from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
 from qwenvl_kit.pipeline.cache_key import Keys
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import make_plan
+from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
 from qwenvl_kit.pipeline.progress import progress_bar
-from qwenvl_kit.pipeline.source_index import SourceIndex
 from qwenvl_kit.pipeline.run_record import RunClock, make_record, missing
+from qwenvl_kit.pipeline.source_index import SourceIndex
 from qwenvl_kit.pipeline.threads import release_openmp_threads, worker
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
-    from qwenvl_kit.types import Result
     from qwenvl_kit.pipeline.collector import Store
+    from qwenvl_kit.types import Result
 
 _REFRESH_S = 0.1
 

@@ -16,8 +16,8 @@ from qwenvl_kit.errors import RowError
 from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.options import Config
 
 _DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow", "pandas", "numpy")
 

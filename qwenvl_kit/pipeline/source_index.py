@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qwenvl_kit.types import ImageSource, LoadedImage
     from qwenvl_kit.pipeline.collector import Store
+    from qwenvl_kit.types import ImageSource, LoadedImage
 
 
 class SourceIndex:

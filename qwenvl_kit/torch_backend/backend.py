@@ -19,21 +19,21 @@ import torch
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
-from qwenvl_kit.inference.scheduler import Language, generate
 from qwenvl_kit.checkpoints.devices import find_device
+from qwenvl_kit.checkpoints.generation_config import defaults_of
+from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
+from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.weight_files import AGAIN
+from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.oom import free_memory
-from qwenvl_kit.checkpoints.generation_config import defaults_of
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.inference.scheduler import Language, generate
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
-from qwenvl_kit.torch_backend.onednn.linear import can_pack
 from qwenvl_kit.torch_backend.model_runner import TorchStepper
+from qwenvl_kit.torch_backend.onednn.linear import can_pack
 from qwenvl_kit.torch_backend.onednn.text import pack_text
 from qwenvl_kit.torch_backend.onednn.vision import pack_vision, quicken
-from qwenvl_kit.checkpoints.weight_files import AGAIN
-from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
-from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:

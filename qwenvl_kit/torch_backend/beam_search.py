@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from qwenvl_kit.inference.outputs import answered, failed, overflowed, too_large
-from qwenvl_kit.inference.waiting_queue import WaitingQueue
-from qwenvl_kit.inference.processor import Encoded, collate
-from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
 from qwenvl_kit.checkpoints.hf_logging import quietly
-from qwenvl_kit.inference.seeded_noise import NonFiniteStop, EventStoppingCriteria
+from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.outputs import answered, failed, overflowed, too_large
+from qwenvl_kit.inference.processor import Encoded, collate
+from qwenvl_kit.inference.seeded_noise import EventStoppingCriteria, NonFiniteStop
+from qwenvl_kit.inference.waiting_queue import WaitingQueue
 from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.inference.backend import Control, Feed
     from qwenvl_kit.inference.scheduler import Language
-    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.types import LoadedImage
 
 

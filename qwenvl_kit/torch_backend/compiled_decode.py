@@ -17,8 +17,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qwenvl_kit.inference.oom import is_out_of_memory
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.inference.oom import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
-from qwenvl_kit.torch_backend.kv_cache import Prompts, Rests, SlottedKVCache, Steps, Writing
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps, attend_packed
+from qwenvl_kit.torch_backend.kv_cache import Prompts, Rests, SlottedKVCache, Steps, Writing
 from qwenvl_kit.torch_backend.onednn.text import PackedLayer, PackedText
 
 if TYPE_CHECKING:

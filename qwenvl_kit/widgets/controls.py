@@ -8,8 +8,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from qwenvl_kit.options import OptionDoc, option_docs
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import OptionDoc, option_docs
 
 _STYLE = {"description_width": "170px"}
 _LAYOUT = {"width": "360px"}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 from IPython.display import HTML
 
-from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.compare import GridRun, tidy
 from qwenvl_kit.compare.grid import Block
-from qwenvl_kit.options import Config, Options
 from qwenvl_kit.errors import ConfigError, Interrupted, printable
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.options import Config, Options
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets import worker
 from qwenvl_kit.widgets.code import to_code

@@ -7,8 +7,8 @@ from typing import Any, Unpack
 
 import ipywidgets as widgets
 
-from qwenvl_kit.options import Options
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import Options
 from qwenvl_kit.widgets.controls import numbers
 from qwenvl_kit.widgets.gallery import Pictures
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid

@@ -15,8 +15,8 @@ from qwenvl_kit.html import escape
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.images.resize import resize
 from qwenvl_kit.images.source_context import source_context
-from qwenvl_kit.types import PatchGeometry
 from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
+from qwenvl_kit.types import PatchGeometry
 from qwenvl_kit.widgets.marks import mark
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_kit.compare import Setting, expand
 from qwenvl_kit.compare.grid import Block
-from qwenvl_kit.options import Config
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import Config
 
 if TYPE_CHECKING:
     from qwenvl_kit.types import Result

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.compare import GridRun, run_grid
 from qwenvl_kit.compare.grid import Block
+from qwenvl_kit.inference.backend import Control
 
 if TYPE_CHECKING:
     from qwenvl_kit.types import Result

@@ -21,7 +21,7 @@ from contest import RESULTS, machine
 
 from qwenvl_kit import Config
 from qwenvl_kit.inference import make_spec
-from qwenvl_kit.inference.model_runner import PrefillChunk, ModelRunner
+from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
 
 N_TOKENS = 310  # that each row holds: a picture of 448 pixels, a question, half an answer
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

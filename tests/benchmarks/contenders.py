@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.checkpoints import make_published  # of the tests' own tools
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.inference import make_spec
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
-from qwenvl_kit.types import LoadedImage, Request
+from qwenvl_kit.inference import make_spec
 from qwenvl_kit.pipeline import run
+from qwenvl_kit.types import LoadedImage, Request
 
 MODEL = "94.5 M parameters: text 768 wide, 12 layers, 12/4 heads, FFN 2048; vision 384 wide, 8 layers; 978 tokens, tied"
 

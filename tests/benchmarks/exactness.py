@@ -16,8 +16,8 @@ from contenders import MODEL, Ours, Rows, _requests, make_pictures
 from contest import RESULTS, machine
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
 from qwenvl_kit.inference.sequence import Row
-from qwenvl_kit.inference.model_runner import PrefillChunk, ModelRunner
 from qwenvl_kit.torch_backend.model_runner import TorchStepper
 
 

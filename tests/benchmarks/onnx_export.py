@@ -21,8 +21,8 @@ from contenders import MODEL, Card, Ours, Rows, make_model, make_pictures
 from contest import RESULTS, limits, machine, spread
 from transformers import GenerationConfig
 
-from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.export import to_onnx
+from qwenvl_kit.inference.model_runner import PrefillChunk
 
 WANTED = {"export_s": 60.0, "memory_over_weights": 4.0, "step_ratio": 3.0, "captions_ratio": 1.5}
 BATCH, N_TOKENS, N_PROMPT = 4, 64, 300

@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit import CheckpointError, Config
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import quietly
-from qwenvl_kit.demo import model_dir
 from qwenvl_kit.checkpoints.resolve import answer_fields
+from qwenvl_kit.demo import model_dir
 from qwenvl_kit.export import to_onnx
+from qwenvl_kit.inference.backend import make_spec
 
 PROMPT = "Describe this picture."
 N_TOKENS = 24

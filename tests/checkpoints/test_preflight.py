@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from qwenvl_kit import CheckpointError, Config
 from qwenvl_kit.checkpoints import preflight
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.inference.processor import InputProcessor
 from qwenvl_kit.cli import main
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.inference.backend import make_spec
+from qwenvl_kit.inference.processor import InputProcessor
 from qwenvl_kit.types import LoadedImage, Request
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -134,7 +134,9 @@ def test_what_transformers_itself_reports_as_missing_is_refused_too(
 ) -> None:
     MISSING["a layer"](folder)
     real = preflight.check_checkpoint
-    monkeypatch.setattr("qwenvl_kit.torch_backend.backend.check_checkpoint", lambda _, **__: preflight.Tokens((1,), 0, 1024))
+    monkeypatch.setattr(
+        "qwenvl_kit.torch_backend.backend.check_checkpoint", lambda _, **__: preflight.Tokens((1,), 0, 1024)
+    )
     spec = make_spec(Config(model_name=str(folder)))
     monkeypatch.setattr("qwenvl_kit.torch_backend.backend.check_checkpoint", real)
 

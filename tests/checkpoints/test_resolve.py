@@ -9,13 +9,23 @@ from typing import Any
 import pytest
 
 from qwenvl_kit import Config, ConfigError, OptionWarning
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, warn_ignored_options, answer_fields, asked_record, resolve
+from qwenvl_kit.checkpoints.resolve import (
+    CheckpointDefaults,
+    Device,
+    ResolvedConfig,
+    answer_fields,
+    asked_record,
+    resolve,
+    warn_ignored_options,
+)
 from qwenvl_kit.types import PatchGeometry
 
 CPU = Device("cpu")
 GPU = Device("cuda:0", is_cuda=True, flash_attention="2.8.0")
 GPU_WITHOUT_FLASH = Device("cuda:0", is_cuda=True)
-CHECKPOINT = CheckpointDefaults("m", "f", PatchGeometry(min_pixels=3136, max_pixels=12_845_056), repetition_penalty=1.05)
+CHECKPOINT = CheckpointDefaults(
+    "m", "f", PatchGeometry(min_pixels=3136, max_pixels=12_845_056), repetition_penalty=1.05
+)
 
 
 def resolved(device: Device = CPU, **options: Any) -> ResolvedConfig:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl_kit.onnx_backend.manifest import read_export
 from qwenvl_kit.cli import main
+from qwenvl_kit.onnx_backend.manifest import read_export
 
 
 def test_an_export_is_compared_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

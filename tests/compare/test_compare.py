@@ -22,9 +22,9 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import BackendFailed, ConfigError, Control, Result, RowErrors, RowErrorWarning
+from qwenvl_kit.demo import WORLD, caption, draw, sample_scenes
 from qwenvl_kit.inference import echo
 from qwenvl_kit.torch_backend import backend as torch
-from qwenvl_kit.demo import WORLD, caption, draw, sample_scenes
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
 DEMO: dict[str, Any] = {

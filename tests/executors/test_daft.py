@@ -19,8 +19,8 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ConfigError, Control, ModelNotFound, OptionWarning, RowErrors, StoreError, StoreWarning
-from qwenvl_kit.executors.serialization import pack_error, unpack_error
 from qwenvl_kit.executors.daft_worker import Worker
+from qwenvl_kit.executors.serialization import pack_error, unpack_error
 from qwenvl_kit.types import Result
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False, "engine": "daft"}

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from qwenvl_kit.inference.backend import Backend, Control, Feed
-from qwenvl_kit.options import Config
 from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.inference.backend import Backend, Control, Feed
+from qwenvl_kit.options import Config
 from qwenvl_kit.types import PatchGeometry, Request, Result
 
 _T = TypeVar("_T")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.malformed_inputs import encoded, noise
 from hypothesis import given
 from hypothesis import strategies as st
-from helpers.malformed_inputs import encoded, noise
 from PIL import Image
 
 from qwenvl_kit.errors import RowError, RowErrorWarning

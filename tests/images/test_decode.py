@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.malformed_inputs import encoded, noise
 from hypothesis import given
 from hypothesis import strategies as st
-from helpers.malformed_inputs import encoded, noise
 from PIL import Image
 
-from qwenvl_kit.options import Config
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, decode_resized, read_size
 from qwenvl_kit.images.resize import Sizing
+from qwenvl_kit.options import Config
 from qwenvl_kit.types import PatchGeometry
 
 T = Image.Transpose

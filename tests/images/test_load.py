@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.malformed_inputs import encoded
 from hypothesis import given
 from hypothesis import strategies as st
-from helpers.malformed_inputs import encoded
 from PIL import Image
 
-from qwenvl_kit.options import Config
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import Limits, Sizing, classify, load
-from qwenvl_kit.types import PatchGeometry, LoadedImage
+from qwenvl_kit.options import Config
+from qwenvl_kit.types import LoadedImage, PatchGeometry
 
 OUTCOMES = ("picture", "fetch", "decode", "resize")
 

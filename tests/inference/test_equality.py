@@ -11,8 +11,8 @@ from helpers.checkpoints import card_loop
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit.options import DEFAULT_PROMPT
 from qwenvl_kit.demo import model_dir
+from qwenvl_kit.options import DEFAULT_PROMPT
 
 EXACT = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
 

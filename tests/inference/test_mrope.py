@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 from transformers.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.demo import model_dir
+from qwenvl_kit.inference.mrope import mrope_positions
 
 _TEXT = 5
 _PARTS = st.lists(

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.inference.scheduler import Language, generate
-from qwenvl_kit.inference.processor import Encoded
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
 from qwenvl_kit.inference.encoder_cache import EncoderCache
-from qwenvl_kit.inference.sequence import Row
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.model_runner import PrefillChunk
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
-from qwenvl_kit.types import PatchGeometry, LoadedImage, Request, Result
+from qwenvl_kit.inference.processor import Encoded
+from qwenvl_kit.inference.scheduler import Language, generate
+from qwenvl_kit.inference.sequence import Row
+from qwenvl_kit.types import LoadedImage, PatchGeometry, Request, Result
 
 VOCABULARY, EOS, IMAGE = 50, 1, 2
 
@@ -242,7 +242,9 @@ def test_a_beginning_is_shared_where_that_costs_less_than_reading_it_again(
 def test_pictures_share_the_beginning_before_them_and_questions_share_the_picture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qwenvl_kit.inference.kv_slots._LEAST_SHARED", {"cpu": (3, 0)})  # a picture has four tokens here
+    monkeypatch.setattr(
+        "qwenvl_kit.inference.kv_slots._LEAST_SHARED", {"cpu": (3, 0)}
+    )  # a picture has four tokens here
     requests = requests_of([(level, question, 8) for level in range(2) for question in range(3)])
     rows = [Row(LANGUAGE.encoder.encode(one), image_id=IMAGE, merge=2, device=torch.device("cpu")) for one in requests]
     seats = SlotManager(HashStepper())
@@ -452,9 +454,7 @@ def test_what_a_library_raises_over_one_row_is_that_rows_error(batch_size: int, 
     resolved = effective_of(batch_size=batch_size)
     found = {
         result.row: result
-        for result in generate(
-            stepper, EncoderCache(stepper), language, ListFeed(requests_of(rows)), resolved, control
-        )
+        for result in generate(stepper, EncoderCache(stepper), language, ListFeed(requests_of(rows)), resolved, control)
     }
 
     assert len(found) == len(rows)

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit.inference.backend import Control
-from qwenvl_kit.onnx_backend.manifest import read_export
-from qwenvl_kit.onnx_backend.int8_support import products_are_exact
-from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
-from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.errors import CheckpointError, ConfigError, MissingExtra, OptionWarning
 from qwenvl_kit.export import OnnxQwenVL, to_onnx
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.onnx_backend.int8_support import products_are_exact
+from qwenvl_kit.onnx_backend.manifest import read_export
+from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
 
 TORCH = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
 
@@ -90,7 +90,8 @@ def test_rests_of_unlike_length_behind_unlike_pasts_fit_their_slots(exported: Pa
     wanted = stepper.read(whole)
 
     rests = [
-        PrefillChunk(slot, ids[past:], torch.arange(past, 100).expand(3, -1), past) for slot, past in enumerate((90, 9, 99))
+        PrefillChunk(slot, ids[past:], torch.arange(past, 100).expand(3, -1), past)
+        for slot, past in enumerate((90, 9, 99))
     ]
     found = stepper.read(rests)  # padded to the longest, the first would need 181 places
 

@@ -17,10 +17,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.export import OnnxQwenVL, to_onnx
+from qwenvl_kit.inference.model_runner import PrefillChunk
 
 _PROMPTS = ("Describe the picture.", "图里有什么？", "What is in the middle, and which colour has it?")
 

@@ -8,8 +8,8 @@ import pytest
 
 from qwenvl_kit import Config
 from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, resolve
-from qwenvl_kit.types import PatchGeometry
 from qwenvl_kit.pipeline.cache_key import Keys
+from qwenvl_kit.types import PatchGeometry
 
 
 def key(

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from qwenvl_kit.types import Result
 from qwenvl_kit.store import open_store
+from qwenvl_kit.types import Result
 
 WANTED_WRITES_PER_S, MOST_LOOKUP_S, MOST_GROWTH = 3000, 60, 50 * 2**20
 TEXT = "白色背景上有三个物体。左上角：一个大的红色圆形。" * 3

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers.fake_backends import Script, ScriptedSpec, expected, gray, within
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from helpers.malformed_inputs import Case, corpus
 from helpers.malformed_inputs.scripts import script
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import qwenvl_kit
 from qwenvl_kit import Config, Result, StoreError

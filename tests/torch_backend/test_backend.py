@@ -15,10 +15,10 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import Control
+from qwenvl_kit.errors import RowErrorWarning
 from qwenvl_kit.torch_backend.backend import TorchBackend
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.model_runner import TorchStepper
-from qwenvl_kit.errors import RowErrorWarning
 
 EXACT = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
 

@@ -12,11 +12,11 @@ from helpers.checkpoints import make_published
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.torch_backend.kv_cache import Prompts
-from qwenvl_kit.torch_backend.onednn.linear import can_pack
 from qwenvl_kit.torch_backend.model_runner import TorchStepper, _upload
+from qwenvl_kit.torch_backend.onednn.linear import can_pack
 from qwenvl_kit.torch_backend.onednn.text import pack_text
 from qwenvl_kit.torch_backend.onednn.vision import pack_vision, quicken
 

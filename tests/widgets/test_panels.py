@@ -21,9 +21,9 @@ from helpers.fake_backends import gray
 from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption, thumbnails
-from qwenvl_kit.inference import echo
 from qwenvl_kit.compare.grid import _Work
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
+from qwenvl_kit.inference import echo
 from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare
 
 DEMO: dict[str, Any] = {

@@ -20,8 +20,8 @@ from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.budget import Budget, Lease
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
     from qwenvl_kit.images.fetch.cache import FetchCache
+    from qwenvl_kit.options import Config
     from qwenvl_kit.types import ImageSource
 
 WITHOUT_LEASE = 1 << 20

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import urllib3
 
 from qwenvl_kit.errors import RowError, printable
+from qwenvl_kit.images.classify import mask
 from qwenvl_kit.images.fetch.dispatch import (
     WITHOUT_LEASE,
     Fetched,
@@ -28,10 +29,9 @@ from qwenvl_kit.images.fetch.dispatch import (
     too_large,
     too_slow,
 )
-from qwenvl_kit.images.fetch.ssrf import BlockedAddressError, OutOfFiles, extend, one_lookup, pool
 from qwenvl_kit.images.fetch.logs import quiet
 from qwenvl_kit.images.fetch.retry import Passing, host, passing
-from qwenvl_kit.images.classify import mask
+from qwenvl_kit.images.fetch.ssrf import BlockedAddressError, OutOfFiles, extend, one_lookup, pool
 
 if TYPE_CHECKING:
     from qwenvl_kit.images.budget import Lease

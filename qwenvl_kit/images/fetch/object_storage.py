@@ -32,8 +32,8 @@ from qwenvl_kit.images.fetch.dispatch import (
     too_slow,
 )
 from qwenvl_kit.images.fetch.logs import quiet
-from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 from qwenvl_kit.images.fetch.retry import Passing, host
+from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
-from qwenvl_kit.onnx_backend.manifest import FORMAT, MANIFEST, describe_file, is_export
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
+from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
 from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config
 from qwenvl_kit.checkpoints.weight_files import weight_files
-from qwenvl_kit.options import Config
 from qwenvl_kit.errors import ConfigError, ExportFailed
-from qwenvl_kit.onnx_backend.export.text import write_decoder
 from qwenvl_kit.onnx_backend.export.graph import OPSET, GraphWriter
 from qwenvl_kit.onnx_backend.export.parity import Parity, verify
+from qwenvl_kit.onnx_backend.export.text import write_decoder
 from qwenvl_kit.onnx_backend.export.vision import write_vision
 from qwenvl_kit.onnx_backend.export.weights import BLOCK_SIZE, WEIGHTS_FILE, Stored, Tensors, WeightsWriter
+from qwenvl_kit.onnx_backend.manifest import FORMAT, MANIFEST, describe_file, is_export
+from qwenvl_kit.options import Config
 
 if TYPE_CHECKING:
     from qwenvl_kit.onnx_backend.export.parity import LoadedImage

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from qwenvl_kit.checkpoints.checkpoint import find, read
-from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, refuse_gaps
 from qwenvl_kit.checkpoints.hf_logging import quietly
-from qwenvl_kit.options import Config
+from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, refuse_gaps
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
+from qwenvl_kit.options import Config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,10 +19,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
-from PIL import Image
-
 from helpers.malformed_inputs.mutations import mutated
 from helpers.malformed_inputs.seeds import seeds, small
+from PIL import Image
 
 
 class OddError(Exception):

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch, is_unchanged
 from qwenvl_kit.images.classify import classify
+from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch, is_unchanged
 from qwenvl_kit.types import ImageSource
 
 LIMITS = FetchLimits(timeout_s=5, max_image_bytes=1000, allow_private_hosts=True)

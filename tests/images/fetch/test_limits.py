@@ -18,10 +18,10 @@ from helpers.malformed_inputs import encoded, noise
 
 from qwenvl_kit import Config
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.classify import classify
 from qwenvl_kit.images.fetch import ssrf
 from qwenvl_kit.images.fetch.addresses import is_metadata, is_public
 from qwenvl_kit.images.fetch.dispatch import WITHOUT_LEASE, FetchLimits, _bodies, fetch
-from qwenvl_kit.images.classify import classify
 
 LIMITS = FetchLimits(timeout_s=10, max_image_bytes=10_000_000, allow_private_hosts=True)
 PNG = encoded(noise(30, 20, 0), "PNG")

@@ -15,9 +15,9 @@ import pytest
 from helpers.fake_servers import ACCESS_KEY, S3, SECRET_KEY, TOKEN, Tos, serve_hub, serve_s3, serve_tos
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.classify import classify
 from qwenvl_kit.images.fetch import tos
 from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch
-from qwenvl_kit.images.classify import classify
 
 LIMITS = FetchLimits(timeout_s=20, max_image_bytes=1000, allow_private_hosts=True)
 STRICT = FetchLimits(timeout_s=20, max_image_bytes=1000, allow_private_hosts=False)

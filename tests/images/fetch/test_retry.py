@@ -154,7 +154,7 @@ def test_one_host_gets_a_limited_number_of_connections(server: Any) -> None:
 
 
 def test_waiting_for_a_turn_meets_the_deadline(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "MAX_PER_HOST", 1)
+    monkeypatch.setattr(ssrf, "MAX_PER_HOST", 1)
     ssrf.pool.cache_clear()
     stalled = threading.Thread(target=told, args=(server.url("stall/0.5"), FetchLimits(2, 1000, True)))
     stalled.start()

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 import pytest
+from images.conftest import Server, png
 
 from qwenvl_kit import RowErrorWarning
-
-from .conftest import Server, png
 
 Say = Callable[[bytes], bytes]
 """From a request's head to the bytes of its answer."""

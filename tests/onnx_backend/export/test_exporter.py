@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import qwenvl_kit.onnx_backend.export.exporter as writing
-from qwenvl_kit.onnx_backend.manifest import MANIFEST, read_export
 from qwenvl_kit.errors import CheckpointError, ConfigError, ExportFailed
 from qwenvl_kit.export import to_onnx
 from qwenvl_kit.onnx_backend.export.parity import Parity
 from qwenvl_kit.onnx_backend.export.weights import round_to_int8
+from qwenvl_kit.onnx_backend.manifest import MANIFEST, read_export
 
 
 def test_an_export_says_what_it_is(demo_onnx: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qwenvl_kit import CheckpointError, Config, MissingExtra
-from qwenvl_kit.onnx_backend import require as onnx_extra
-from qwenvl_kit.inference.backend import make_spec
-from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, describe_file, read_export
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.export import OnnxQwenVL, to_onnx, verify
+from qwenvl_kit.inference.backend import make_spec
+from qwenvl_kit.onnx_backend import require as onnx_extra
+from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, describe_file, read_export
 
 KERNEL = "kernels-community/evil-attention"
 
