@@ -213,10 +213,10 @@ def test_a_backend_that_breaks_hands_over_the_settings_that_were_done(
 ) -> None:
     stream = echo.Echo.stream
 
-    def broken(self: Any, feed: Any, resolved: Any, control: Any) -> Iterator[Result]:
+    def broken(self: Any, queue: Any, resolved: Any, control: Any) -> Iterator[Result]:
         if resolved.resized_height == 112:
             raise RuntimeError("no such size here")
-        return stream(self, feed, resolved, control)
+        return stream(self, queue, resolved, control)
 
     monkeypatch.setattr(echo.Echo, "stream", broken)
     with pytest.raises(BackendFailed, match="no such size here") as caught:
