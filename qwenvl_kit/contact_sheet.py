@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypedDict
 
 import pandas as pd
 from PIL import Image
@@ -16,11 +14,11 @@ from qwenvl_kit.columns import column_names, is_same_label
 from qwenvl_kit.errors import ColumnNotFound, UnknownOption
 from qwenvl_kit.html import plain, render
 from qwenvl_kit.images import is_null
-from qwenvl_kit.options import Config, ImageSrcType
+from qwenvl_kit.options import Config, FetchKeywords, FetchOptions, names_of, suggest
 from qwenvl_kit.prompts import is_missing
 from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
 
-__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
+__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "contact_sheet", "show_config", "thumbnail"]
 
 MAX_BYTES = 500_000
 _LONGEST_TEXT = 500
@@ -59,24 +57,10 @@ max_bytes.</p>{% endif %}"""
 )
 
 
-class ShowOptions(TypedDict, total=False):
-    """The options of `Config` that concern reading images."""
-
-    image_src_type: ImageSrcType
-    timeout_s: float
-    max_image_bytes: int
-    max_image_pixels: int
-    decode_timeout_s: float
-    allow_private_hosts: bool
-    headers: Mapping[str, str] | None
-    extra_schemes: Sequence[str]
-    local_paths: bool | str
+SHOW_OPTIONS = names_of(FetchOptions)
 
 
-SHOW_OPTIONS = tuple(ShowOptions.__annotations__)
-
-
-def show_config(options: ShowOptions) -> Config:
+def show_config(options: FetchKeywords) -> Config:
     """Return the config of options that concern reading images.
 
     Raises
@@ -88,9 +72,7 @@ def show_config(options: ShowOptions) -> Config:
     """
     for name in options:
         if name not in SHOW_OPTIONS:
-            near = difflib.get_close_matches(name, SHOW_OPTIONS, n=1, cutoff=0.5)
-            fix = f"Did you mean {near[0]!r}?" if near else f"Its options are: {', '.join(SHOW_OPTIONS)}."
-            raise UnknownOption(f"show() has no option {name!r}. {fix}")
+            raise UnknownOption(f"show() has no option {name!r}. {suggest(name, SHOW_OPTIONS)}")
     return Config(**options)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.options import OptionDoc, option_docs
+from qwenvl_kit.options import Choice, OptionDoc, option_docs
 
 _STYLE = {"description_width": "170px"}
 _LAYOUT = {"width": "360px"}
@@ -20,7 +20,6 @@ _RANGES: dict[str, tuple[float, float, float]] = {
     "max_caption_length": (1, 8192, 1),
     "num_beams": (1, 16, 1),
 }
-_CHOICES = {"dtype": ("bfloat16", "float16", "float32"), "decode": ("exact", "draft")}
 _SHOWN = (
     "model_name",
     "model_path",
@@ -120,8 +119,8 @@ def numbers(text: str, name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]
 
 def _control(option: OptionDoc, value: Any) -> Any:
     shared = {"description": option.name, "tooltip": option.doc, "style": _STYLE, "layout": _LAYOUT}
-    if option.name in _CHOICES:
-        return widgets.Dropdown(options=_CHOICES[option.name], value=value, **shared)
+    if isinstance(option.rule, Choice):
+        return widgets.Dropdown(options=option.rule.values, value=value, **shared)
     if option.kind == "bool":
         return widgets.Checkbox(value=value, indent=True, **shared)
     if option.name in _RANGES:
