@@ -59,20 +59,34 @@ class Control:
         Called as ``on_token(row, text)`` with each piece of text as it is made, from the backend's thread.
     on_result : callable or None
         Called with each settled `Result`, from a thread of the run.
-    note : callable
-        Called with a sentence for the record when something ran otherwise than planned; set by the runner.
     """
 
     cancel: threading.Event = field(default_factory=threading.Event)
     on_token: Callable[[int, str], None] | None = None
     on_result: Callable[[Result], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunControl:
+    """What a backend gets of a run's `Control`, and where its notes go.
+
+    Attributes
+    ----------
+    cancel, on_token
+        See `Control`.
+    note : callable
+        Called with a sentence for the run's record when something ran otherwise than planned.
+    """
+
+    cancel: threading.Event = field(default_factory=threading.Event)
+    on_token: Callable[[int, str], None] | None = None
     note: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
 
 class Backend(Protocol):
     """A loaded model."""
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Answer what the queue gives as `resolved` says, in any order, each request once.
 
         A row's fault is a `Result` with status ``error``; an exception ends the whole run.

@@ -16,7 +16,7 @@ from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.backend import Control, RequestQueue
+    from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import Request
 
@@ -63,7 +63,7 @@ class Echo:
     geometry: PatchGeometry
     seconds_per_batch: float = 0.0
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Answer each request with its own prompt."""
         while (batch := queue.get(resolved.batch_size, block=True)) is not None:
             started = time.perf_counter()
@@ -77,7 +77,7 @@ class Echo:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _answer(self, request: Request, control: Control, seconds: float) -> Result:
+    def _answer(self, request: Request, control: RunControl, seconds: float) -> Result:
         shown = ", ".join(f"{p.size[1]}×{p.size[0]} {p.digest[:8]}" for p in request.images)
         seed = "" if request.seed is None else f" #{request.seed}"
         words = f"{request.prompt} [{shown}]{seed}".split(" ")

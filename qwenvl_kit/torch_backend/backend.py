@@ -29,9 +29,10 @@ from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.checkpoints.weight_files import AGAIN
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.encoder_cache import EncoderCache
+from qwenvl_kit.inference.engine import generate
 from qwenvl_kit.inference.oom import free_memory
 from qwenvl_kit.inference.preflight import check_checkpoint
-from qwenvl_kit.inference.scheduler import Tokenization, generate
+from qwenvl_kit.inference.processor import Tokenization
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
@@ -40,7 +41,7 @@ from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, RequestQueue
+    from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
 
@@ -86,22 +87,24 @@ class TorchBackend:
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()
         compiles = spec.resolved.torch_compile
-        self._is_packed = _rearrange(self._model, compiles=compiles)
+        self._is_prepacked = _rearrange(self._model, compiles=compiles)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
-        self.encoder_cache = EncoderCache(self.model_runner)
         if read(spec.folder).digest != spec.digest:
-            self.close()
-            raise CheckpointError(f"{spec.folder} was changed while it was loaded; call again once it is at rest")
+            self._free()
+            raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
         tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
-        self.tokenization = Tokenization.of(processor, checkpoint.context, tokens)
+        self.tokenization = Tokenization.of(
+            processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
+        )
+        self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
         self._pad_id = tokens.pad_id
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the queue gives."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
+        """Yield the results of a queue's requests."""
         if places := getattr(self._model, "hf_device_map", None):
-            control.note(f"the device map placed modules on {_places(places)}")
-        if self._is_packed:
-            control.note("the model's matrix products are oneDNN's, with weights laid out in its own order")
+            control.note(f"The device map placed modules on {_places(places)}.")
+        if self._is_prepacked:
+            control.note("Linear layers run on oneDNN with prepacked weights.")
         with _threads(resolved.threads):
             if resolved.num_beams > 1:
                 beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)
@@ -109,17 +112,20 @@ class TorchBackend:
             else:
                 yield from self._decode(queue, resolved, control)
 
-    def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         before = self.model_runner.warm_up_s
         try:
             yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
         finally:
             if seconds := self.model_runner.warm_up_s - before:
-                control.note(f"decode steps were compiled in {seconds:.1f} s of this run")
+                control.note(f"Decode steps were compiled in {seconds:.1f} s of this run.")
 
     def close(self) -> None:
         """Free the model and its offload folder."""
         self.encoder_cache.clear()
+        self._free()
+
+    def _free(self) -> None:
         self.model_runner.close()
         del self._model
         free_memory()

@@ -34,11 +34,6 @@ class TorchModelRunner:
         In evaluation mode, with ``sdpa`` or ``flash_attention_2``.
     compiles : bool
         Compile decode steps; the attention must be ``sdpa``, and the layers transformers' own.
-
-    Attributes
-    ----------
-    max_prefill_tokens, max_image_patches : int
-        Most tokens (padding included) and patches of one pass.
     """
 
     def __init__(self, model: Any, *, compiles: bool = False) -> None:
@@ -81,7 +76,7 @@ class TorchModelRunner:
         sizes: list[int] = grid.prod(dim=1).tolist()
         starts = [0, *itertools.accumulate(sizes)]
         encoded: list[Tensor] = []
-        for batch in pack_sizes(sizes, self.max_image_patches):
+        for batch in pack_sizes(sizes, max_image_patches(device)):
             first, end = batch[0], batch[-1] + 1
             patches = _upload(pixel_values[starts[first] : starts[end]], device)
             features = self._model.model.get_image_features(patches, grid[first:end].to(device), return_dict=True)
@@ -109,7 +104,7 @@ class TorchModelRunner:
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         """Logits (n_chunks, V) of each chunk's last token, read in passes of like length."""
         logits: list[Tensor] = [torch.empty(0)] * len(chunks)
-        for batch in _pack_chunks(chunks, self.max_prefill_tokens, one_by_one=self._is_flash):
+        for batch in _pack_chunks(chunks, max_prefill_tokens(self.device), one_by_one=self._is_flash):
             for at, row in zip(batch, self._prefill_batch([chunks[at] for at in batch]), strict=True):
                 logits[at] = row
         return torch.stack(logits)
