@@ -55,14 +55,15 @@ _MOVES = {
     "backends.torch_vision": "torch_backend.onednn.vision",
     "backends.weight_files": "checkpoints.weight_files",
     "config": "options",
-    "demo._checkpoint": "demo.training._checkpoint",
-    "demo._forward": "demo.training._forward",
-    "demo._losses": "demo.training._losses",
-    "demo._metrics": "demo.training._metrics",
-    "demo._muon": "demo.training._muon",
-    "demo._rows": "demo.training._rows",
-    "demo._tokenizer": "demo.training._tokenizer",
-    "demo._trainer": "demo.training._trainer",
+    "demo._checkpoint": "demo.training.checkpoint",
+    "demo._forward": "demo.training.forward",
+    "demo._losses": "demo.training.losses",
+    "demo._metrics": "demo.training.metrics",
+    "demo._muon": "demo.training.muon",
+    "demo._pictures": "demo.training.images",
+    "demo._rows": "demo.training.rows",
+    "demo._tokenizer": "demo.training.tokenizer",
+    "demo._trainer": "demo.training.trainer",
     "demo.evaluate": "demo.training.evaluate",
     "demo.gallery": "demo_gallery",
     "demo.train": "demo.training.train",
@@ -112,6 +113,7 @@ _MOVES = {
 _MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
 _NAMES = {
     "About": "BatchInfo",
+    "Ask": "PromptRef",
     "Beams": "BeamSearch",
     "Chooser": "Sampler",
     "Contact": "ContactSheet",
@@ -121,6 +123,7 @@ _NAMES = {
     "Feed": "RequestQueue",
     "FiniteGuard": "NonFiniteStop",
     "Geometry": "PatchGeometry",
+    "Host": "HostRetryState",
     "HostRefused": "BlockedAddressError",
     "Keys": "CacheKeyBuilder",
     "Ledger": "ResultCollector",
@@ -151,6 +154,7 @@ _NAMES = {
     "spell_out": "expand_options",
     "warpers": "logits_processors",
 }
+_ELSEWHERE = {"execute": "executors", "make_spec": "executors.specs"}  # names that left the successor of their module
 
 
 class _Former(ModuleType):
@@ -163,6 +167,8 @@ class _Former(ModuleType):
         for known in (name, _NAMES.get(name, name)):
             if hasattr(successor, known):
                 return getattr(successor, known)
+        if name in _ELSEWHERE:
+            return getattr(importlib.import_module(f"qwenvl_kit.{_ELSEWHERE[name]}"), name)
         raise AttributeError(f"module {successor.__name__!r} has no attribute {name!r}")
 
 

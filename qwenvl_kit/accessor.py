@@ -15,7 +15,7 @@ from qwenvl_kit.columns import column_names, has_column, pick_column, shown
 from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, ShowOptions, contact_sheet, show_config
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
-from qwenvl_kit.executors.base import execute
+from qwenvl_kit.executors import execute
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options

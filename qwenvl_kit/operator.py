@@ -14,7 +14,7 @@ from qwenvl_kit.batches import rows_of
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import local
-from qwenvl_kit.inference.backend import make_spec
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill

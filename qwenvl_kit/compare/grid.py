@@ -12,8 +12,9 @@ from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import local
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, is_null
-from qwenvl_kit.inference.backend import Control, make_spec
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline.progress import Tick, progress_bar
 
 if TYPE_CHECKING:

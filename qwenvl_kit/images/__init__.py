@@ -7,7 +7,8 @@ Nothing here knows of frames, prompts or models beyond their `PatchGeometry`.
 from qwenvl_kit._warnings import warn
 from qwenvl_kit.images.classify import classify, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
-from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
+from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, host_of, is_unchanged
+from qwenvl_kit.images.fetch.idle import close_idle_connections
 from qwenvl_kit.images.load import ImageLoader, Limits, load
 from qwenvl_kit.images.resize import Sizing
 

@@ -20,7 +20,7 @@ from contenders import MODEL, make_model
 from contest import RESULTS, machine
 
 from qwenvl_kit import Config
-from qwenvl_kit.inference import make_spec
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
 
 N_TOKENS = 310  # that each row holds: a picture of 448 pixels, a question, half an answer

@@ -20,7 +20,7 @@ import torch
 from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model, make_pictures
 from transformers import AutoConfig
 
-from qwenvl_kit.inference import make_spec
+from qwenvl_kit.executors.specs import make_spec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,8 +21,8 @@ from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.resolve import answer_fields
 from qwenvl_kit.demo import model_dir
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.export import to_onnx
-from qwenvl_kit.inference.backend import make_spec
 
 PROMPT = "Describe this picture."
 N_TOKENS = 24

@@ -21,8 +21,8 @@ from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.cli import main
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference import preflight
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.inference.processor import InputProcessor
 from qwenvl_kit.types import LoadedImage, Request
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.backend import Backend, RequestQueue, RunControl
 from qwenvl_kit.options import Config
@@ -81,7 +82,7 @@ class ScriptedSpec:
         return ScriptedBackend(self.script)
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Backend]:
+    def acquire(self) -> Iterator[Backend]:
         yield self.load()
 
 
@@ -94,7 +95,7 @@ class ScriptedBackend:
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         script, held = self._script, list[Request]()
-        while (taken := queue.take(self._random.randint(1, 5), block=not held)) is not None or held:
+        while (taken := queue.get(self._random.randint(1, 5), block=not held)) is not None or held:
             held += taken or []
             script.seen += taken or []
             if control.cancel.is_set():

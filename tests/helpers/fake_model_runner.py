@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from qwenvl_kit import Config
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.processor import Tokenization
 from qwenvl_kit.inference.sequence import Sequence
