@@ -1,4 +1,4 @@
-"""What runs a model, behind one seam: requests are pulled, results come out. Backends never see frames or URLs."""
+"""Generate answers: engine, scheduler, KV slots, sampler, and the protocols of backends and model runners."""
 
 from qwenvl_kit.inference.backend import Backend, BackendSpec, Control, RequestQueue, RunControl
 

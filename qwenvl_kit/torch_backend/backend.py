@@ -1,7 +1,6 @@
-"""Qwen2.5-VL through transformers and accelerate: requests in, results out.
+"""Qwen2.5-VL on torch, through transformers and accelerate.
 
-One answer at a time per row goes through the shared decode loop; beam search through ``generate``, a batch at a time.
-Frames and URLs are unknown here.
+Greedy search and sampling run in `inference.engine`, beam search in transformers' ``generate``.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TorchSpec:
-    """A checkpoint and what will run of it, before any weight is read."""
+    """A checkpoint and its resolved options, before any weight is read."""
 
     folder: Path
     digest: str
@@ -67,7 +66,7 @@ class TorchSpec:
         return f"torch:{self.folder}:{self.fingerprint}:{self.resolved.device}:{placed}"
 
     def load(self) -> TorchBackend:
-        """Read the weights."""
+        """Read the weights and return the backend."""
         return TorchBackend(self)
 
 
@@ -77,7 +76,13 @@ class TorchBackend:
     Parameters
     ----------
     spec : TorchSpec
-        What to load, and how.
+        The checkpoint and its options.
+
+    Attributes
+    ----------
+    model_runner : TorchModelRunner
+    encoder_cache : EncoderCache
+    tokenization : Tokenization
     """
 
     def __init__(self, spec: TorchSpec) -> None:
@@ -87,7 +92,7 @@ class TorchBackend:
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()
         compiles = spec.resolved.torch_compile
-        self._is_prepacked = _rearrange(self._model, compiles=compiles)
+        self._is_prepacked = _optimize(self._model, compiles=compiles)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
         if read(spec.folder).digest != spec.digest:
             self._free()
@@ -133,14 +138,14 @@ class TorchBackend:
 
 
 def spec(config: Config) -> TorchSpec:
-    """Find the checkpoint and the device that a config means.
+    """Find the checkpoint and the device of a config.
 
     Raises
     ------
     ConfigError
         ``rank`` names no visible GPU.
     ModelNotFound, CheckpointError
-        There is no checkpoint, none of the family, or one that cannot be run.
+        There is no checkpoint, it is of another model family, or it cannot be run.
     """
     device = find_device(config)
     checkpoint = find(config)
@@ -156,14 +161,14 @@ def spec(config: Config) -> TorchSpec:
 
 
 def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitStack) -> Any:
-    """Load with the attention decided beforehand: transformers must not look for a kernel on the hub."""
+    """Load with a given attention, so that transformers looks for no kernel on the hub."""
     config = spec.config
     placed, offload_folder = config.device_map, None
     if placed is None:
         placed = spec.resolved.device
     else:
         offload_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-"))
-    # What a device map or a GPU raises is no fault of the folder.
+    # An error of a device map or a GPU is not one of the folder.
     is_placed = config.device_map is not None or spec.resolved.device != "cpu"
     errors = contextlib.nullcontext() if is_placed else named_errors(spec.folder, "its weights cannot be loaded", AGAIN)
     with errors:
@@ -184,10 +189,10 @@ def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitSt
     return model.eval()
 
 
-def _rearrange(model: Any, *, compiles: bool) -> bool:
-    """Make the model compute the same in less time where accelerate does not move its parts about; True if packed.
+def _optimize(model: Any, *, compiles: bool) -> bool:
+    """Replace layers by faster equal ones, unless accelerate moves them between devices; return whether on oneDNN.
 
-    What torch is to compile must be plain layers: packed weights are opaque to it.
+    torch compiles plain layers only: prepacked weights are opaque to it.
     """
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False
@@ -203,7 +208,7 @@ def _rearrange(model: Any, *, compiles: bool) -> bool:
 
 @contextlib.contextmanager
 def _threads(n_threads: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads while a run lasts; the number is the whole process's."""
+    """Set torch's number of threads during a run; it is the whole process's."""
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads or before)
     try:
@@ -213,6 +218,6 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 def _places(device_map: Mapping[str, Any]) -> str:
-    """Say how many modules are where, such as ``cpu: 2, disk: 1``."""
+    """Return how many modules are where, such as ``cpu: 2, disk: 1``."""
     counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values())
     return ", ".join(f"{place}: {n}" for place, n in counts.items())

@@ -42,12 +42,12 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "quickened", "packed", "compiled"])
+@pytest.fixture(scope="module", params=["plain", "fused", "prepacked", "compiled"])
 def model_runner(folder: Path, request: pytest.FixtureRequest) -> TorchModelRunner:
     model = load(folder)
-    if request.param == "quickened":
+    if request.param == "fused":
         fuse_vision(model.model.visual)
-    if request.param == "packed":
+    if request.param == "prepacked":
         assert can_prepack(model)
         prepack_vision(model.model.visual)
         prepack_text(model.model.language_model)
@@ -231,7 +231,7 @@ def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> Non
     plain = {name: weights.numel() for name, weights in model.named_parameters()}
     ends = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # the table and the head, often one
     assert set(plain) == {name for name in plain if "norm" in name or "ln_q" in name or name in ends}
-    packed = sum(layer.numel() for name, layer in model.named_buffers() if name.endswith(("packed", "bias")))
+    packed = sum(layer.numel() for name, layer in model.named_buffers() if name.endswith(("prepacked", "bias")))
     assert sum(plain.values()) + packed == n_before
 
 
