@@ -10,12 +10,12 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
 from qwenvl_kit.images.decode_pool import pool as decode_pool
-from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
+from qwenvl_kit.inference.backend import Backend, BackendSpec, Control, RunControl
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import make_plan
@@ -106,7 +106,8 @@ def run(
     control = control or Control()
     notes: list[str] = []
     collector = ResultCollector(len(cells), store, control.on_result)
-    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), collector, store, cache)
+    run_control = RunControl(control.cancel, control.on_token, notes.append)
+    job = _Job(cells, prompts, config, spec, acquire, run_control, collector, store, cache)
     interrupted = job.run_to_end()
     results = collector.close(functools.partial(missing, failure=job.failure))
     record = make_record(config, spec.resolved, results, notes, clock)
@@ -123,7 +124,7 @@ class _Job:
         config: Config,
         spec: BackendSpec,
         acquire: Callable[[], AbstractContextManager[Backend]],
-        control: Control,
+        control: RunControl,
         collector: ResultCollector,
         store: Store | None,
         cache: FetchCache | None,
