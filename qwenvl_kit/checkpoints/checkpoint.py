@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.options import Config
 
 FAMILY = "qwen2_5_vl"
+_DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 _GENERATION = (  # settings of generation that change an answer
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias"),
     *("suppress_tokens", "begin_suppress_tokens", "length_penalty", "early_stopping", "num_beams", "num_beam_groups"),
@@ -138,9 +139,7 @@ def locate(config: Config) -> Path:
         Nothing is at any of the places; the message lists them.
     """
     if config.model_name == "demo":
-        from qwenvl_kit.demo import model_dir
-
-        return model_dir()
+        return _DEMO_MODEL
     folders = (Path(config.model_path) / config.model_name, Path(config.model_name))
     for folder in (f.expanduser() for f in folders):
         if folder.is_dir():
