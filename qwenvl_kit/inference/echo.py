@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, resolve
+from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, resolve
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import Request
 
+CAPABILITIES = Capabilities(
+    fixed=(
+        FixedOption(
+            option="torch_compile",
+            value=False,
+            reason="backend='echo' has no model to compile",
+            instead="running in eager mode",
+        ),
+    )
+)
 _SLOW = re.compile(r"echo-(\d+)ms")
 
 
@@ -107,4 +118,6 @@ def spec(config: Config) -> EchoSpec:
     geometry = PatchGeometry()
     named = _SLOW.fullmatch(config.model_name)
     defaults = CheckpointDefaults(named[0] if named else "echo", "echo-1", geometry)
-    return EchoSpec(resolve(config, Device("cpu"), defaults), geometry, int(named[1]) / 1000 if named else 0.0)
+    return EchoSpec(
+        resolve(config, Device("cpu"), defaults, CAPABILITIES), geometry, int(named[1]) / 1000 if named else 0.0
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwenvl_kit.inference.oom import is_out_of_memory
+from qwenvl_kit.inference.packing import pack_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,9 @@ class EncoderCache:
         wanted = {image_key: (encoded, at) for encoded in rows for at, image_key in enumerate(encoded.image_keys)}
         seen = {image_key: self._known[image_key] for image_key in wanted if image_key in self._known}
         unseen = [(image_key, encoded, at) for image_key, (encoded, at) in wanted.items() if image_key not in seen]
-        for some in _passes(unseen, _MAX_PATCHES["cpu" if self._model_runner.device.type == "cpu" else "cuda"]):
+        limit = _MAX_PATCHES["cpu" if self._model_runner.device.type == "cpu" else "cuda"]
+        for batch in pack_sizes([int(encoded.grid[at].prod()) for _, encoded, at in unseen], limit):
+            some = [unseen[at] for at in batch]
             patches = torch.cat([_cut(one) for one in some])
             grid = torch.stack([encoded.grid[at] for _, encoded, at in some])
             looked = self._model_runner.encode_images(patches, grid)
@@ -106,23 +109,8 @@ def _cut(one: tuple[ImageKey, Encoded, int]) -> Tensor:
     """Patches of one picture; memory that runs out is no fault of the picture."""
     image_key, encoded, at = one
     try:
-        return encoded.cut(encoded.request.images[at])
+        return encoded.patchify(encoded.request.images[at])
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise ImageEncodingError(image_key, error) from error
-
-
-def _passes(unseen: Sequence[tuple[ImageKey, Encoded, int]], most: int) -> list[list[tuple[ImageKey, Encoded, int]]]:
-    """Cut into passes of up to `most` patches; a picture beyond it goes alone."""
-    passes: list[list[tuple[ImageKey, Encoded, int]]] = []
-    n_patches = 0
-    for one in unseen:
-        _, encoded, at = one
-        size = int(encoded.grid[at].prod())
-        if not passes or n_patches + size > most:
-            passes.append([])
-            n_patches = 0
-        passes[-1].append(one)
-        n_patches += size
-    return passes

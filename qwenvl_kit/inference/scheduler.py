@@ -27,11 +27,11 @@ from qwenvl_kit.types import Result
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.checkpoints.preflight import Tokens
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.inference.encoder_cache import EncoderCache
     from qwenvl_kit.inference.model_runner import ModelRunner
+    from qwenvl_kit.inference.preflight import Tokens
     from qwenvl_kit.inference.processor import Encoded
 
 

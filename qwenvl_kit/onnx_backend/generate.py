@@ -16,7 +16,8 @@ from optimum.modeling_base import OptimizedModel
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, modeling_outputs
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.checkpoints.preflight import load_config, load_processor, named_errors
+from qwenvl_kit.checkpoints.library_errors import named_errors
+from qwenvl_kit.checkpoints.loading import load_config, load_processor
 from qwenvl_kit.checkpoints.weight_files import is_plain_name
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.model_runner import PrefillChunk
@@ -163,7 +164,7 @@ class _Slots:
 
 
 class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
-    """transformers' class without weights: it prepares inputs, positions and beams, and asks the model runner for logits."""
+    """transformers' class without weights: inputs, positions and beams are its own, logits are the model runner's."""
 
     _model_runner: OnnxModelRunner
 

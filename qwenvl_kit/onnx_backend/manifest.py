@@ -165,8 +165,8 @@ def _check_file(file: Path, recorded: dict[str, Any], *, whole: bool) -> None:
     size = file.stat().st_size
     if size != recorded["bytes"]:
         raise CheckpointError(
-            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {recorded['bytes']} were written; export "
-            "again"
+            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {recorded['bytes']} were written; "
+            "export again"
         )
     found = describe_file(file) if whole else {"samples": _samples(file)}
     if any(found[name] != recorded[name] for name in found):

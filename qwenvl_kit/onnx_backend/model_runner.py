@@ -15,7 +15,8 @@ import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.checkpoints.preflight import load_config
+from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack
 from qwenvl_kit.onnx_backend.session import Graph
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.model_runner import PrefillChunk
     from qwenvl_kit.onnx_backend.manifest import Export
 
-_MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
-_MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
 _ATTENTION_BYTES = 256 * 2**20  # scores of one layer's attention in a prompt pass; longer prompts go in parts
 
 
@@ -67,11 +66,9 @@ class OnnxModelRunner:
         found: dict[int, Tensor] = {}
         for size in dict.fromkeys(sizes):
             alike = [at for at, other in enumerate(sizes) if other == size]
-            together = max(1, _MAX_PATCHES[self.device.type] // math.prod(size))
-            for first in range(0, len(alike), together):
-                some = alike[first : first + together]
-                features = self._encode_alike(pixel_values, [starts[at] for at in some], torch.tensor([size]))
-                found |= dict(zip(some, features, strict=True))
+            for batch in pack(alike, lambda batch: sum(counts[at] for at in batch) <= max_image_patches(self.device)):
+                features = self._encode_alike(pixel_values, [starts[at] for at in batch], torch.tensor([size]))
+                found |= dict(zip(batch, features, strict=True))
         return [found[at] for at in range(len(sizes))]
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
@@ -91,8 +88,8 @@ class OnnxModelRunner:
         logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
         order = sorted(range(len(chunks)), key=lambda at: chunks[at].slot)
         for run in _neighbours(order, [chunk.slot for chunk in chunks]):
-            for some in self._fill(run, chunks):
-                logits[torch.tensor(some)] = self._prefill_neighbours([chunks[at] for at in some])
+            for batch in pack(run, lambda batch: self._fits([chunks[at] for at in batch])):
+                logits[torch.tensor(batch)] = self._prefill_neighbours([chunks[at] for at in batch])
         return logits
 
     def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
@@ -152,30 +149,24 @@ class OnnxModelRunner:
         )
         return features[:, torch.argsort(order).to(self.device)]
 
-    def _fill(self, run: Sequence[int], chunks: Sequence[PrefillChunk]) -> list[list[int]]:
-        """Split a run of chunks into passes that fill a device and whose padding fits the cache.
+    @property
+    def _capacity(self) -> int:
+        return self._caches[0][0].shape[2]
 
-        The runtime takes a pass whose rows would all be as long as its longest, and refuses one where a row's past
-        leaves no room for so much.
+    def _fits(self, chunks: Sequence[PrefillChunk]) -> bool:
+        """Whether chunks fit one pass, padding included.
+
+        The runtime pads every row to the longest, and refuses a pass where a row's cached tokens leave no room for it.
         """
-        most, capacity = _MAX_TOKENS[self.device.type], self._caches[0][0].shape[2]
-        passes: list[list[int]] = []
-        longest = past = 0
-        for at in run:
-            length = len(chunks[at].ids)
-            longest, past = max(longest, length), max(past, chunks[at].cached_len)
-            if passes and (len(passes[-1]) + 1) * longest <= most and past + longest <= capacity:
-                passes[-1].append(at)
-            else:
-                passes.append([at])
-                longest, past = length, chunks[at].cached_len
-        return passes
+        longest = max(len(chunk.ids) for chunk in chunks)
+        cached = max(chunk.cached_len for chunk in chunks)
+        return len(chunks) * longest <= max_prefill_tokens(self.device) and cached + longest <= self._capacity
 
     def _prefill_neighbours(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         """Read into slots that follow each other, in parts where attention's scores would not fit."""
         lengths = [len(chunk.ids) for chunk in chunks]
-        heads, capacity = self._text.num_attention_heads, self._caches[0][0].shape[2]
-        part = max(16, _ATTENTION_BYTES // (4 * len(chunks) * heads * capacity))
+        heads = self._text.num_attention_heads
+        part = max(16, _ATTENTION_BYTES // (4 * len(chunks) * heads * self._capacity))
         logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
         embeds = [self._embed_chunk(chunk) for chunk in chunks]
         for start in range(0, max(lengths), part):
@@ -271,13 +262,7 @@ def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: O
 
 def _neighbours(order: Sequence[int], slots: Sequence[int]) -> list[list[int]]:
     """Split positions, ordered by slot, where their slots do not follow each other."""
-    runs: list[list[int]] = []
-    for at in order:
-        if runs and slots[at] == slots[runs[-1][-1]] + 1:
-            runs[-1].append(at)
-        else:
-            runs.append([at])
-    return runs
+    return pack(order, lambda run: slots[run[-1]] == slots[run[-2]] + 1)
 
 
 def _windows(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:

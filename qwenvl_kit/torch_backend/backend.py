@@ -22,12 +22,15 @@ from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
 from qwenvl_kit.checkpoints.devices import find_device
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
+from qwenvl_kit.checkpoints.library_errors import named_errors
+from qwenvl_kit.checkpoints.loading import load_config, load_processor
+from qwenvl_kit.checkpoints.preflight import refuse_gaps
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.checkpoints.weight_files import AGAIN
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.oom import free_memory
+from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.inference.scheduler import Tokenization, generate
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner

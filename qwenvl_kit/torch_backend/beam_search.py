@@ -154,14 +154,14 @@ def _cut(batch: list[Encoded]) -> tuple[list[Encoded], list[Result]]:
     failures: list[Result] = []
     for encoded in batch:
         try:
-            patches = {id(picture): encoded.cut(picture) for picture in encoded.request.images}
+            patches = {id(picture): encoded.patchify(picture) for picture in encoded.request.images}
         except Exception as error:  # noqa: BLE001  # an image processor refused this row
             if is_out_of_memory(error):
                 cut.append(encoded)  # cut again in a smaller batch
                 continue
             failures.append(failed(encoded.request, error, "cutting the picture"))
         else:
-            cut.append(replace(encoded, cut=partial(_patches_of, patches)))
+            cut.append(replace(encoded, patchify=partial(_patches_of, patches)))
     return cut, failures
 
 

@@ -7,12 +7,14 @@ keys and values are kept is ours. Requests, sampling and answers are unknown her
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps, attend_packed
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
@@ -20,9 +22,7 @@ from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
-_MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
-_LEAST_FILLED = 0.75  # a row shorter than this part of the longest is read in a pass of its own
+_MIN_FILL = 0.75  # a prompt shorter than this part of the longest has a pass of its own
 
 
 class TorchModelRunner:
@@ -34,12 +34,21 @@ class TorchModelRunner:
         In evaluation mode, with ``sdpa`` or ``flash_attention_2``.
     compiles : bool
         Compile decode steps; the attention must be ``sdpa``, and the layers transformers' own.
+
+    Attributes
+    ----------
+    max_prefill_tokens, max_image_patches : int
+        Most tokens (padding included) and patches of one pass.
     """
 
     def __init__(self, model: Any, *, compiles: bool = False) -> None:
         self._model = model
         self._text = model.model.language_model
         self._cache = SlottedKVCache()
+        self.max_prefill_tokens, self.max_image_patches = (
+            max_prefill_tokens(self.device),
+            max_image_patches(self.device),
+        )
         self._image_id = int(model.config.image_token_id)
         self._is_flash = self._text.config._attn_implementation.startswith("flash")
         is_packed = isinstance(self._text.layers[0], OneDNNLayer)
@@ -68,17 +77,16 @@ class TorchModelRunner:
     @torch.inference_mode()
     def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
         """Visual tokens (n_visual, hidden) of each picture."""
-        device, most = self.device, self._n_together(_MAX_PATCHES)
-        seen: list[Tensor] = []
+        device = self.device
         sizes: list[int] = grid.prod(dim=1).tolist()
-        while len(seen) < len(sizes):
-            start = end = len(seen)
-            while end < len(sizes) and (end == start or sum(sizes[start : end + 1]) <= most):
-                end += 1
-            patches = _upload(pixel_values[sum(sizes[:start]) : sum(sizes[:end])], device)
-            features = self._model.model.get_image_features(patches, grid[start:end].to(device), return_dict=True)
-            seen += features.pooler_output
-        return seen
+        starts = [0, *itertools.accumulate(sizes)]
+        encoded: list[Tensor] = []
+        for batch in pack_sizes(sizes, self.max_image_patches):
+            first, end = batch[0], batch[-1] + 1
+            patches = _upload(pixel_values[starts[first] : starts[end]], device)
+            features = self._model.model.get_image_features(patches, grid[first:end].to(device), return_dict=True)
+            encoded += features.pooler_output
+        return encoded
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Change the size of the cache."""
@@ -101,8 +109,8 @@ class TorchModelRunner:
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         """Logits (n_chunks, V) of each chunk's last token, read in passes of like length."""
         logits: list[Tensor] = [torch.empty(0)] * len(chunks)
-        for some in _passes(chunks, self._n_together(_MAX_TOKENS), one_by_one=self._is_flash):
-            for at, row in zip(some, self._prefill_together([chunks[at] for at in some]), strict=True):
+        for batch in _pack_chunks(chunks, self.max_prefill_tokens, one_by_one=self._is_flash):
+            for at, row in zip(batch, self._prefill_batch([chunks[at] for at in batch]), strict=True):
                 logits[at] = row
         return torch.stack(logits)
 
@@ -131,10 +139,7 @@ class TorchModelRunner:
         )
         return self._logits(hidden)
 
-    def _n_together(self, limits: dict[str, int]) -> int:
-        return limits["cpu" if self.device.type == "cpu" else "cuda"]
-
-    def _prefill_together(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+    def _prefill_batch(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         lengths = [len(chunk.ids) for chunk in chunks]
         longest, device = max(lengths), self.device
         ids = torch.zeros(len(chunks), longest, dtype=torch.long, device=device)  # (B, T), padded behind
@@ -233,25 +238,20 @@ def _upload(patches: Tensor, device: torch.device) -> Tensor:
     return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
-def _passes(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
-    """Cut chunks into passes of up to `n_tokens` that waste little padding; places in `chunks`.
+def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
+    """Split the indices of chunks into passes of up to `n_tokens` with little padding.
 
-    Flash attention expects padding before the tokens that follow a past, so with it (`one_by_one`) those go alone.
+    Flash attention expects padding before tokens that follow cached ones. With it (`one_by_one`) such a chunk has a
+    pass of its own.
     """
-    passes: list[list[int]] = []
-    longest = 0
-    for at in sorted(range(len(chunks)), key=lambda at: (chunks[at].cached_len > 0, -len(chunks[at].ids))):
-        length = len(chunks[at].ids)
-        fits = (
-            bool(passes)
-            and (chunks[passes[-1][0]].cached_len > 0) == (chunks[at].cached_len > 0)
-            and not (one_by_one and chunks[at].cached_len)
-            and length >= _LEAST_FILLED * longest
-            and (len(passes[-1]) + 1) * longest <= n_tokens
+
+    def fits(batch: list[int]) -> bool:
+        longest, shortest = chunks[batch[0]], chunks[batch[-1]]
+        return (
+            (longest.cached_len > 0) == (shortest.cached_len > 0)
+            and not (one_by_one and shortest.cached_len)
+            and len(shortest.ids) >= _MIN_FILL * len(longest.ids)
+            and len(batch) * len(longest.ids) <= n_tokens
         )
-        if fits:
-            passes[-1].append(at)
-        else:
-            passes.append([at])
-            longest = length
-    return passes
+
+    return pack(sorted(range(len(chunks)), key=lambda at: (chunks[at].cached_len > 0, -len(chunks[at].ids))), fits)

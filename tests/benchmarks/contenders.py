@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.checkpoints import make_published  # of the tests' own tools
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.demo.training._tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.types import LoadedImage, Request

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.backend import Backend, Control, RequestQueue
 from qwenvl_kit.options import Config

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.model_runner import PrefillChunk
@@ -441,7 +442,7 @@ class FaultyEncoder(PlainEncoder):
     def encode(self, request: Request) -> Encoded:
         if request.row == 2:
             raise KeyError("a template of a stranger")
-        return replace(super().encode(request), cut=_cut_some)
+        return replace(super().encode(request), patchify=_cut_some)
 
 
 def _cut_some(picture: LoadedImage) -> torch.Tensor:
@@ -496,7 +497,7 @@ def test_memory_that_runs_out_while_a_picture_is_cut_is_no_fault_of_the_picture(
 
     class InputProcessor(PlainEncoder):
         def encode(self, request: Request) -> Encoded:
-            return replace(super().encode(request), cut=cut)
+            return replace(super().encode(request), patchify=cut)
 
     model_runner = HashModelRunner()
     tokenization = replace(TOKENIZATION, encoder=InputProcessor())  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qwenvl_kit import Config
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, resolve
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.types import PatchGeometry
 

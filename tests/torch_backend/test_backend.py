@@ -271,7 +271,7 @@ def test_what_transformers_raises_over_one_row_is_that_rows_error(
 ) -> None:
     from qwenvl_kit.inference.processor import InputProcessor
 
-    render, cut = InputProcessor.render, InputProcessor.cut
+    render, cut = InputProcessor.render, InputProcessor.patchify
 
     def faulty_render(self: InputProcessor, n_pictures: int, prompt: str, *rest: Any, **options: Any) -> str:
         if "template" in prompt:
@@ -284,7 +284,7 @@ def test_what_transformers_raises_over_one_row_is_that_rows_error(
         return cut(self, picture)
 
     monkeypatch.setattr(InputProcessor, "render", faulty_render)
-    monkeypatch.setattr(InputProcessor, "cut", faulty_cut)
+    monkeypatch.setattr(InputProcessor, "patchify", faulty_cut)
     cells = pd.Series([np.full((56, 56, 3), level, np.uint8) for level in (1, 7, 3, 4)], dtype=object)
     asked = ["Describe this picture.", "What?", "a template", "Describe this picture."]
     options = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}

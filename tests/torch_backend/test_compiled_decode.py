@@ -110,7 +110,9 @@ def test_a_recording_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[
 
 def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(torch_compiled, "Recording", lambda function, inputs: made.append(len(inputs[0])) or function)
+    monkeypatch.setattr(
+        torch_compiled, "CudaGraphRunner", lambda function, inputs: made.append(len(inputs[0])) or function
+    )
     monkeypatch.setattr(torch_compiled, "_is_on_gpu", lambda _: True)
     compiled = steps(shapes)
     ids = torch.tensor([1, 2])

@@ -98,7 +98,7 @@ def test_pictures_look_the_same_alone_and_together(
             torch.cat([text.patches for text in texts]), GRIDS, return_dict=True
         ).pooler_output
     for most in (1, 300, 10_000):
-        monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner._MAX_PATCHES", {"cpu": most})
+        monkeypatch.setattr(model_runner, "max_image_patches", most)
         seen = model_runner.encode_images(torch.cat([text.patches for text in texts]), GRIDS)
         for one, other in zip(seen, wanted, strict=True):
             torch.testing.assert_close(one, other, **NEAR)
@@ -124,7 +124,7 @@ def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
 def test_prompts_of_any_length_are_read_into_any_slots(
     model_runner: TorchModelRunner, texts: list[Text], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner._MAX_TOKENS", {"cpu": most})
+    monkeypatch.setattr(model_runner, "max_prefill_tokens", most)
     model_runner.resize_cache(0, 0)
     model_runner.resize_cache(4, 128)
 

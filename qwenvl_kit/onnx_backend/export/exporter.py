@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
 from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config
+from qwenvl_kit.checkpoints.loading import load_config
 from qwenvl_kit.checkpoints.weight_files import weight_files
 from qwenvl_kit.errors import ConfigError, ExportFailed
+from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.onnx_backend.export.graph import OPSET, GraphWriter
 from qwenvl_kit.onnx_backend.export.parity import Parity, verify
 from qwenvl_kit.onnx_backend.export.text import write_decoder

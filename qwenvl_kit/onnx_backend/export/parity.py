@@ -25,8 +25,10 @@ from transformers import (
 
 from qwenvl_kit.checkpoints.checkpoint import find, read
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, refuse_gaps
+from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.checkpoints.preflight import refuse_gaps
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 from qwenvl_kit.options import Config
 
