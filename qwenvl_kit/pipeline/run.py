@@ -13,8 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
-from qwenvl_kit.images.decode_pool import pool as decode_pool
+from qwenvl_kit.images import FetchCache, ImageLoader, Sizing
 from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
 from qwenvl_kit.pipeline.cache_key import Keys
 from qwenvl_kit.pipeline.collector import ResultCollector
@@ -133,15 +132,14 @@ class _Job:
         plan = make_plan(cells, prompts, config.image_src_type)
         for result in plan.settled:
             ledger.settle(result)
-        sizing, limits = Sizing.of(config, spec.geometry), Limits.of(config)
+        loader = ImageLoader.of(config, Sizing.of(config, spec.geometry), cancel=control.cancel, cache=cache)
         recall = None
         if store is not None:
-            asks = functools.partial(is_unchanged, limits=limits.fetch)
-            recall = SourceIndex(store, asks, trusts=config.trust_sources)
+            recall = SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources)
 
         self._feed = ImagePrefetcher(
             plan,
-            ImageLoader(sizing, limits, control.cancel, cache),
+            loader,
             Keys(spec.resolved, config.system_prompt),
             ledger,
             recall=recall.digests if recall is not None else lambda _: None,
@@ -185,8 +183,7 @@ class _Job:
             self._control.cancel.set()
         finally:
             self._feed.join()
-            decode_pool.close_idle()
-            close_idle_connections()
+            ImageLoader.close_idle()
             if self._ledger.n_settled < self._n_rows and not self._control.cancel.is_set():
                 self.failure = RuntimeError("the backend returned without an answer for every row")
             self._ended.set()
