@@ -202,7 +202,7 @@ def test_what_tos_does_not_give_is_told(store: Tos, address: str, reason: str) -
 )
 def test_an_environment_that_says_too_little_is_told_what_to_set(environment: dict[str, str], reason: str) -> None:
     with pytest.raises(RowError) as caught:
-        tos.settings_of(environment, "tos://bucket/a.png")
+        tos.settings_of(environment)
     assert reason in caught.value.message
 
 
@@ -218,7 +218,7 @@ def test_an_environment_that_says_too_little_is_told_what_to_set(environment: di
 def test_endpoint_and_region_are_told_from_each_other(
     given: dict[str, str], endpoint: str, region: str, is_custom: bool
 ) -> None:
-    settings = tos.settings_of(given, "tos://bucket/a.png")
+    settings = tos.settings_of(given)
 
     assert (settings.endpoint, settings.region, settings.is_custom_domain) == (endpoint, region, is_custom)
 
