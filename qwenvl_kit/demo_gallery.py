@@ -1,4 +1,4 @@
-"""Scenes in, a table and a self-contained page out that show the embedded model's answers beside the truth."""
+"""Show answers of the embedded model beside the truth, as a table and as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, caption, draw, questions, sa
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.demo import WORLD
-from qwenvl_kit.demo.scenes import Language
+    from qwenvl_kit.demo.scenes import Language
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -53,21 +52,21 @@ _PAGE = """<!doctype html>
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One prompt, what the model said, and what is true."""
+    """A prompt, the answer of the model, and the true answer."""
 
     prompt: str
-    said: str
+    text: str
     truth: str
 
     @property
     def is_right(self) -> bool:
-        """Whether the whole answer is the truth."""
-        return self.said == self.truth
+        """True if the whole answer is right."""
+        return self.text == self.truth
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exhibit:
-    """A picture, its caption and the answer to a question about it."""
+    """An image, its caption and the answer to one question."""
 
     pixels: NDArray[np.uint8]
     caption: Answer
@@ -75,14 +74,14 @@ class Exhibit:
 
 
 def exhibits(n: int, *, seed: int = 0) -> list[Exhibit]:
-    """Draw scenes that training never saw and let the embedded model look at them, in float32.
+    """Caption held-out scenes with the embedded model in float32, and ask each one question.
 
     Parameters
     ----------
     n : int
-        How many; Chinese and English take turns.
+        Number of scenes; Chinese and English take turns.
     seed : int
-        Which scenes.
+        Seed of the scenes and questions.
     """
     scenes = sample_scenes(n, seed=seed, world=WORLD)
     languages: list[Language] = ["zh" if row % 2 == 0 else "en" for row in range(n)]
@@ -98,7 +97,7 @@ def exhibits(n: int, *, seed: int = 0) -> list[Exhibit]:
             "question": [question.prompt for question in asked],
         }
     )
-    said = frame.vl.ask(
+    answers = frame.vl.ask(
         "image",
         {"caption": "describe", "answer": "question"},
         model_name="demo",
@@ -109,21 +108,23 @@ def exhibits(n: int, *, seed: int = 0) -> list[Exhibit]:
     return [
         Exhibit(
             frame["image"].iloc[row],
-            Answer(frame["describe"].iloc[row], _text(said["caption"].iloc[row]), caption(scenes[row], languages[row])),
-            Answer(asked[row].prompt, _text(said["answer"].iloc[row]), asked[row].answer),
+            Answer(
+                frame["describe"].iloc[row], _text(answers["caption"].iloc[row]), caption(scenes[row], languages[row])
+            ),
+            Answer(asked[row].prompt, _text(answers["answer"].iloc[row]), asked[row].answer),
         )
         for row in range(n)
     ]
 
 
 def table(shown: Sequence[Exhibit]) -> str:
-    """Lines for a terminal: what was said, and the truth wherever it differs; the score last."""
+    """Return lines for a terminal: each answer and its truth, the score last."""
     lines: list[str] = []
     for number, exhibit in enumerate(shown, start=1):
         for answer in (exhibit.caption, exhibit.answer):
             mark = "✓" if answer.is_right else "✗"
-            lines.append(f"{number:>3} {mark} {_padded(answer.prompt, 34)} said:  {answer.said}")
-            lines.append(f"{'':>5} {_padded('', 34)} truth: {answer.truth}")
+            lines.append(f"{number:>3} {mark} {_padded(answer.prompt, 34)} answer: {answer.text}")
+            lines.append(f"{'':>5} {_padded('', 34)} truth:  {answer.truth}")
     captions = sum(exhibit.caption.is_right for exhibit in shown)
     answers = sum(exhibit.answer.is_right for exhibit in shown)
     lines.append("")
@@ -133,7 +134,7 @@ def table(shown: Sequence[Exhibit]) -> str:
 
 
 def write(shown: Sequence[Exhibit], folder: Path) -> Path:
-    """Write the gallery, pictures inside, to ``index.html`` in `folder` and give its path."""
+    """Write the gallery, with embedded images, to ``index.html`` in `folder` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     figures = "\n".join(_figure(exhibit) for exhibit in shown)
@@ -148,7 +149,7 @@ def _figure(exhibit: Exhibit) -> str:
     data = base64.b64encode(encoded.getvalue()).decode()
     entries = "".join(
         f"<dt>{html.escape(answer.prompt)}</dt>"
-        f'<dd class="{"right" if answer.is_right else "wrong"}">{html.escape(answer.said)}</dd>'
+        f'<dd class="{"right" if answer.is_right else "wrong"}">{html.escape(answer.text)}</dd>'
         + ("" if answer.is_right else f'<dd class="truth">truth: {html.escape(answer.truth)}</dd>')
         for answer in (exhibit.caption, exhibit.answer)
     )
@@ -161,6 +162,6 @@ def _text(value: object) -> str:
 
 
 def _padded(text: str, width: int) -> str:
-    """Pad to columns of a terminal, where a Chinese character takes two."""
+    """Pad to terminal columns; a Chinese character takes two."""
     taken = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
     return text + " " * max(0, width - taken)

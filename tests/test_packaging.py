@@ -17,6 +17,6 @@ def test_every_package_is_listed_for_installation() -> None:
 
 
 def test_the_folder_of_optimums_commands_is_a_namespace() -> None:
-    hook = ROOT / "qwenvl_kit" / "export" / "optimum_hook"
+    hook = ROOT / "qwenvl_kit" / "optimum_hook"
 
     assert [file.name for file in hook.glob("*.py")] == ["qwenvl.py"], "an __init__.py would hide other packages'"

@@ -1,10 +1,10 @@
-"""The embedded model: a tiny Qwen2.5-VL that was trained on drawn scenes, and those scenes.
+"""The embedded model, a tiny Qwen2.5-VL trained on drawn scenes, and those scenes.
 
 >>> from qwenvl_kit import demo
 >>> scene = demo.sample_scenes(1)[0]
 >>> pixels, truth = demo.draw(scene), demo.caption(scene, "en")
 
-Nothing here imports torch; `qwenvl_kit.demo.training` trains and evaluates the model.
+The commands `qwenvl_kit.demo.training.train` and `qwenvl_kit.demo.training.evaluate` train and evaluate the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WORLD = LARGE_WORLD
 
 
 def model_dir() -> Path:
-    """Give the folder of the embedded model, or say that this installation lacks it.
+    """Return the folder of the embedded model.
 
     Raises
     ------
@@ -44,5 +44,5 @@ def model_dir() -> Path:
         When the package was installed without the weights.
     """
     if not (MODEL_DIR / "model.safetensors").is_file():
-        raise FileNotFoundError(f"the embedded model is not in {MODEL_DIR}; reinstall qwenvl_kit from its wheel")
+        raise FileNotFoundError(f"The embedded model is missing in {MODEL_DIR}. Reinstall qwenvl_kit from its wheel.")
     return MODEL_DIR

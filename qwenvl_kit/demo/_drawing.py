@@ -1,7 +1,4 @@
-"""A scene enters, pixels leave: uint8 (H, W, 3) at any size, and the box of every object.
-
-It knows nothing of the model that will look at the pixels.
-"""
+"""Draw a scene as uint8 pixels (H, W, 3) of any size, and compute the box of every object."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ RGB = {
     "beige": (226, 208, 170),
 }
 
-_SMOOTH_SIDE = 320  # pictures with a shorter long side are drawn larger and averaged, so that edges are smooth
+_SMOOTH_SIDE = 320  # smaller images are drawn larger and averaged, for smooth edges
 _RING_HOLE = 0.55
 _CROSS_ARM = 1 / 3
 _STAR_INNER = 0.45
@@ -50,14 +47,14 @@ def draw(scene: Scene, *, long_side: int | None = None) -> NDArray[np.uint8]:
     scene
         What to draw.
     long_side
-        The longer side in pixels, 84 to 768 in training; without it the scene's own.
+        The longer side in pixels, 84 to 768 in training; default: `scene.long_side`.
 
     Returns
     -------
     numpy.ndarray
         uint8 (H, W, 3), RGB.
     """
-    height, width = picture_size(scene, long_side=long_side)
+    height, width = image_size(scene, long_side=long_side)
     scale = math.ceil(_SMOOTH_SIDE / max(height, width))
     canvas = Image.new("RGB", (width * scale, height * scale), _rgb(scene.background, scene.shift))
     pen = ImageDraw.Draw(canvas)
@@ -66,8 +63,8 @@ def draw(scene: Scene, *, long_side: int | None = None) -> NDArray[np.uint8]:
     return np.array(canvas.reduce(scale) if scale > 1 else canvas)
 
 
-def picture_size(scene: Scene, *, long_side: int | None = None) -> tuple[int, int]:
-    """Give the height and width in pixels that `draw` will use."""
+def image_size(scene: Scene, *, long_side: int | None = None) -> tuple[int, int]:
+    """Return height and width in pixels of the image that `draw` returns."""
     side = long_side or scene.long_side
     if scene.aspect >= 1:
         return round(side / scene.aspect), side
@@ -75,7 +72,7 @@ def picture_size(scene: Scene, *, long_side: int | None = None) -> tuple[int, in
 
 
 def boxes(scene: Scene, *, height: int, width: int) -> list[Box]:
-    """Give (left, top, right, bottom) of every object in pixels of a picture of this size."""
+    """Return (left, top, right, bottom) of every object, in pixels of an image of this size."""
     return [_box(thing, height, width) for thing in scene.things]
 
 

@@ -1,6 +1,6 @@
-"""A scene enters, its caption leaves: the words of the drawn world in Chinese and in English.
+"""Caption a scene in Chinese or English.
 
-Every caption can be decided from the picture alone: the order is fixed (raster) and so is the wording.
+The image alone decides its caption: objects come in raster order, and the wording is fixed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def caption(scene: Scene, language: Language = "zh") -> str:
 
 
 def caption_parts(scene: Scene, language: Language) -> list[str]:
-    """Give the sentences of the caption: the head, then one for each object; joined they are the caption."""
+    """Return the sentences of the caption: the head, then one per object. Joined, they are the caption."""
     n_things = len(scene.things)
     if language == "zh":
         head = f"{_ZH[scene.background]}背景上有{_ZH_NUMBERS[n_things]}个物体。"
@@ -65,37 +65,37 @@ def caption_parts(scene: Scene, language: Language) -> list[str]:
 
 
 def number(count: int, language: Language) -> str:
-    """Give the word for a count, as it stands before 个 in Chinese."""
+    """Return the word for a count; in Chinese the form before 个."""
     return (_ZH_NUMBERS if language == "zh" else _EN_NUMBERS)[count]
 
 
 def word(name: str, language: Language) -> str:
-    """Give the word for the name of a shape, colour, size or place."""
+    """Return the word for a shape, colour, size or place."""
     return _ZH[name] if language == "zh" else name
 
 
 def kind_words(colour: str, shape: str, language: Language) -> str:
-    """Give colour and shape as one phrase."""
+    """Return colour and shape as one phrase."""
     return f"{_ZH[colour]}{_ZH[shape]}" if language == "zh" else f"{colour} {shape}"
 
 
 def thing_words(thing: Thing, language: Language) -> str:
-    """Give an object with its size and article."""
+    """Return an object with its size and article."""
     if language == "zh":
         return f"一个{_ZH[thing.size]}{kind_words(thing.colour, thing.shape, 'zh')}"
     return f"a {thing.size} {kind_words(thing.colour, thing.shape, 'en')}"
 
 
 def article(noun: str) -> str:
-    """Give the English article."""
+    """Return the English article."""
     return "an" if noun[0] in "aeiou" else "a"
 
 
 def sentence(phrase: str, language: Language) -> str:
-    """Make a phrase a sentence: a capital letter and a stop."""
+    """Return the phrase as a sentence, with a capital letter and a full stop."""
     return phrase[0].upper() + phrase[1:] + ("。" if language == "zh" else ".")
 
 
 def words() -> dict[Language, list[str]]:
-    """Give the names of all shapes, colours, sizes, places and numbers in each language."""
+    """Return the names of all shapes, colours, sizes, places and numbers in each language."""
     return {"zh": [*_ZH.values(), *_ZH_NUMBERS], "en": [*_ZH, *_EN_NUMBERS]}

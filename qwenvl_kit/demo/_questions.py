@@ -1,7 +1,4 @@
-"""A scene enters, questions leave, each with the one answer that the picture allows.
-
-It knows no pixels: the scene is the truth, and `_language` has the words.
-"""
+"""Ask questions about a scene, each with the single answer that the image allows."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 from ._language import Language, article, kind_words, number, sentence, thing_words, word
 from ._world import CELLS, LARGE_WORLD, Scene, World
 
-#: What can be asked; `is_there` is yes as often as no.
+#: Kinds of questions; `is_there` is yes as often as no.
 KINDS = ("count", "background", "colour", "shape", "what", "where", "is_there")
 
 # The first phrasing of a question is the default one.
@@ -48,9 +45,9 @@ class Question:
     kind
         One of `KINDS`.
     hard
-        A "no" although the picture holds the asked shape in another colour and the asked colour on another shape.
+        A "no" although the image holds the asked shape in another colour and the asked colour on another shape.
     about
-        Places in `scene.things` that the answer is read from.
+        Indices into `scene.things` of the objects that decide the answer.
     """
 
     kind: str
@@ -70,21 +67,21 @@ def questions(
 ) -> list[Question]:
     """Ask at most one question of each kind, in the order of `KINDS`.
 
-    Kinds that have no single answer in this scene are left out (the colour of "the circle" where two are).
-    The question `is_there` is yes in half of the cases; a no is a hard one wherever the scene allows it.
+    A kind without a single answer in this scene is left out, such as the colour of "the circle" among two circles.
+    `is_there` is yes in half of the cases. A no is a hard one wherever the scene allows it.
 
     Parameters
     ----------
     scene
-        What is asked about.
+        The subject of the questions.
     rng
-        Chooses the objects, the places and the phrasing.
+        Source of the objects, places and phrasings.
     language
         "zh" or "en".
     world
-        Where the shapes and colours of absent objects come from.
+        Shapes and colours of absent objects.
     vary
-        Any phrasing; otherwise the default one.
+        Use any phrasing instead of the default one.
     """
     asker = Asker(scene, rng, language, world=world, vary=vary)
     asked = [
@@ -100,7 +97,7 @@ def questions(
 
 
 class Asker:
-    """Asks one scene in one language; every method gives a question, or None where there is none to ask."""
+    """Questions about one scene in one language. A method returns None if its kind has no single answer."""
 
     def __init__(
         self, scene: Scene, rng: np.random.Generator, language: Language, *, world: World = LARGE_WORLD, vary: bool
@@ -108,20 +105,20 @@ class Asker:
         self.scene, self.rng, self.language, self.world, self.vary = scene, rng, language, world, vary
 
     def count(self) -> Question:
-        """How many objects there are."""
+        """Ask for the number of objects."""
         n_things = len(self.scene.things)
         phrase = number(n_things, self.language) + ("个" if self.language == "zh" else "")
         answer = sentence(phrase, self.language)
         return Question(kind="count", prompt=self._prompt("count"), answer=answer, about=tuple(range(n_things)))
 
     def background(self) -> Question:
-        """Which colour the background has."""
+        """Ask for the colour of the background."""
         return Question(
             kind="background", prompt=self._prompt("background"), answer=self._sentence(self.scene.background)
         )
 
     def colour(self) -> Question | None:
-        """Which colour the only object of a shape has."""
+        """Ask for the colour of the only object of a shape."""
         row = self._only([thing.shape for thing in self.scene.things])
         if row is None:
             return None
@@ -130,7 +127,7 @@ class Asker:
         return Question(kind="colour", prompt=prompt, answer=self._sentence(thing.colour), about=(row,))
 
     def shape(self) -> Question | None:
-        """Which shape the only object of a colour has."""
+        """Ask for the shape of the only object of a colour."""
         row = self._only([thing.colour for thing in self.scene.things])
         if row is None:
             return None
@@ -139,7 +136,7 @@ class Asker:
         return Question(kind="shape", prompt=prompt, answer=self._sentence(thing.shape), about=(row,))
 
     def what(self, *, empty: bool | None = None) -> Question:
-        """What stands at a place, which is empty one time in four."""
+        """Ask for the object at a place, which is empty one time in four."""
         rows = {thing.cell: row for row, thing in enumerate(self.scene.things)}
         empty = bool(self.rng.random() < 0.25) if empty is None else empty
         cell = int(self.rng.choice([cell for cell in range(len(CELLS)) if (cell in rows) != empty]))
@@ -150,7 +147,7 @@ class Asker:
         return Question(kind="what", prompt=prompt, answer=answer, about=(rows[cell],))
 
     def where(self) -> Question | None:
-        """Where the only object of a colour and shape stands."""
+        """Ask for the place of the only object of a colour and shape."""
         row = self._only([thing.kind for thing in self.scene.things])
         if row is None:
             return None
@@ -159,9 +156,10 @@ class Asker:
         return Question(kind="where", prompt=prompt, answer=self._sentence(CELLS[thing.cell]), about=(row,))
 
     def is_there(self, *, truth: bool, hard: bool = True) -> Question:
-        """Whether there is an object of a colour and shape: yes or no as told, and no a hard one where possible.
+        """Ask if there is an object of a colour and shape; the answer is `truth`.
 
-        With `hard=False` a no shares only the colour or only the shape with what is there.
+        A hard no combines the colour of one object with the shape of another, where the scene allows it. With
+        `hard=False` a no shares only a colour or only a shape with the scene.
         """
         present = [thing.kind for thing in self.scene.things]
         if truth:

@@ -1,7 +1,4 @@
-"""A seed enters, a scene leaves: which things exist, where they stand, and which split a scene belongs to.
-
-It knows no pixels and no words: drawing and language build on these records.
-"""
+"""Sample scenes from a seed, and assign each to the training or the held-out split."""
 
 from __future__ import annotations
 
@@ -39,16 +36,16 @@ _MAX_SIDE = 768
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What can be drawn; a larger world keeps the names of the smaller one.
+    """The shapes, colours, sizes and backgrounds of scenes; a larger world keeps the names of the smaller one.
 
     Attributes
     ----------
     shapes, colours, sizes, backgrounds
-        Names known to the drawing and to both languages.
+        Names that drawing and both languages define.
     max_objects
         Most objects in a scene, 1 to 9.
     max_aspect
-        The longer side of a picture is at most this many times the shorter one.
+        Most that the longer side of an image is to the shorter one.
     """
 
     shapes: tuple[str, ...]
@@ -82,7 +79,7 @@ class Thing:
     extent
         Diameter over the shorter side of a cell.
     shift
-        What is added to the red, green and blue of the colour.
+        Added to red, green and blue of the colour.
     """
 
     shape: str
@@ -101,7 +98,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture that is not drawn yet, and its whole truth.
+    """The content of an image: background and objects.
 
     Attributes
     ----------
@@ -110,9 +107,9 @@ class Scene:
     aspect
         Width over height.
     long_side
-        The longer side in pixels when nothing else is asked of `draw`.
+        The longer side in pixels, unless `draw` gets another.
     shift
-        What is added to the red, green and blue of the background.
+        Added to red, green and blue of the background.
     """
 
     background: str
@@ -130,7 +127,7 @@ def sample_scenes(
     world: World = SMALL_WORLD,
     n_things: int | None = None,
 ) -> list[Scene]:
-    """Give `n` scenes of one split, the same ones for the same arguments.
+    """Return `n` scenes of one split; equal arguments return equal scenes.
 
     >>> [len(scene.things) for scene in sample_scenes(4, seed=7)]
     [1, 2, 3, 1]
@@ -138,15 +135,15 @@ def sample_scenes(
     Parameters
     ----------
     n
-        How many.
+        Number of scenes.
     seed
-        Where the random generator starts.
+        Seed of the random generator.
     split
-        Scenes that training may draw, or those it never draws.
+        "train", or "heldout": scenes that training never draws.
     world
-        What can be drawn.
+        Shapes, colours, sizes and backgrounds.
     n_things
-        How many objects in each scene; without it the counts 1 to `world.max_objects` take turns.
+        Objects per scene; by default the counts 1 to `world.max_objects` take turns.
     """
     rng = np.random.default_rng(seed)
     counts = [n_things or 1 + row % world.max_objects for row in range(n)]
@@ -168,10 +165,10 @@ def sample_scene(rng: np.random.Generator, world: World, *, n_things: int) -> Sc
 
 
 def split_of(scene: Scene) -> Split:
-    """Tell which split a scene belongs to.
+    """Return the split of a scene.
 
-    Two and more objects are told apart by their colours and shapes alone, so a held-out combination appears in
-    training in no place, size or order. A single object is told apart by everything that has a name.
+    Colours and shapes alone decide the split of a scene with several objects, so a held-out combination appears in
+    training in no place, size or order. All its names decide the split of a single object.
     """
     if len(scene.things) == 1:
         thing = scene.things[0]
@@ -189,7 +186,7 @@ def _endless(rng: np.random.Generator, world: World, n_things: int) -> Iterator[
 def _sample_thing(rng: np.random.Generator, world: World, background: str, cell: int, before: list[Thing]) -> Thing:
     shape = _pick(rng, world.shapes)
     colour = _pick(rng, [colour for colour in world.colours if colour != background])
-    if before and rng.random() < _TWIN_PROBABILITY:  # things that share a shape or a colour are the hard ones
+    if before and rng.random() < _TWIN_PROBABILITY:  # objects that share a shape or a colour are hard
         twin = _pick(rng, before)
         shape, colour = (twin.shape, colour) if rng.random() < 0.5 else (shape, twin.colour)
     size = _pick(rng, world.sizes)

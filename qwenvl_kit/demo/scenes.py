@@ -1,6 +1,4 @@
-"""A seed enters; drawn pictures, their truth and questions about them leave.
-
-This is the public face of the drawn world. It needs numpy and Pillow only and knows nothing of models.
+"""Draw scenes from a seed, with true captions and questions. Needs numpy and Pillow only.
 
 >>> scene = sample_scenes(1, seed=3)[0]
 >>> draw(scene, long_side=112).shape[2]
@@ -11,8 +9,10 @@ True
 
 from __future__ import annotations
 
-from ._drawing import RGB, Box, boxes, draw, picture_size
-from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
+import warnings
+
+from ._drawing import RGB, Box, boxes, draw, image_size
+from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption, caption_parts, words
 from ._questions import KINDS, Asker, Question, questions
 from ._world import (
     CELLS,
@@ -47,10 +47,21 @@ __all__ = [
     "World",
     "boxes",
     "caption",
+    "caption_parts",
     "draw",
-    "picture_size",
+    "image_size",
     "questions",
     "sample_scene",
     "sample_scenes",
     "split_of",
+    "words",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "picture_size":
+        warnings.warn(
+            "picture_size is now image_size; the former name leaves in the next release.", DeprecationWarning, 2
+        )
+        return image_size
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,8 +4,7 @@ The steps are ``classify`` (kind of source) → ``fetch`` (bytes) → ``decode``
 `ImageLoader` does the last three.
 """
 
-import warnings
-
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.images.classify import classify, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
 from qwenvl_kit.images.fetch.dispatch import Fetch, host_of
@@ -35,5 +34,5 @@ def __getattr__(name: str) -> object:
     """Return `classify` under its former name."""
     if name != "identify":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("qwenvl_kit.images.identify is now classify.", DeprecationWarning, stacklevel=2)
+    warn("qwenvl_kit.images.identify is now classify.", DeprecationWarning)
     return classify

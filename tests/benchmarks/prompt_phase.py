@@ -18,7 +18,7 @@ import torch
 from contenders import MODEL, Ours, Rows, make_model, make_pictures
 from contest import RESULTS, machine, phases, spread
 
-from qwenvl_kit.demo.training._tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 from qwenvl_kit.export import to_onnx
 
 WANTED = 0.8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl_kit.demo.scenes import LARGE_WORLD, RGB, Scene, Thing, boxes, caption, draw, picture_size, sample_scenes
+from qwenvl_kit.demo.scenes import LARGE_WORLD, RGB, Scene, Thing, boxes, caption, draw, image_size, sample_scenes
 
 SCENES = sample_scenes(24, seed=11, world=LARGE_WORLD)
 
@@ -16,7 +16,7 @@ def nearest_name(pixel: np.ndarray, names: tuple[str, ...]) -> str:
 
 
 def filled_points(thing: Thing) -> tuple[float, float]:
-    """Give a point, in the unit square of the object's box, that its shape covers."""
+    """Return a point, in the unit square of the object's box, that its shape covers."""
     return (0.5, 0.1) if thing.shape == "ring" else (0.5, 0.5)
 
 
@@ -51,21 +51,21 @@ def test_two_sizes_of_a_scene_show_the_same(scene: Scene) -> None:
     assert caption(scene, "en") == caption(scene, "en")
 
 
-def test_pictures_have_the_size_that_was_announced() -> None:
+def test_images_have_the_size_that_was_announced() -> None:
     for scene in SCENES:
         for long_side in (None, 168, 768):
             pixels = draw(scene, long_side=long_side)
-            assert pixels.shape == (*picture_size(scene, long_side=long_side), 3)
+            assert pixels.shape == (*image_size(scene, long_side=long_side), 3)
             assert pixels.dtype == np.uint8
             assert pixels.flags.writeable
 
 
 def test_every_shape_looks_different() -> None:
-    pictures = {
+    images = {
         shape: draw(Scene(background="white", things=(Thing(shape=shape, colour="blue", size="large", cell=4),)))
         for shape in LARGE_WORLD.shapes
     }
-    names = list(pictures)
+    names = list(images)
     for index, name in enumerate(names):
         for other in names[index + 1 :]:
-            assert np.abs(pictures[name].astype(int) - pictures[other].astype(int)).mean() > 0.5, (name, other)
+            assert np.abs(images[name].astype(int) - images[other].astype(int)).mean() > 0.5, (name, other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwenvl_kit.demo.scenes import LARGE_WORLD, SMALL_WORLD, Split, World, picture_size, sample_scenes, split_of
+from qwenvl_kit.demo.scenes import LARGE_WORLD, SMALL_WORLD, Split, World, image_size, sample_scenes, split_of
 
 WORLDS = [pytest.param(SMALL_WORLD, id="small"), pytest.param(LARGE_WORLD, id="large")]
 
@@ -49,7 +49,7 @@ def test_the_split_of_several_objects_depends_on_neither_place_nor_size() -> Non
 @pytest.mark.parametrize("world", WORLDS)
 def test_scenes_stay_inside_their_world(world: World) -> None:
     for scene in sample_scenes(200, world=world):
-        height, width = picture_size(scene)
+        height, width = image_size(scene)
         assert min(height, width) >= 84
         assert max(height, width) <= 768
         assert max(height, width) / min(height, width) <= world.max_aspect * 1.01

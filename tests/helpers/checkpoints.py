@@ -18,7 +18,7 @@ from qwen_vl_utils import process_vision_info
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.demo.training._tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 
 _OLD_NAMES = {"model.language_model.": "model.", "model.visual.": "visual."}
 _SPREAD = 4.0  # random weights as small as initialised say one token for ever; these make answers differ

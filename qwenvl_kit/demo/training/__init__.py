@@ -1,1 +1,1 @@
-"""Train and evaluate the embedded model; no other package imports it."""
+"""Train and evaluate the embedded model."""

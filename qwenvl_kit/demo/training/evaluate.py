@@ -1,7 +1,6 @@
-"""A model's name enters, a table of counts leaves: ``python -m qwenvl_kit.demo.training.evaluate``.
+"""Evaluate a model on held-out scenes: ``python -m qwenvl_kit.demo.training.evaluate``.
 
-Held-out scenes go through the public door, `df.vl.caption` and `df.vl.ask`, in float32 and greedy; an answer counts
-when all of it is right.
+The scenes go through `df.vl.caption` and `df.vl.ask`, greedy, in float32. An answer counts if all of it is right.
 """
 
 from __future__ import annotations
@@ -17,11 +16,21 @@ import pandas as pd
 
 import qwenvl_kit  # noqa: F401 - registers df.vl
 from qwenvl_kit.demo import WORLD
-from qwenvl_kit.demo._language import CAPTION_PROMPTS, LANGUAGES, Language, caption
-from qwenvl_kit.demo._questions import Asker, Question
-from qwenvl_kit.demo.scenes import WORLDS, Scene, World, draw, sample_scenes
+from qwenvl_kit.demo.scenes import (
+    CAPTION_PROMPTS,
+    LANGUAGES,
+    WORLDS,
+    Asker,
+    Language,
+    Question,
+    Scene,
+    World,
+    caption,
+    draw,
+    sample_scenes,
+)
 
-from ._metrics import Judged, score, table
+from .metrics import Judged, score, table
 
 HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
 _DEFAULTS: dict[str, object] = {
@@ -39,11 +48,11 @@ def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **opti
     Parameters
     ----------
     scenes
-        What to draw.
+        Scenes to draw.
     seed
-        Chooses what is asked.
+        Seed of the questions.
     world
-        Where the shapes and colours of absent objects come from.
+        Shapes and colours of absent objects.
     **options
         Fields of `Config`, such as `backend` or `batch_size`.
     """
@@ -59,24 +68,24 @@ def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **opti
 def by_height(
     scenes: list[Scene], options: Mapping[str, object], *, heights: Sequence[int] = HEIGHTS, language: Language = "zh"
 ) -> pd.DataFrame:
-    """Caption the same scenes at several heights: what resizing costs.
+    """Caption the same scenes at several heights, to measure the cost of resizing.
 
     Parameters
     ----------
     scenes
-        What to draw.
+        Scenes to draw.
     options
         Fields of `Config`.
     heights
-        Values of `resized_height` in pixels; the width follows from the picture.
+        Values of `resized_height` in pixels.
     language
-        Of the captions.
+        Language of the captions.
 
     Returns
     -------
     DataFrame
-        Under the height asked for: `visual_tokens`, the mean number a picture became, and `right`, the share of whole
-        captions that are right.
+        Index `resized_height`; `visual_tokens`, the mean number per image; `right`, the share of captions that are
+        right as a whole.
     """
     frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
     truths = [caption(scene, language) for scene in scenes]
@@ -91,7 +100,7 @@ def by_height(
 
 
 def ask_all(scene: Scene, language: Language, rng: np.random.Generator, *, world: World) -> list[Question]:
-    """Ask one question of each kind, and "is there" twice: once where it is true, once where it is not."""
+    """Ask one question of each kind, and "is there" twice, once with each answer."""
     asker = Asker(scene, rng, language, world=world, vary=False)
     asked = [
         *(asker.count(), asker.background(), asker.colour(), asker.shape(), asker.what(), asker.where()),

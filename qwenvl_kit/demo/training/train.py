@@ -1,7 +1,7 @@
-"""A seed and a time enter, a checkpoint folder leaves: ``python -m qwenvl_kit.demo.training.train --out DIR``.
+"""Train the embedded model: ``python -m qwenvl_kit.demo.training.train --out DIR``.
 
-Two stages by the wall clock: the vision tower alone with a throwaway head for each merged token, then everything
-together. Several processes each take their own scenes and add up their gradients.
+Two stages by the wall clock: first the vision tower with a head that classifies merged tokens, then the whole model.
+Each process draws its own scenes; gradients are summed over processes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from qwenvl_kit.demo._world import WORLDS
+from qwenvl_kit.demo.scenes import WORLDS
 
-from ._trainer import Plan, Trainer
+from .trainer import Plan, Trainer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,9 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vision-share", type=float, default=0.1, help="part of the time for the vision tower alone")
     parser.add_argument("--peak", type=float, default=1.0, help="factor on all learning rates")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--init", type=Path, help="checkpoint folder or state.pt whose weights to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
-    parser.add_argument("--port", type=int, default=29511, help="where the processes meet on this machine")
+    parser.add_argument("--init", type=Path, help="checkpoint folder or state.pt to start from")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in --out")
+    parser.add_argument("--port", type=int, default=29511, help="TCP port on this machine that connects the processes")
     asked = parser.parse_args(arguments)
     plan = Plan(
         out=asked.out,

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from qwenvl_kit.demo import WORLD, caption, draw, model_dir, sample_scenes
-from qwenvl_kit.demo.training._metrics import score
 from qwenvl_kit.demo.training.evaluate import by_height, evaluate
+from qwenvl_kit.demo.training.metrics import score
 
 GOLDEN = Path(__file__).parent / "golden_captions.json"
 SAMPLE = sample_scenes(50, seed=2026, world=WORLD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwenvl_kit.demo.training._metrics import Judged, Score, score, table
+from qwenvl_kit.demo.training.metrics import Judged, Score, score, table
 
 ANSWERS = [
     Judged(language="en", kind="caption", n_things=2, expected="a", given="a"),

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from qwenvl_kit.demo.scenes import LANGUAGES, LARGE_WORLD, caption, questions, sample_scenes
-from qwenvl_kit.demo.training._tokenizer import SPECIALS, build_tokenizer, vocabulary_size
+from qwenvl_kit.demo.training.tokenizer import SPECIALS, build_tokenizer, vocabulary_size
 
 
 @pytest.fixture(scope="module")

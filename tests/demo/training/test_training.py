@@ -11,12 +11,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LARGE_WORLD, Language, caption, draw, sample_scenes
 from qwenvl_kit.demo.training import train
-from qwenvl_kit.demo.training._checkpoint import MAX_PIXELS, MIN_PIXELS, build_model, build_processor
-from qwenvl_kit.demo.training._forward import predict, run_text, run_vision
-from qwenvl_kit.demo.training._muon import orthogonalise
-from qwenvl_kit.demo.training._pictures import IGNORED, PICTURE_TOKENS, pack_pictures
-from qwenvl_kit.demo.training._rows import ROW_TOKENS, RowPacker
-from qwenvl_kit.demo.training._tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.checkpoint import MAX_PIXELS, MIN_PIXELS, build_model, build_processor
+from qwenvl_kit.demo.training.forward import predict, run_text, run_vision
+from qwenvl_kit.demo.training.images import IGNORED, IMAGE_TOKENS, pack_images
+from qwenvl_kit.demo.training.muon import orthogonalise
+from qwenvl_kit.demo.training.rows import ROW_TOKENS, RowPacker
+from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 
 SCENES = sample_scenes(6, seed=1, world=LARGE_WORLD, split="train")
 
@@ -25,53 +25,53 @@ def test_a_packed_row_gives_the_logits_that_the_stock_model_gives_alone() -> Non
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).eval()
-    packer, pictures = RowPacker(tokenizer, LARGE_WORLD), pack_pictures(SCENES)
-    rows = packer.pack(SCENES, pictures, np.random.default_rng(0))
-    start = packer.picture_start
+    packer, images = RowPacker(tokenizer, LARGE_WORLD), pack_images(SCENES)
+    rows = packer.pack(SCENES, images, np.random.default_rng(0))
+    start = packer.image_start
     with torch.no_grad():
-        features = run_vision(model, pictures.patches, pictures.places, pictures.windows)
+        features = run_vision(model, images.patches, images.places, images.windows)
         words = model.model.language_model.embed_tokens(rows.tokens)
-        embeddings = torch.cat([words[:, :start], features, words[:, start + PICTURE_TOKENS :]], dim=1)
+        embeddings = torch.cat([words[:, :start], features, words[:, start + IMAGE_TOKENS :]], dim=1)
         packed = predict(model, run_text(model, embeddings, rows.positions, rows.allowed).last)
     processor = build_processor(tokenizer)
     for index, scene in enumerate(SCENES):
-        prompt = tokenizer.decode(rows.tokens[index, start + PICTURE_TOKENS + 1 :]).split("<|im_end|>")[0]
+        prompt = tokenizer.decode(rows.tokens[index, start + IMAGE_TOKENS + 1 :]).split("<|im_end|>")[0]
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         language: Language = "zh" if prompt in CAPTION_PROMPTS["zh"] else "en"
         inputs = processor(text=[text + caption(scene, language)], images=[draw(scene)], return_tensors="pt")
         with torch.no_grad():
             alone = model(**inputs).logits[0]
-        after_picture = start + int(np.prod(pictures.grids[index])) + 1
-        length = len(alone) - after_picture
-        same = packed[index, start + PICTURE_TOKENS + 1 :][:length]
+        after_image = start + int(np.prod(images.grids[index])) + 1
+        length = len(alone) - after_image
+        same = packed[index, start + IMAGE_TOKENS + 1 :][:length]
         # The two resizers round some pixels differently, by one level of 255.
-        torch.testing.assert_close(same, alone[after_picture:], atol=2e-3, rtol=0)
+        torch.testing.assert_close(same, alone[after_image:], atol=2e-3, rtol=0)
 
 
-def test_every_picture_of_the_claimed_aspects_fits_the_room_for_it() -> None:
-    grids = set(pack_pictures(sample_scenes(200, seed=5, world=LARGE_WORLD)).grids)
+def test_every_image_of_the_claimed_aspects_fits_the_room_for_it() -> None:
+    grids = set(pack_images(sample_scenes(200, seed=5, world=LARGE_WORLD)).grids)
     assert grids == {(4, 4), (3, 4), (4, 3), (3, 5), (5, 3), (3, 6), (6, 3)}
     assert all(MIN_PIXELS <= rows * columns * 28 * 28 <= MAX_PIXELS for rows, columns in grids)
 
 
-def test_every_object_owns_a_token_of_the_picture() -> None:
-    owners = pack_pictures(sample_scenes(60, seed=6, world=LARGE_WORLD)).owners
+def test_every_object_owns_a_token_of_the_image() -> None:
+    owners = pack_images(sample_scenes(60, seed=6, world=LARGE_WORLD)).owners
     for row, scene in zip(owners, sample_scenes(60, seed=6, world=LARGE_WORLD), strict=True):
         assert {int(owner) for owner in row if owner not in (-1, IGNORED)} == set(range(len(scene.things)))
 
 
-def test_a_segment_sees_only_prefix_picture_and_itself() -> None:
-    packer, pictures = RowPacker(build_tokenizer(), LARGE_WORLD), pack_pictures(SCENES)
-    rows = packer.pack(SCENES, pictures, np.random.default_rng(0))
+def test_a_segment_sees_only_prefix_image_and_itself() -> None:
+    packer, images = RowPacker(build_tokenizer(), LARGE_WORLD), pack_images(SCENES)
+    rows = packer.pack(SCENES, images, np.random.default_rng(0))
     assert rows.allowed.shape == (len(SCENES), ROW_TOKENS, ROW_TOKENS)
-    head = packer.picture_start + PICTURE_TOKENS + 1
+    head = packer.image_start + IMAGE_TOKENS + 1
     ends = torch.tensor(packer._turn)
     for row in range(len(SCENES)):
         times = rows.positions[0, row]
         second = next(place for place in range(head + 1, ROW_TOKENS) if times[place] < times[place - 1])
         assert not rows.allowed[row, second:, head:second].any()
-        assert rows.allowed[row, second, : packer.picture_start].all()
+        assert rows.allowed[row, second, : packer.image_start].all()
         assert (rows.tokens[row, head:second].unfold(0, len(ends), 1) == ends).all(dim=1).sum() == 1
 
 

@@ -1,4 +1,4 @@
-"""Gradients enter, steps leave: Muon for the matrices inside the blocks, AdamW for everything else.
+"""Optimise with Muon for the matrices inside the blocks and AdamW for all other parameters.
 
 Source of the update and of the coefficients: https://kellerjordan.github.io/posts/muon/
 """
@@ -27,7 +27,7 @@ class Rates:
 
 
 class Optimiser:
-    """Muon and AdamW under one roof; several processes share the work of the orthogonalisation."""
+    """Muon and AdamW. Several processes share the work of the orthogonalisation."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float = 0.01) -> None:
         parameters = list(named)
@@ -57,17 +57,17 @@ class Optimiser:
                 parameter.add_(update, alpha=-rate * max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5)
 
     def state_dict(self) -> dict[str, object]:
-        """Give what a resumed run needs."""
+        """Return the state of the momenta and of AdamW."""
         return {"momenta": self._momenta, "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         for momentum, saved in zip(self._momenta, state["momenta"], strict=True):  # type: ignore[call-overload]
             momentum.copy_(saved)
         self._adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
 
     def _orthogonal_updates(self) -> list[Tensor]:
-        """Give the update of every matrix; each process works out its share of them."""
+        """Return the update of every matrix; each process computes its share of them."""
         rank, n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         updates = []
         for index, ((_, parameter), momentum) in enumerate(zip(self._matrices, self._momenta, strict=True)):

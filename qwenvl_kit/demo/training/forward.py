@@ -1,7 +1,7 @@
-"""A packed batch enters, hidden states leave: the stock model's own layers, run over whole batches at once.
+"""Run the layers of the stock model over packed batches.
 
-The library runs vision attention picture by picture and knows no packed rows; training spends its time here, so the
-same weights are applied to padded tensors. A test holds this equal to the library's forward.
+transformers runs vision attention image by image and has no packed rows. Training spends its time here, so the same
+weights are applied to padded tensors. A test compares the result with the forward of transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GUIDED_HEADS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Hidden:
-    """What the text layers give.
+    """Hidden states and scores of the text layers.
 
     Attributes
     ----------
@@ -58,16 +58,16 @@ def run_vision(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, place
     """
     visual = model.model.visual
     n_batch, n_patches, _ = patches.shape
-    kernel = visual.patch_embed.proj.weight.sum(dim=2).flatten(1)  # both frames of a still picture are equal
+    kernel = visual.patch_embed.proj.weight.sum(dim=2).flatten(1)  # both frames of a still image are equal
     x = F.linear(patches, kernel)  # (B, N, D)
     angles = places[..., None].float() * visual.rotary_pos_emb.inv_freq  # (B, N, 2, F)
     arrange = visual.rotary_pos_emb.recomposition_frequencies
     arranged = [arrange(part.flatten(0, 1)) for part in (angles.cos(), angles.sin())]
     cos, sin = (part.view(n_batch, 1, n_patches, -1) for part in arranged)  # (B, 1, N, d)
     same_window = windows[:, None, :, None] == windows[:, None, None, :]
-    any_picture = (windows >= 0)[:, None, None, :].expand(-1, 1, n_patches, -1)
+    any_image = (windows >= 0)[:, None, None, :].expand(-1, 1, n_patches, -1)
     for index, block in enumerate(visual.blocks):
-        mask = any_picture if index in visual.fullatt_block_indexes else same_window
+        mask = any_image if index in visual.fullatt_block_indexes else same_window
         qkv = block.attn.qkv(_norm(block.norm1, x)).view(n_batch, n_patches, 3, block.attn.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, d)
         attended = F.scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, _bias(mask))
@@ -88,11 +88,11 @@ def run_text(
     model
         The whole model.
     embeddings
-        (B, T, D) words, with the picture's features in their places.
+        (B, T, D) token embeddings, with image features in place of image tokens.
     positions
         (3, B, T) for time, height and width.
     allowed
-        bool (B, T, T), which key a query may see.
+        bool (B, T, T), True where a query attends to a key.
     """
     text = model.model.language_model
     n_batch, n_tokens, _ = embeddings.shape
@@ -116,7 +116,7 @@ def run_text(
 
 
 def predict(model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor) -> Tensor:
-    """Give logits (K, V) for hidden states (K, D)."""
+    """Return logits (K, V) for hidden states (K, D)."""
     return F.linear(_norm(model.model.language_model.norm, hidden), model.lm_head.weight)
 
 

@@ -1,7 +1,4 @@
-"""Sizes enter, a standard checkpoint folder leaves: stock model class, stock processor, chat template.
-
-It knows how the model looks, not how it learns.
-"""
+"""Build the embedded model and write it as a standard checkpoint folder, with processor and chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from ._tokenizer import CHAT_TEMPLATE, vocabulary_size
+from .tokenizer import CHAT_TEMPLATE, vocabulary_size
 
 #: Pixel limits of the processor: 12 to 18 merged tokens, three or more on the shorter side up to an aspect of 2:1.
 MIN_PIXELS = 12 * 28 * 28
@@ -71,13 +68,13 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLForConditionalG
 
 
 def save_folder(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the model in bfloat16 with everything that `from_pretrained` needs."""
+    """Write the model in bfloat16, and all other files that `from_pretrained` needs."""
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone, and is read from a wheel
+    (folder / "model.safetensors").chmod(0o644)  # save_pretrained makes it readable by its owner alone
     processor = build_processor(tokenizer)
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # the file in which the published checkpoints keep pixel limits
+    processor.image_processor.save_pretrained(folder)  # published checkpoints keep pixel limits there
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLProcessor:

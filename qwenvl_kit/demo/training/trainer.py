@@ -1,4 +1,4 @@
-"""A plan enters, a checkpoint folder leaves: the loop over steps that every process of a run goes through."""
+"""Train in one process of a run, and write a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.demo._world import Scene, World, sample_scene, split_of
+from qwenvl_kit.demo.scenes import Scene, World, sample_scene, split_of
 
-from ._checkpoint import build_model, save_folder
-from ._forward import run_vision
-from ._losses import Figures, VisionHead, head_loss, row_loss
-from ._muon import Optimiser, Rates, sum_over_processes
-from ._pictures import pack_pictures
-from ._rows import RowPacker
-from ._tokenizer import build_tokenizer
+from .checkpoint import build_model, save_folder
+from .forward import run_vision
+from .images import pack_images
+from .losses import Figures, VisionHead, head_loss, row_loss
+from .muon import Optimiser, Rates, sum_over_processes
+from .rows import RowPacker
+from .tokenizer import build_tokenizer
 
 _VISION_BATCH = 48
-_VISION_THINGS = range(2, 8)  # crowded pictures teach the vision tower more in the same time
+_VISION_THINGS = range(2, 8)  # the vision tower learns more from crowded images in the same time
 _JOINT_BATCH = 16
 _MUON_RATE = 0.015
 _ADAMW_RATE = 1.5e-3
@@ -42,7 +42,7 @@ _SAVE_EVERY_S = 240.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one run does.
+    """Parameters of a run.
 
     Attributes
     ----------
@@ -51,9 +51,9 @@ class Plan:
     minutes
         Wall clock of both stages together.
     vision_share
-        Part of the time that the vision tower learns alone.
+        Part of the time that trains the vision tower alone.
     init
-        A checkpoint folder or a state of an earlier run whose weights to start from.
+        A checkpoint folder, or the state of an earlier run, to start from.
     """
 
     out: Path
@@ -89,7 +89,7 @@ class Trainer:
         self.rng = np.random.default_rng([plan.seed, self.rank, self.step_index])
 
     def run(self) -> None:
-        """Train until the time is over, then write the checkpoint folder."""
+        """Train until `plan.minutes` are over, then write the checkpoint folder."""
         total_s = self.plan.minutes * 60
         vision_s = total_s * self.plan.vision_share
         saved_s = self.seconds
@@ -113,7 +113,7 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint folder and the state to go on from."""
+        """Write the checkpoint folder and the state for `resume`."""
         self.plan.out.mkdir(parents=True, exist_ok=True)
         save_folder(self.plan.out / "model", self.model, self.tokenizer)
         state = {
@@ -128,20 +128,20 @@ class Trainer:
         os.replace(self.plan.out / "state.tmp", self.plan.out / "state.pt")
 
     def _vision_step(self, share: float) -> Figures:
-        pictures = pack_pictures(self._scenes(_VISION_BATCH, _VISION_THINGS))
-        features = run_vision(self.model, pictures.patches, pictures.places, pictures.windows)
-        loss, accuracies = head_loss(self.head, features, pictures)
+        images = pack_images(self._scenes(_VISION_BATCH, _VISION_THINGS))
+        features = run_vision(self.model, images.patches, images.places, images.windows)
+        loss, accuracies = head_loss(self.head, features, images)
         self._apply(loss, share, vision_scale=1.0)
         return {"loss": loss.item(), **accuracies}
 
     def _joint_step(self, share: float) -> Figures:
         scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1))
-        pictures = pack_pictures(scenes)
-        rows = self.packer.pack(scenes, pictures, self.rng)
-        features = run_vision(self.model, pictures.patches, pictures.places, pictures.windows)
+        images = pack_images(scenes)
+        rows = self.packer.pack(scenes, images, self.rng)
+        features = run_vision(self.model, images.patches, images.places, images.windows)
         side_weight = _SIDE_WEIGHT * max(0.0, 1 - share / _SIDE_UNTIL)
         loss, figures = row_loss(self.model, rows, features, side_weight=side_weight)
-        named_loss, accuracies = head_loss(self.head, features, pictures)
+        named_loss, accuracies = head_loss(self.head, features, images)
         self._apply(loss + _faded(share, *_HEAD_WEIGHTS) * named_loss, share, vision_scale=_JOINT_VISION_SCALE)
         return {**figures, **accuracies}
 
@@ -165,7 +165,7 @@ class Trainer:
         return [(name, p) for name, p in self.named if "visual" in name or name.startswith("head.")]
 
     def _scenes(self, n: int, counts: range) -> list[Scene]:
-        shares = np.array([1.0 + count for count in counts])  # crowded scenes are the hard ones
+        shares = np.array([1.0 + count for count in counts])  # crowded scenes are hard
         shares /= shares.sum()
         scenes: list[Scene] = []
         while len(scenes) < n:
@@ -212,6 +212,6 @@ def _faded(share: float, first: float, last: float) -> float:
 
 
 def _schedule(step: int, share: float) -> float:
-    """Warm up, stay, then fall linearly to the last rate."""
+    """Return the factor on learning rates: warm-up, constant, then linear decay to the last rate."""
     falling = 1 - (1 - _LAST_RATE) * max(0.0, share - _DECAY_FROM) / (1 - _DECAY_FROM)
     return min(1.0, (step + 1) / _WARM_UP_STEPS) * max(_LAST_RATE, falling)

@@ -1,17 +1,16 @@
-"""Answers and their truth enter, a table of counts leaves. Pure: no model, no pictures."""
+"""Count right answers by language and group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qwenvl_kit.demo._language import LANGUAGES, Language
-from qwenvl_kit.demo._questions import KINDS
+from qwenvl_kit.demo.scenes import KINDS, LANGUAGES, Language
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One answer beside its truth.
+    """One answer and its truth.
 
     Attributes
     ----------
@@ -22,7 +21,7 @@ class Judged:
     hard
         Whether it is a hard no.
     given
-        What the model said; None where there is no answer.
+        The answer of the model, None for a failed row.
     """
 
     language: Language
@@ -34,13 +33,13 @@ class Judged:
 
     @property
     def right(self) -> bool:
-        """Whether the whole answer is the expected one."""
+        """True if the whole answer is the expected one."""
         return self.given == self.expected
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How many answers of one group are right."""
+    """Number of right answers of one group."""
 
     language: Language
     group: str
@@ -49,7 +48,7 @@ class Score:
 
     @property
     def share(self) -> float:
-        """Right over all, 0 to 1."""
+        """Share of right answers, 0 to 1."""
         return self.n_right / self.n_total
 
 
@@ -72,7 +71,7 @@ def score(answers: Iterable[Judged]) -> list[Score]:
 
 
 def table(scores: Iterable[Score]) -> str:
-    """Lay the scores out as a Markdown table."""
+    """Return the scores as a Markdown table."""
     lines = ["| language | what | right | of | share |", "|---|---|---:|---:|---:|"]
     lines += [f"| {s.language} | {s.group} | {s.n_right} | {s.n_total} | {s.share:.3f} |" for s in scores]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Features and rows enter, what is to be made small leaves, with figures for the log."""
+"""Compute the losses of the vision head and of the predicted answers, with figures for the log."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ._forward import GUIDED_HEADS, predict, run_text
-from ._pictures import IGNORED, LABELS, PICTURE_TOKENS, PictureBatch
-from ._rows import CAPTION_WEIGHT, RowBatch
+from .forward import GUIDED_HEADS, predict, run_text
+from .images import IGNORED, IMAGE_TOKENS, LABELS, ImageBatch
+from .rows import CAPTION_WEIGHT, RowBatch
 
 Figures = dict[str, float]
 
 
 class VisionHead(nn.Module):
-    """Names what a merged token shows; it steers training and is thrown away."""
+    """Classify each merged token. It guides training and is not saved."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, sum(len(names) for names in LABELS.values()))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Give logits for each kind of name."""
+        """Return logits for each kind of label."""
         logits = self.linear(F.layer_norm(features, features.shape[-1:]))
         parts = logits.split([len(names) for names in LABELS.values()], dim=-1)
         return dict(zip(LABELS, parts, strict=True))
 
 
-def head_loss(head: VisionHead, features: Tensor, pictures: PictureBatch) -> tuple[Tensor, Figures]:
-    """Compare what the head names with what the merged tokens show."""
+def head_loss(head: VisionHead, features: Tensor, images: ImageBatch) -> tuple[Tensor, Figures]:
+    """Return the loss and the accuracies of the head."""
     losses, accuracies = [], {}
     for name, logits in head(features).items():
-        labels = pictures.labels[name]
+        labels = images.labels[name]
         losses.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED))
         known = labels != IGNORED
         accuracies[name] = (logits.argmax(-1) == labels)[known].float().mean().item()
@@ -42,14 +42,14 @@ def head_loss(head: VisionHead, features: Tensor, pictures: PictureBatch) -> tup
 def row_loss(
     model: Qwen2_5_VLForConditionalGeneration, rows: RowBatch, features: Tensor, *, side_weight: float
 ) -> tuple[Tensor, Figures]:
-    """Compare the predicted answers with the true ones.
+    """Return the loss and the figures of the predicted answers.
 
-    With a side weight the guided layer must predict the answers too, and its guided heads must look at the objects
-    that an answer is read from: both help only to get started.
+    With a side weight the guided layer predicts the answers too, and its guided heads attend to the objects that
+    decide an answer. Both help at the start of training only.
     """
-    start = rows.picture_start
+    start = rows.image_start
     words = model.model.language_model.embed_tokens(rows.tokens)
-    embeddings = torch.cat([words[:, :start], features, words[:, start + PICTURE_TOKENS :]], dim=1)
+    embeddings = torch.cat([words[:, :start], features, words[:, start + IMAGE_TOKENS :]], dim=1)
     hidden = run_text(model, embeddings, rows.positions, rows.allowed)
     row, place = rows.where.unbind(1)
     logits = predict(model, hidden.last[row, place])
@@ -70,13 +70,13 @@ def row_loss(
 
 
 def _guidance(scores: Tensor, rows: RowBatch) -> Tensor:
-    """Give the mean surprise that the guided heads look at what the answer is read from."""
+    """Return the mean negative log of the attention that guided heads give to the objects that decide the answer."""
     guided = rows.focus.any(dim=1)
     row, place = rows.where[guided].unbind(1)
     log_shares = scores[row, :, place].log_softmax(dim=-1)  # (G, heads, T)
-    on_picture = log_shares[..., rows.picture_start : rows.picture_start + PICTURE_TOKENS]
+    on_image = log_shares[..., rows.image_start : rows.image_start + IMAGE_TOKENS]
     off_target = ~rows.focus[guided].unsqueeze(1).expand(-1, GUIDED_HEADS, -1)
-    return -on_picture.masked_fill(off_target, -torch.inf).logsumexp(dim=-1).mean()
+    return -on_image.masked_fill(off_target, -torch.inf).logsumexp(dim=-1).mean()
 
 
 def _weighted(losses: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Scenes and their pictures enter, rows of words leave: one for each picture, shared by its captions and questions.
+"""Pack captions and questions of an image into one row of tokens.
 
-A row is the prefix, the picture, then one segment for each prompt with its answer; a segment sees the prefix, the
-picture and itself, and its positions start where the picture ends, so each reads as if it stood there alone.
+A row is the prefix, the image, then one segment per prompt with its answer. A segment attends to the prefix, the image
+and itself. Its positions start where the image ends, so each segment is computed as if it stood alone.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qwenvl_kit.demo._language import CAPTION_PROMPTS, LANGUAGES, Language, caption_parts
-from qwenvl_kit.demo._questions import Asker, Question
-from qwenvl_kit.demo._world import Scene, World
+from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LANGUAGES, Asker, Language, Question, Scene, World, caption_parts
 
-from ._pictures import PICTURE_TOKENS, PictureBatch
+from .images import IMAGE_TOKENS, ImageBatch
 
 #: Tokens in a row.
 ROW_TOKENS = 240
@@ -35,24 +33,24 @@ _TURN = "<|im_end|>\n<|im_start|>assistant\n"
 
 @dataclass(frozen=True, kw_only=True)
 class RowBatch:
-    """Packed rows of words around the pictures.
+    """Packed rows of tokens around the images.
 
     Attributes
     ----------
     tokens
-        (B, T), with anything where the picture stands.
+        (B, T); values at the places of the image have no meaning.
     positions
         (3, B, T).
     allowed
         bool (B, T, T).
     where
-        (K, 2) row and place of everything to be predicted.
+        (K, 2) row and place of each prediction.
     targets, weights
-        (K,) the token to be predicted and how much it counts.
-    picture_start
-        Where the picture begins in every row.
+        (K,) the token to predict and its weight.
+    image_start
+        Place of the first image token in every row.
     focus
-        bool (K, M) merged tokens of the picture that the answer is read from; a row without any is not guided.
+        bool (K, M) merged tokens that decide the answer; a row without any is not guided.
     """
 
     tokens: Tensor
@@ -62,7 +60,7 @@ class RowBatch:
     targets: Tensor
     weights: Tensor
     focus: Tensor
-    picture_start: int
+    image_start: int
 
 
 @dataclass(frozen=True)
@@ -76,34 +74,34 @@ class _Answer:
 
 
 class RowPacker:
-    """Packs rows of words in the vocabulary of one tokenizer."""
+    """Pack rows with the vocabulary of one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, world: World) -> None:
         self._tokenizer = tokenizer
         self._world = world
         self._prefix = self._ids(_PREFIX)
-        self._after_picture = self._ids("<|vision_end|>")
+        self._after_image = self._ids("<|vision_end|>")
         self._turn = self._ids(_TURN)
         self._end = self._ids("<|im_end|>")
-        self.picture_start = len(self._prefix)
+        self.image_start = len(self._prefix)
 
-    def pack(self, scenes: list[Scene], pictures: PictureBatch, rng: np.random.Generator) -> RowBatch:
-        """Write both captions and as many questions as a row holds."""
+    def pack(self, scenes: list[Scene], images: ImageBatch, rng: np.random.Generator) -> RowBatch:
+        """Return one row per scene: one or two captions, and as many questions as fit."""
         shape = (len(scenes), ROW_TOKENS)
         tokens = np.zeros(shape, dtype=np.int64)
         positions = np.zeros((3, *shape), dtype=np.int64)
         segments = np.full(shape, -1, dtype=np.int64)
         predictions: list[tuple[int, int, int, float]] = []
         focus: list[NDArray[np.bool_]] = []
-        picture = slice(self.picture_start, self.picture_start + PICTURE_TOKENS)
+        image = slice(self.image_start, self.image_start + IMAGE_TOKENS)
         for row, scene in enumerate(scenes):
-            grid, owners = pictures.grids[row], pictures.owners[row].numpy()
+            grid, owners = images.grids[row], images.owners[row].numpy()
             after = self._write_head(tokens[row], positions[:, row], segments[row], grid)
-            cursor = picture.stop + 1
+            cursor = image.stop + 1
             for segment, answer in enumerate(self._answers(scene, rng), start=1):
                 prompt = [*self._ids(answer.prompt), *self._turn]
                 ids, about = self._answer_ids(answer)
-                stop = cursor + len(prompt) + len(ids) - 1  # the end is predicted and never read
+                stop = cursor + len(prompt) + len(ids) - 1  # the end token is predicted, never an input
                 if stop > ROW_TOKENS:
                     continue
                 tokens[row, cursor:stop] = [*prompt, *ids[:-1]]
@@ -123,7 +121,7 @@ class RowPacker:
             targets=torch.tensor([target for _, _, target, _ in predictions]),
             weights=torch.tensor([weight for _, _, _, weight in predictions]),
             focus=torch.from_numpy(np.stack(focus)),
-            picture_start=self.picture_start,
+            image_start=self.image_start,
         )
 
     def _write_head(
@@ -133,14 +131,14 @@ class RowPacker:
         segments: NDArray[np.int64],
         grid: tuple[int, int],
     ) -> int:
-        """Write prefix, picture and its end; give the position that follows."""
-        start, n_tokens = self.picture_start, grid[0] * grid[1]
+        """Write prefix, image and end of image; return the next position."""
+        start, n_tokens = self.image_start, grid[0] * grid[1]
         tokens[:start] = self._prefix
         positions[:, :start] = np.arange(start)
         token_rows, token_columns = np.divmod(np.arange(n_tokens), grid[1])
         positions[:, start : start + n_tokens] = start + np.stack([0 * token_rows, token_rows, token_columns])
-        end = start + PICTURE_TOKENS
-        tokens[end] = self._after_picture[0]
+        end = start + IMAGE_TOKENS
+        tokens[end] = self._after_image[0]
         positions[:, end] = start + max(grid)
         segments[: start + n_tokens] = 0
         segments[start + n_tokens : end] = -2
@@ -163,7 +161,7 @@ class RowPacker:
     def _questions(self, scene: Scene, rng: np.random.Generator, language: Language) -> list[Question]:
         asker = Asker(scene, rng, language, world=self._world, vary=bool(rng.random() < _OTHER_PHRASING))
         easy = (asker.count, asker.background, asker.colour, asker.what)
-        asked = [  # those that look something up by its colour and shape are the hard ones
+        asked = [  # lookups by colour and shape are hard
             *(asker.is_there(truth=True), asker.is_there(truth=True)),
             *(asker.is_there(truth=False), asker.is_there(truth=False, hard=bool(rng.random() < 0.5))),
             *(asker.shape(), asker.where(), asker.where()),
@@ -172,7 +170,7 @@ class RowPacker:
         return [question for question in asked if question is not None]
 
     def _answer_ids(self, answer: _Answer) -> tuple[list[int], list[tuple[int, ...]]]:
-        """Give the answer's tokens with the end, and the objects that each of them is read from."""
+        """Return the tokens of the answer with the end token, and the objects that decide each of them."""
         encoded = self._tokenizer("".join(answer.parts), return_offsets_mapping=True)
         ends = np.cumsum([len(part) for part in answer.parts])
         parts = [int(np.searchsorted(ends, stop)) for _, stop in encoded["offset_mapping"]]

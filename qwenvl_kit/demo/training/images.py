@@ -1,4 +1,4 @@
-"""Scenes enter, padded pictures leave: what the vision tower sees, and what each merged token shows."""
+"""Pack scenes into padded patches for the vision tower, with labels for each merged token."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from qwenvl_kit.demo._drawing import boxes, draw
-from qwenvl_kit.demo._world import LARGE_WORLD, Scene
+from qwenvl_kit.demo.scenes import LARGE_WORLD, Scene, boxes, draw
 
-from ._checkpoint import MAX_PIXELS, MIN_PIXELS
+from .checkpoint import MAX_PIXELS, MIN_PIXELS
 
-#: Room for the merged tokens of a picture.
-PICTURE_TOKENS = 18
+#: Most merged tokens of an image.
+IMAGE_TOKENS = 18
 
-#: Marks what has no label.
+#: Label of tokens without a label.
 IGNORED = -100
 
-#: What a merged token can show; "none" stands for background alone.
+#: Labels of a merged token; "none" is background alone.
 LABELS = {
     "shape": (*LARGE_WORLD.shapes, "none"),
     "colour": LARGE_WORLD.colours,
@@ -40,19 +39,19 @@ _OWNED_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureBatch:
-    """Pictures of several grids, padded.
+class ImageBatch:
+    """Images of several grids, padded.
 
     Attributes
     ----------
     patches, places, windows
-        What `run_vision` takes.
+        Inputs of `run_vision`.
     grids
-        Merged rows and columns of each picture.
+        Merged rows and columns of each image.
     owners
-        (B, M) which object of the scene a merged token belongs to, -1 for none and -100 for padding.
+        (B, M) index of the object that a merged token shows, -1 for none and -100 for padding.
     labels
-        (B, M) a name's index for shape, colour, size and background, -100 where it does not apply.
+        (B, M) index of the shape, colour, size or background; -100 where there is none.
     """
 
     patches: Tensor
@@ -63,13 +62,13 @@ class PictureBatch:
     labels: dict[str, Tensor]
 
 
-def pack_pictures(scenes: list[Scene]) -> PictureBatch:
-    """Draw, resize as the processor does, and cut into patches."""
-    n_patches = PICTURE_TOKENS * 4
+def pack_images(scenes: list[Scene]) -> ImageBatch:
+    """Draw the scenes, resize them as the processor does, and cut them into patches."""
+    n_patches = IMAGE_TOKENS * 4
     patches = np.zeros((len(scenes), n_patches, 3 * _PATCH * _PATCH), dtype=np.float32)
     places = np.zeros((len(scenes), n_patches, 2), dtype=np.int64)
     windows = np.full((len(scenes), n_patches), -1, dtype=np.int64)
-    owners = np.full((len(scenes), PICTURE_TOKENS), IGNORED, dtype=np.int64)
+    owners = np.full((len(scenes), IMAGE_TOKENS), IGNORED, dtype=np.int64)
     grids = []
     for row, scene in enumerate(scenes):
         pixels = _resized(draw(scene))
@@ -79,7 +78,7 @@ def pack_pictures(scenes: list[Scene]) -> PictureBatch:
         places[row, : 4 * n_tokens], windows[row, : 4 * n_tokens] = _places(grid)
         owners[row, :n_tokens] = _owners(scene, grid)
         grids.append(grid)
-    return PictureBatch(
+    return ImageBatch(
         patches=torch.from_numpy(patches),
         places=torch.from_numpy(places),
         windows=torch.from_numpy(windows),
@@ -95,7 +94,7 @@ def _resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Cut (H, W, 3) into (N, 588), the four patches of a merged token after one another."""
+    """Cut (H, W, 3) into (N, 588); the four patches of a merged token are consecutive."""
     rows, columns = pixels.shape[0] // _TOKEN_SIDE, pixels.shape[1] // _TOKEN_SIDE
     scaled: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - _MEAN) / _STD
     cut = scaled.reshape(rows, 2, _PATCH, columns, 2, _PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
@@ -104,7 +103,7 @@ def _patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @cache
 def _places(grid: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give row and column of every patch, and the window it attends to in windowed blocks."""
+    """Return row and column of every patch, and its window in windowed blocks."""
     rows, columns = grid
     token_row, token_column, inner_row, inner_column = np.unravel_index(
         np.arange(rows * columns * 4), (rows, columns, 2, 2)
@@ -114,7 +113,7 @@ def _places(grid: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def _owners(scene: Scene, grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Tell which object each merged token belongs to: the one that covers most of it."""
+    """Return, for each merged token, the object that covers most of it."""
     overlaps = np.stack([_overlap(box, grid) for box in boxes(scene, height=grid[0], width=grid[1])])  # (things, M)
     areas = np.array([(box[2] - box[0]) * (box[3] - box[1]) for box in boxes(scene, height=grid[0], width=grid[1])])
     enough = overlaps.max(axis=0) >= _OWNED_SHARE * np.minimum(areas[overlaps.argmax(axis=0)], 1.0)

@@ -1,7 +1,7 @@
-"""Word lists enter, a Qwen2 tokenizer leaves: byte-level BPE in which every word of the drawn worlds is one token.
+"""Build a Qwen2 tokenizer: byte-level BPE in which every word of the drawn worlds is one token.
 
-The vocabulary is fixed for all worlds, so weights can be carried from one world into the next. Bytes are its base, so
-any text can be tokenised.
+All worlds share one vocabulary, so training can continue in another world. Bytes are its base, so it can tokenise any
+text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from qwenvl_kit.demo._language import words
+from qwenvl_kit.demo.scenes import words
 
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
@@ -19,7 +19,7 @@ SPECIALS = (
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 
-#: The form of a Qwen2.5-VL conversation.
+#: The chat template of Qwen2.5-VL.
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% for message in messages %}"
@@ -62,7 +62,7 @@ _EN_MORE = ("ellipse", "rectangle", "pentagon", "hexagon", "crescent", "arrow", 
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:
-    """Build the tokenizer; the same words always give the same ids."""
+    """Build the tokenizer; ids are the same each time."""
     tokenizer = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=_LARGEST_VOCABULARY,
@@ -87,7 +87,7 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _words() -> list[str]:
-    """List what must become one token, as the pre-tokenizer sees it."""
+    """List the strings that become one token each, in the form of the pre-tokenizer."""
     names = words()
     places = [f"。{name}" for name in names["zh"]]
     english = [part for name in [*names["en"], *_EN_MORE] for part in name.split()]
@@ -103,5 +103,5 @@ def _words() -> list[str]:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give the rows of the embedding table: all tokens, rounded up."""
+    """Return the number of rows of the embedding table: all tokens, rounded up."""
     return -(-len(tokenizer) // _MULTIPLE) * _MULTIPLE
