@@ -13,7 +13,7 @@ from qwenvl_kit.errors import StoreError
 from qwenvl_kit.executors.base import without_record
 from qwenvl_kit.executors.model_cache import model_cache
 from qwenvl_kit.executors.specs import make_spec
-from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, is_null, is_unchanged
+from qwenvl_kit.images import FetchCache, ImageLoader, Sizing, is_null
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline import Run
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
@@ -136,13 +136,13 @@ def run_spec(
     plan = make_plan(cells, prompts, config.image_src_type)
     for result in plan.results:
         collector.add(result)
-    limits = Limits.of(config)
+    loader = ImageLoader.of(config, Sizing.of(config, spec.geometry), cancel=control.cancel, cache=cache)
     prefetcher = ImagePrefetcher(
         plan,
-        ImageLoader(Sizing.of(config, spec.geometry), limits, control.cancel, cache),
+        loader,
         CacheKeyBuilder(spec.resolved, config.system_prompt),
         collector,
-        source_index=_source_index(store, limits, trusts=config.trust_sources),
+        source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources) if store is not None else None,
         system=config.system_prompt,
         max_new_tokens=config.max_caption_length,
         cancel=control.cancel,
@@ -152,12 +152,6 @@ def run_spec(
     outcome = collect(work, collector, control, show_progress=config.progress)
     record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
-
-
-def _source_index(store: Store | None, limits: Limits, *, trusts: bool) -> SourceIndex | None:
-    if store is None:
-        return None
-    return SourceIndex(store, functools.partial(is_unchanged, limits=limits.fetch), trusts=trusts)
 
 
 def unload() -> None:

@@ -25,8 +25,7 @@ from qwenvl_kit.pipeline.threads import worker
 from qwenvl_kit.types import Request
 
 if TYPE_CHECKING:
-    from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched
-    from qwenvl_kit.images.load import ImageLoader
+    from qwenvl_kit.images import Fetch, Fetched, ImageLoader
     from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
     from qwenvl_kit.pipeline.collector import ResultCollector
     from qwenvl_kit.pipeline.plan import Group, Plan, PromptRef
@@ -384,7 +383,7 @@ class ImagePrefetcher:
 
     def _load(self, task: _Task, source: ImageSource, place: _Place) -> LoadedImage | None:
         """Load an image now; None where the task waits elsewhere from now on. Any fault on the way is the row's."""
-        with source_context("fetch" if task.fetched is None else "decode", source.label, "cannot be loaded"):
+        with source_context(source.label, "fetch" if task.fetched is None else "decode", "Cannot load the image"):
             image = self._load_step(task, source, place)
         if image is not None and self._source_index is not None:
             self._source_index.remember(source, image)
@@ -392,15 +391,15 @@ class ImagePrefetcher:
 
     def _load_step(self, task: _Task, source: ImageSource, place: _Place) -> LoadedImage | None:
         if source.kind in ("pil", "array"):
-            return self._loader.decode(source, None, self._loader.weigh(source, None))
+            return self._loader.decode(source, None, self._loader.decode_cost(source, None))
         if task.fetched is None and not self._fetched(task, source, place):
             return None
         assert task.fetched is not None, "it was fetched just now, or before"
-        weight = self._loader.weigh(source, task.fetched)
-        if not (weight.is_short or place.is_slow) and self._queue_slow(task):
+        cost = self._loader.decode_cost(source, task.fetched)
+        if not (cost.is_short or place.is_slow) and self._queue_slow(task):
             return None
         fetched, task.fetched = task.fetched, None
-        return self._loader.decode(source, fetched, weight)
+        return self._loader.decode(source, fetched, cost)
 
     def _fetched(self, task: _Task, source: ImageSource, place: _Place) -> bool:
         """Fetch a source now; False where the task waits for its host from now on."""
@@ -408,7 +407,7 @@ class ImagePrefetcher:
         if host is not None and place.host != host:
             self._queue_for_host(host, task)
             return False
-        task.fetch = task.fetch or self._loader.begin(source)
+        task.fetch = task.fetch or self._loader.start_fetch(source)
         try:
             task.fetched = task.fetch.try_once()
         except RetryAt as later:

@@ -13,8 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qwenvl_kit.images import close_idle_connections
-from qwenvl_kit.images.decode_pool import pool as decode_pool
+from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.pipeline.progress import progress_bar
 from qwenvl_kit.pipeline.run_record import missing
 from qwenvl_kit.pipeline.threads import worker
@@ -159,7 +158,6 @@ def generate(
         raise
     finally:
         prefetcher.join()
-        decode_pool.close_idle()
-        close_idle_connections()
+        ImageLoader.close_idle()
     if collector.n_done < collector.n_rows and not control.cancel.is_set():
         raise RuntimeError("the backend returned without an answer for every row")

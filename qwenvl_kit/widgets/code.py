@@ -105,9 +105,9 @@ def _png(cell: Any) -> bytes:
     """Keep the pixels of what is in memory: PNG loses none."""
     most = 10**9  # it is in memory already
     pixels = (
-        decode_pil(cell, "picture", max_image_pixels=most)
+        decode_pil(cell, max_image_pixels=most)
         if isinstance(cell, Image.Image)
-        else decode_array(np.asarray(cell), "picture", max_image_pixels=most)
+        else decode_array(np.asarray(cell), max_image_pixels=most)
     )
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format="PNG")

@@ -102,7 +102,7 @@ class Gallery:
 
 def prepare(photos: Sequence[Photo], maker: Thumbnailer) -> None:
     """Draw all thumbnails at the same time, within the time that one fetch may take."""
-    within_s = min(maker.limits.fetch.timeout_s, _LONGEST_WAIT_S)
+    within_s = min(maker.timeout_s, _LONGEST_WAIT_S)
     made = together([functools.partial(draw_thumbnail, photo, maker) for photo in photos], within_s=within_s)
     for photo, found in zip(photos, made, strict=True):
         if found is None:

@@ -12,11 +12,10 @@ from PIL import Image, ImageDraw
 from qwenvl_kit.compare.metrics import token_edits
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.html import escape
-from qwenvl_kit.images import Sizing
+from qwenvl_kit.images import ExactSize
 from qwenvl_kit.images.resize import resize
 from qwenvl_kit.images.source_context import source_context
 from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
-from qwenvl_kit.types import PatchGeometry
 from qwenvl_kit.widgets.diff_html import diff_html
 
 if TYPE_CHECKING:
@@ -166,9 +165,8 @@ def _tokens_picture(photo: Photo, size: tuple[int, int], factor: int, maker: Thu
         source = photo.memo.get("source") or maker.source(photo.cell)
         if source is None or source.kind in ("url", "remote"):
             return None
-        fixed = PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=max(size[0] * size[1], 1))
-        pixels = maker.pixels(source, Sizing(fixed, *size))
-        with source_context("resize", source.label, "cannot be shown"):
+        pixels = maker.pixels(source, ExactSize(*size))
+        with source_context(source.label, "resize", "Cannot show the image"):
             scale = max(1, round(2 * _SHOWN_SIDE / max(size)))
             shape = (size[1] * scale, size[0] * scale)
             image = Image.fromarray(resize(pixels, size)).resize(shape, Image.Resampling.NEAREST)
