@@ -60,7 +60,7 @@ def execute(
             pass
     collector = ResultCollector(len(cells), None, control.on_result)
     driver = _Driver(cells, prompts, config, control, collector)
-    outcome = collect(driver.run, collector, control, show_progress=config.progress)
+    outcome = collect(driver.run, collector, control.cancel, show_progress=config.progress)
     info = driver.info(outcome.failure)
     failure = outcome.failure or _warning_as_error(config, info.resolved)
     record = make_record(asked_record(config), info.resolved, outcome.results, info.notes, clock)

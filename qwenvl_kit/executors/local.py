@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.checkpoints.resolve import asked_record, warn_ignored_options
@@ -14,7 +13,7 @@ from qwenvl_kit.executors.base import without_record
 from qwenvl_kit.executors.model_cache import model_cache
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, ImageLoader, Sizing, is_null
-from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.inference.backend import Control, RunControl
 from qwenvl_kit.pipeline import Run
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.pipeline.collector import ResultCollector
@@ -131,7 +130,7 @@ def run_spec(
     """
     clock = RunClock()
     notes: list[str] = []
-    control = replace(control or Control(), note=notes.append)
+    control = control or Control()
     collector = ResultCollector(len(cells), store, control.on_result)
     plan = make_plan(cells, prompts, config.image_src_type)
     for result in plan.results:
@@ -148,8 +147,9 @@ def run_spec(
         cancel=control.cancel,
     )
     release_openmp_threads()
-    work = functools.partial(generate, prefetcher, acquire, spec.resolved, control, collector)
-    outcome = collect(work, collector, control, show_progress=config.progress)
+    run_control = RunControl(control.cancel, control.on_token, notes.append)
+    work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
+    outcome = collect(work, collector, control.cancel, show_progress=config.progress)
     record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
 

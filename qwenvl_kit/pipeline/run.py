@@ -20,7 +20,7 @@ from qwenvl_kit.pipeline.threads import worker
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.backend import Backend, Control
+    from qwenvl_kit.inference.backend import Backend, RunControl
     from qwenvl_kit.pipeline.collector import ResultCollector
     from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
     from qwenvl_kit.types import Result
@@ -61,19 +61,19 @@ class Outcome(NamedTuple):
     failure: BaseException | None
 
 
-def collect(work: Callable[[], None], collector: ResultCollector, control: Control, *, show_progress: bool) -> Outcome:
+def collect(work: Callable[[], None], collector: ResultCollector, cancel: threading.Event, *, show_progress: bool) -> Outcome:
     """Run `work` in a thread and wait until it ends; an exception of it is the outcome's failure.
 
     Ctrl-C cancels the run and waits for `work` to end. A second Ctrl-C does not wait.
     """
-    background = _Background(work, control.cancel)
+    background = _Background(work, cancel)
     interrupted = False
     try:
         if background.start():
             background.wait(collector, show_progress=show_progress)
     except KeyboardInterrupt:
         interrupted = True
-        control.cancel.set()
+        cancel.set()
         with contextlib.suppress(KeyboardInterrupt):
             background.thread.join()
     failure = background.failure
@@ -122,7 +122,7 @@ def generate(
     prefetcher: ImagePrefetcher,
     acquire: Callable[[], AbstractContextManager[Backend]],
     resolved: ResolvedConfig,
-    control: Control,
+    control: RunControl,
     collector: ResultCollector,
 ) -> None:
     """Let the backend answer the requests of a prefetcher, until every row has a result or the run is cancelled.
@@ -135,7 +135,7 @@ def generate(
         Give the loaded backend for the time of the run; called once there is a request.
     resolved : ResolvedConfig
         How the backend runs.
-    control : Control
+    control : RunControl
         Cancels; set when an error ends the run.
     collector : ResultCollector
         Takes the results.

@@ -21,10 +21,11 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipe
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.checkpoints import make_published  # of the tests' own tools
 
-from qwenvl_kit import Config, Control
+from qwenvl_kit import Config
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.inference.backend import RunControl
 from qwenvl_kit.types import LoadedImage, Request
 
 MODEL = "94.5 M parameters: text 768 wide, 12 layers, 12/4 heads, FFN 2048; vision 384 wide, 8 layers; 978 tokens, tied"
@@ -104,7 +105,7 @@ class Ours:
     def _each_to_its_limit(self, rows: Rows, batch_size: int) -> list[str]:
         resolved = replace(make_spec(self.config).resolved, batch_size=batch_size)
         queue = _Queue(list(_requests(rows)))
-        texts = {result.row: str(result.text) for result in self.backend.generate(queue, resolved, Control())}
+        texts = {result.row: str(result.text) for result in self.backend.generate(queue, resolved, RunControl())}
         return [texts[row] for row in range(len(rows))]
 
 
