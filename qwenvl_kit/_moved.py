@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from qwenvl_kit._warnings import warn
 
 _MOVES = {
     "backends": "inference",
@@ -37,7 +38,7 @@ _MOVES = {
     "backends.onnx_stepper": "onnx_backend.model_runner",
     "backends.own_generation": "checkpoints.generation_config",
     "backends.positions": "inference.mrope",
-    "backends.preflight": "checkpoints.preflight",
+    "backends.preflight": "inference.preflight",
     "backends.quiet": "checkpoints.hf_logging",
     "backends.repetition": "inference.repetition",
     "backends.rows": "inference.sequence",
@@ -112,6 +113,7 @@ _MOVES = {
 _MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
 _NAMES = {
     "About": "BatchInfo",
+    "Ask": "PromptRef",
     "Beams": "BeamSearch",
     "Chooser": "Sampler",
     "Contact": "ContactSheet",
@@ -121,11 +123,14 @@ _NAMES = {
     "Feed": "RequestQueue",
     "FiniteGuard": "NonFiniteStop",
     "Geometry": "PatchGeometry",
+    "Host": "HostRetryState",
     "HostRefused": "BlockedAddressError",
     "Keys": "CacheKeyBuilder",
     "Ledger": "ResultCollector",
+    "Language": "Tokenization",
     "LoadingFeed": "ImagePrefetcher",
     "Note": "IgnoredOption",
+    "OnnxStepper": "OnnxModelRunner",
     "Parcel": "WorkItem",
     "Passing": "TransientError",
     "Picture": "LoadedImage",
@@ -138,15 +143,18 @@ _NAMES = {
     "SlotCache": "SlottedKVCache",
     "Stepper": "ModelRunner",
     "StopWhen": "EventStoppingCriteria",
+    "TorchStepper": "TorchModelRunner",
     "Waiting": "WaitingQueue",
     "announce": "warn_ignored_options",
     "identify": "classify",
     "leave_cores": "release_openmp_threads",
     "mask": "redact_url",
+    "quietly": "silence_transformers",
     "row_error": "source_context",
     "spell_out": "expand_options",
     "warpers": "logits_processors",
 }
+_ELSEWHERE = {"execute": "executors", "make_spec": "executors.specs"}  # names that left the successor of their module
 
 
 class _Former(ModuleType):
@@ -159,6 +167,8 @@ class _Former(ModuleType):
         for known in (name, _NAMES.get(name, name)):
             if hasattr(successor, known):
                 return getattr(successor, known)
+        if name in _ELSEWHERE:
+            return getattr(importlib.import_module(f"qwenvl_kit.{_ELSEWHERE[name]}"), name)
         raise AttributeError(f"module {successor.__name__!r} has no attribute {name!r}")
 
 
@@ -169,10 +179,9 @@ class _FormerNames(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Warn, and return the stand-in."""
-        warnings.warn(
+        warn(
             f"{spec.name} is now {_MODULES[spec.name]}; the former name leaves in the release after next.",
             DeprecationWarning,
-            stacklevel=2,
         )
         return _Former(spec.name)
 

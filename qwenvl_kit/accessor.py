@@ -15,12 +15,12 @@ from qwenvl_kit.columns import column_names, has_column, pick_column, shown
 from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, ShowOptions, contact_sheet, show_config
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
-from qwenvl_kit.executors.base import execute
+from qwenvl_kit.executors import execute
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.results import deliver, result_frame, text_series
+from qwenvl_kit.results import result_frame, return_or_raise, text_series
 from qwenvl_kit.signatures import expand_options
 
 if TYPE_CHECKING:
@@ -277,7 +277,6 @@ class FrameAccessor:
             repeats=repeats,
             control=control,
             keep=_remember,
-            stacklevel=3,
         )
 
     @expand_options(only=SHOW_OPTIONS)
@@ -455,7 +454,7 @@ def _execute(
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
     with InterruptGuard(len(flat_cells), control) as guard:
         try:
-            run = execute(flat_cells, flat_prompts, config, control=guard.control, stacklevel=4)
+            run = execute(flat_cells, flat_prompts, config, control=guard.control)
             guard.hold()
         except KeyboardInterrupt:
             guard.hold()
@@ -465,7 +464,7 @@ def _execute(
         _remember(frame)
         results = shape(frame)
         run = guard.settled(run)
-    return deliver(run, frame, lambda _: results, config, n_prompts)
+    return return_or_raise(run, frame, lambda _: results, config, n_prompts)
 
 
 def _frame(run: Run, index: pd.Index, n_prompts: int) -> pd.DataFrame:

@@ -108,7 +108,7 @@ class ContactSheet:
         return self.html
 
     def __repr__(self) -> str:
-        return f"Contact({self.n_shown} of {self.n_rows} rows; shows itself in a notebook)"
+        return f"ContactSheet({self.n_shown} of {self.n_rows} rows; shows itself in a notebook)"
 
 
 def contact_sheet(

@@ -14,11 +14,11 @@ from qwenvl_kit.batches import rows_of
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import local
-from qwenvl_kit.inference.backend import make_spec
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.results import deliver, result_frame
+from qwenvl_kit.results import result_frame, return_or_raise
 from qwenvl_kit.signatures import expand_options
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class QwenVLImageUnderstanding:
         prompts = fill(asked, self._config.prompt, len(cells))
         with InterruptGuard(len(cells)) as guard:
             try:
-                run = local.execute(cells, prompts, self._config, control=guard.control, stacklevel=None)
+                run = local.execute(cells, prompts, self._config, control=guard.control, warn_ignored=False)
                 guard.hold()
             except KeyboardInterrupt:
                 guard.hold()
@@ -107,7 +107,7 @@ class QwenVLImageUnderstanding:
             assert len(run.results) == len(cells), "one result per picture"
             frame = result_frame(run, pd.RangeIndex(len(cells)))
             run = guard.settled(run)
-        return deliver(run, frame, lambda _: run.results, self._config)
+        return return_or_raise(run, frame, lambda _: run.results, self._config)
 
 
 expand_options(QwenVLImageUnderstanding.__init__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.errors import (
     BackendFailed,
     Interrupted,
@@ -73,7 +73,7 @@ def text_series(frame: pd.DataFrame, name: str) -> pd.Series:
     return texts
 
 
-def deliver(
+def return_or_raise(
     run: Run, frame: pd.DataFrame, shape: Callable[[pd.DataFrame], _T], config: Config, n_prompts: int = 1
 ) -> _T:
     """Return what the caller asked for, or raise what the run ended with, results included.
@@ -121,9 +121,7 @@ def deliver(
         message = _message(frame, np.flatnonzero(failed), n_prompts)
         if config.on_error == "raise":
             raise RowErrors(message, results)
-        warnings.warn(
-            f"{message}\nThey are null here; qwenvl_kit.last_run() has every row's error", RowErrorWarning, stacklevel=5
-        )
+        warn(f"{message}\nThey are null here; qwenvl_kit.last_run() has every row's error", RowErrorWarning)
     return results
 
 

@@ -28,18 +28,18 @@ def expand_options(function: _F | None = None, *, only: Collection[str] | None =
 
     Examples
     --------
-    >>> @spell_out
+    >>> @expand_options
     ... def look(cell, **options):
     ...     '''Look at it.'''
     >>> "dtype" in inspect.signature(look).parameters
     True
     """
     if function is None:
-        return functools.partial(_spell_out, only=only)
-    return _spell_out(function, only=None)
+        return functools.partial(_expand_options, only=only)
+    return _expand_options(function, only=None)
 
 
-def _spell_out(function: _F, *, only: Collection[str] | None) -> _F:
+def _expand_options(function: _F, *, only: Collection[str] | None) -> _F:
     signature = inspect.signature(function, eval_str=True)
     kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     docs = [option for option in option_docs() if only is None or option.name in only]

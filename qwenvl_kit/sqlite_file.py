@@ -11,11 +11,11 @@ import stat
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.errors import ConfigError, StoreError, StoreWarning
 from qwenvl_kit.sqlite_errors import PATIENCE_S, advice
 
@@ -306,11 +306,7 @@ def _move_aside(path: Path, shown: str, error: _Broken) -> int:
     for part in _PARTS:
         with contextlib.suppress(FileNotFoundError):
             os.rename(_part(path, part), _part(aside, part))
-    warnings.warn(
-        f"store={shown!r} is broken ({error}). It was moved to {aside.name} and a new one is begun.",
-        StoreWarning,
-        stacklevel=2,
-    )
+    warn(f"store={shown!r} is broken ({error}). It was moved to {aside.name} and a new one is begun.", StoreWarning)
     return mode
 
 

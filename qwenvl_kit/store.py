@@ -12,7 +12,6 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwenvl_kit import sqlite_errors, sqlite_file
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.errors import StoreError, StoreWarning
 from qwenvl_kit.types import Result
 
@@ -146,11 +146,7 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 rows.close()
         if n_odd:
-            warnings.warn(
-                f"store={self._shown!r} has {n_odd} rows that cannot be read; they are left out.",
-                StoreWarning,
-                stacklevel=2,
-            )
+            warn(f"store={self._shown!r} has {n_odd} rows that cannot be read; they are left out.", StoreWarning)
 
     def counts(self) -> dict[str, int]:
         """Return how many results, sources and runs are kept."""

@@ -56,7 +56,7 @@ class LoadedImage:
         ``(height, width)`` in pixels before resizing.
     label : str
         A short name for messages, free of secrets.
-    mark : str or None
+    version : str or None
         By which the picture's place tells later whether it still holds the same: an ETag, or time and size.
     """
 
@@ -64,7 +64,7 @@ class LoadedImage:
     digest: str
     source_size: tuple[int, int]
     label: str = ""
-    mark: str | None = None
+    version: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:

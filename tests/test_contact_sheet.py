@@ -165,7 +165,7 @@ def test_whatever_a_library_raises_becomes_a_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(thumbnails, "jpeg_uri", broken)
     assert thumbnails.thumbnail(gray(1)).startswith("resize: ")
     monkeypatch.undo()
-    monkeypatch.setattr(thumbnails, "identify", broken)
+    monkeypatch.setattr(thumbnails, "classify", broken)
     assert thumbnails.thumbnail(gray(1)).startswith("fetch: ")
 
 

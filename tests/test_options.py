@@ -121,7 +121,7 @@ def test_only_what_was_passed_counts_as_asked() -> None:
     config = Config(batch_size=4, dtype="float32")
 
     assert config.explicit == {"batch_size", "dtype"}
-    assert config.replace(seed=1).asked == {"batch_size", "dtype", "seed"}
+    assert config.replace(seed=1).explicit == {"batch_size", "dtype", "seed"}
     assert Config(batch_size=4) == Config()
 
 
@@ -131,7 +131,7 @@ def test_a_config_travels_to_workers_whole() -> None:
     copy = pickle.loads(pickle.dumps(config))
 
     assert copy == config
-    assert copy.asked == config.explicit
+    assert copy.explicit == config.explicit
 
 
 def test_a_config_cannot_be_changed() -> None:

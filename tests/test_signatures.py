@@ -47,7 +47,7 @@ def test_the_doors_own_docstring_stays_first() -> None:
 
 def test_calling_passes_only_what_was_given() -> None:
     assert door("a.png", dtype="float32") == {"dtype": "float32"}
-    assert Config(**door("a.png", dtype="float32")).asked == {"dtype"}
+    assert Config(**door("a.png", dtype="float32")).explicit == {"dtype"}
 
 
 def test_a_door_without_docstring_gets_the_options_all_the_same() -> None:

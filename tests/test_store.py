@@ -592,7 +592,7 @@ def test_trusted_addresses_are_not_even_asked(store: Path, tmp_path: Path) -> No
 def test_no_address_is_kept_in_clear(store: Path) -> None:
     with open_store(store) as opened:
         source = ImageSource("url", "u", "u", "http://me:hunter2@host/a.png?token=s3cr3t")
-        picture = LoadedImage(pictures(1)[0], "d", (40, 40), mark="etag:x")
+        picture = LoadedImage(pictures(1)[0], "d", (40, 40), version="etag:x")
         SourceIndex(opened, lambda *_: True, trusts=False).remember(source, picture)
     kept = store.read_bytes()
     assert b"etag:x" in kept

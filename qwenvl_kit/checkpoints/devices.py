@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwenvl_kit.checkpoints.resolve import Device
+from qwenvl_kit.checkpoints.capabilities import Device
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, IgnoredOption
+from qwenvl_kit.checkpoints.capabilities import IgnoredOption
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
@@ -91,7 +92,7 @@ def defaults_of(checkpoint: Checkpoint, config: Config) -> CheckpointDefaults:
         checkpoint.repetition_penalty,
         generation=tuple((name, asked[name]) for name in names if name in asked),
         notes=tuple(
-            IgnoredOption(f"generation_config.{name}", value, "generation without it", "the checkpoint asks for it")
+            IgnoredOption(f"generation_config.{name}", value, "generating without it", "a setting of the checkpoint")
             for name, value in asked.items()
             if name not in names and _has_effect(name, config)
         ),

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Errors only, no bars, for as long as the context lasts."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

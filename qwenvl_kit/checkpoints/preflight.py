@@ -1,159 +1,49 @@
-"""Check that a checkpoint can be run, from its configs and the headers of its weights, before any row is read.
+"""Check that a checkpoint's weights suit its config, from the headers of its files, before any number is read.
 
 What transformers makes of a folder is asked of transformers itself, on torch's meta device, which holds no numbers.
-Each check raises a `CheckpointError` that names the folder and what to do.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
-from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.checkpoints.generation_config import biases, defaults_of, own_processors
-from qwenvl_kit.checkpoints.hf_logging import quietly
-from qwenvl_kit.checkpoints.weight_files import AGAIN, TensorHeader, read_headers, refuse_lfs_pointer, weight_files
-from qwenvl_kit.errors import CheckpointError, QwenVLError
-from qwenvl_kit.inference.oom import is_out_of_memory
-from qwenvl_kit.inference.processor import InputProcessor
-from qwenvl_kit.options import Config
-from qwenvl_kit.types import LoadedImage
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
+from qwenvl_kit.checkpoints.library_errors import first_line, named_errors
+from qwenvl_kit.checkpoints.loading import FROM_BASE
+from qwenvl_kit.checkpoints.weight_files import AGAIN, TensorHeader, read_headers, weight_files
+from qwenvl_kit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
 
-_FROM_BASE = "copy {} from the base model"
-_PROMPT = "Describe this picture."
 
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token ids that a checkpoint's configs and tokenizer agree on.
-
-    Attributes
-    ----------
-    eos_ids : tuple of int
-        Tokens that end an answer.
-    pad_id : int
-        The token that fills shorter prompts.
-    vocab_size : int
-        Rows of the embedding table.
-    """
-
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    vocab_size: int
-
-
-def check_checkpoint(checkpoint: Checkpoint, *, device: str = "cpu") -> Tokens:
-    """Check everything about a checkpoint but the numbers in its weights.
+def check_weights(checkpoint: Checkpoint, config: Any, *, device: str) -> None:
+    """Check names and shapes of a checkpoint's tensors, or that its quantised weights can be read.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         What to check.
+    config : transformers.Qwen2_5_VLConfig
+        Its config.
     device : str
         Where it will run; some packages read quantised weights on CUDA only.
 
     Raises
     ------
     CheckpointError
-        A tensor is missing or has another shape, the processor, the tokenizer or the chat template cannot be used.
+        A tensor is missing or has another shape, or the package that reads its quantised weights is missing.
     """
-    return _check_checkpoint(checkpoint.path, checkpoint.state, device)
-
-
-def check_export(checkpoint: Checkpoint) -> Tokens:
-    """Check the configs, the tokenizer and the chat template of an ONNX export.
-
-    Raises
-    ------
-    CheckpointError
-        One of them cannot be used.
-    """
-    return _check_export(checkpoint.path, checkpoint.state)
-
-
-def load_processor(checkpoint: Checkpoint) -> Any:
-    """Load a checkpoint's processor and tokenizer.
-
-    Raises
-    ------
-    CheckpointError
-        They cannot be loaded, or are another model's.
-    """
-    _require_vocabulary(checkpoint.path)
-    for file in checkpoint.path.iterdir():
-        if file.suffix in SMALL_FILES and file.is_file():
-            refuse_lfs_pointer(file)
-    fix = _FROM_BASE.format("preprocessor_config.json, tokenizer.json and tokenizer_config.json")
-    with (
-        loadable(checkpoint) as folder,
-        named_errors(checkpoint.path, "its processor or tokenizer cannot be loaded", fix, folder),
-        quietly(),
-    ):
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    image = getattr(processor, "image_processor", None)
-    if not type(image).__name__.startswith("Qwen2VLImageProcessor") or getattr(processor, "tokenizer", None) is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: its processor is a {type(processor).__name__} with a {type(image).__name__}; a "
-            f"Qwen2VLImageProcessor and a tokenizer are needed; {_FROM_BASE.format('preprocessor_config.json')}"
-        )
-    return processor
-
-
-def load_config(checkpoint: Checkpoint) -> Any:
-    """Load a checkpoint's config as transformers has it.
-
-    Raises
-    ------
-    CheckpointError
-        A value in it is none that transformers accepts.
-    """
-    fix = _FROM_BASE.format("config.json")
-    with (
-        loadable(checkpoint) as folder,
-        named_errors(checkpoint.path, "its config.json cannot be used", fix, folder),
-        quietly(),
-    ):
-        return Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
-
-
-def tokens_of(checkpoint: Checkpoint, processor: Any, config: Any) -> Tokens:
-    """Return the special token ids of a checkpoint, each from the first place that names it.
-
-    Raises
-    ------
-    CheckpointError
-        There is no usable end token, or configs and tokenizer contradict each other.
-    """
-    folder, tokenizer = checkpoint.path, processor.tokenizer
-    vocab_size = int(config.text_config.vocab_size)
-    eos_ids = checkpoint.eos_token_ids
-    if not eos_ids and tokenizer.eos_token_id is not None:
-        eos_ids = (int(tokenizer.eos_token_id),)
-    if not eos_ids or any(not 0 <= one < vocab_size for one in eos_ids):
-        raise CheckpointError(
-            f"{folder}: unusable eos_token_id {list(eos_ids)} for a vocabulary of {vocab_size} tokens; answers would "
-            "have no end; set eos_token_id in generation_config.json to the id of <|im_end|>"
-        )
-    if processor.image_token_id != config.image_token_id:
-        raise CheckpointError(
-            f"{folder}: image_token_id is {config.image_token_id} in config.json and {processor.image_token_id} in the "
-            f"tokenizer; both must be the same; {_FROM_BASE.format('tokenizer.json')}"
-        )
-    pad_id = tokenizer.pad_token_id
-    usable = pad_id is not None and 0 <= pad_id < vocab_size and pad_id != processor.image_token_id
-    return Tokens(eos_ids, int(pad_id) if usable else eos_ids[0], vocab_size)
+    headers = read_headers(weight_files(checkpoint.path, checkpoint.config))
+    quantization = checkpoint.config.get("quantization_config")
+    if quantization is None:
+        refuse_gaps(checkpoint.path, _loading_report(checkpoint.path, config, headers))
+    else:
+        _check_quantization(checkpoint.path, quantization, device)
 
 
 def refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
@@ -182,52 +72,20 @@ def refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
         name, stored, wanted = mismatched[0]
         raise CheckpointError(
             f"{folder}: {len(mismatched)} tensors have another shape than config.json asks for, such as {name}: "
-            f"{tuple(stored)} instead of {tuple(wanted)}; {_FROM_BASE.format('the config.json that belongs to them')}"
+            f"{tuple(stored)} instead of {tuple(wanted)}; {FROM_BASE.format('the config.json that belongs to them')}"
         )
     errors = info.get("error_msgs") or info.get("conversion_errors")
     if errors:
-        raise CheckpointError(f"{folder}: its weights cannot be loaded: {_short(errors)}. {AGAIN}")
-
-
-@contextlib.contextmanager
-def named_errors(folder: Path, trouble: str, fix: str, seen_as: Path | None = None) -> Iterator[None]:
-    """Turn what a library raises about a checkpoint into a `CheckpointError` that names the folder and a fix.
-
-    Memory that ran out says nothing about a folder and passes.
-    """
-    try:
-        yield
-    except QwenVLError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        said = f"{type(error).__name__}: {_short(error)}".replace(str(seen_as or folder), str(folder))
-        raise CheckpointError(f"{folder}: {trouble} ({said}); {fix}") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _check_checkpoint(folder: Path, state: object, device: str) -> Tokens:
-    checkpoint = read(folder)
-    config = load_config(checkpoint)
-    headers = read_headers(weight_files(folder, checkpoint.config))
-    if checkpoint.config.get("quantization_config") is None:
-        refuse_gaps(folder, _loading_report(folder, config, headers))
-    else:
-        _check_quantization(folder, checkpoint.config["quantization_config"], device)
-    return _check_language(checkpoint, config)
-
-
-@functools.lru_cache(maxsize=16)
-def _check_export(folder: Path, state: object) -> Tokens:
-    checkpoint = read(folder, weights="*.onnx")
-    return _check_language(checkpoint, load_config(checkpoint))
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {first_line(errors)}. {AGAIN}")
 
 
 def _loading_report(folder: Path, config: Any, headers: dict[str, TensorHeader]) -> dict[str, Any]:
     """Ask transformers what it would do with tensors of these names and shapes; no number is read."""
     tensors = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
-    with named_errors(folder, "its weights do not suit its config.json", _FROM_BASE.format("config.json")), quietly():
+    with (
+        named_errors(folder, "its weights do not suit its config.json", FROM_BASE.format("config.json")),
+        silence_transformers(),
+    ):
         _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             None,
             config=config,
@@ -247,117 +105,11 @@ def _check_quantization(folder: Path, asked: Any, device: str) -> None:
     """Let transformers look for the package that reads weights quantised in this way."""
     method = asked.get("quant_method") if isinstance(asked, dict) else asked
     fix = f"install the package that transformers names for {method!r}, or use a checkpoint that is not quantised"
-    with named_errors(folder, f"its weights are quantised by {method!r}, which cannot be read here", fix), quietly():
+    with (
+        named_errors(folder, f"its weights are quantised by {method!r}, which cannot be read here", fix),
+        silence_transformers(),
+    ):
         from transformers.quantizers import AutoHfQuantizer
 
         quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=True)
         quantizer.validate_environment(device_map={"": device})
-
-
-def _require_vocabulary(folder: Path) -> None:
-    """Without these files transformers makes an empty tokenizer, and says nothing."""
-    if (folder / "tokenizer.json").is_file():
-        return
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return
-    raise CheckpointError(
-        f"{folder} has no tokenizer: tokenizer.json is missing, and so is vocab.json or merges.txt; "
-        f"{_FROM_BASE.format('tokenizer.json and tokenizer_config.json')}. {AGAIN}"
-    )
-
-
-def _check_language(checkpoint: Checkpoint, config: Any) -> Tokens:
-    """Check that patches, tokens and the chat template suit the model."""
-    processor = load_processor(checkpoint)
-    _check_patches(checkpoint.path, processor.image_processor, config.vision_config)
-    trouble = "its tokenizer cannot be used"
-    with named_errors(checkpoint.path, trouble, _FROM_BASE.format("tokenizer.json and tokenizer_config.json")):
-        tokens = tokens_of(checkpoint, processor, config)
-        encoder = InputProcessor(processor, checkpoint.context, vocab_size=tokens.vocab_size)
-        processor.tokenizer.decode(encoder.ids(_PROMPT), skip_special_tokens=True)
-    _check_cutting(checkpoint.path, encoder, config.vision_config)
-    _check_template(checkpoint.path, processor, encoder)
-    _check_settings(checkpoint, encoder, tokens)
-    if (size := int(processor.tokenizer.vocab_size)) > tokens.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.path}: its tokenizer has {size} tokens and the model {tokens.vocab_size}; they belong to "
-            f"different models; {_FROM_BASE.format('tokenizer.json')}"
-        )
-    return tokens
-
-
-def _check_settings(checkpoint: Checkpoint, encoder: InputProcessor, tokens: Tokens) -> None:
-    """Apply the checkpoint's own generation settings once, to made-up logits."""
-    settings = dict(defaults_of(checkpoint, Config()).generation)
-    if not settings:
-        return
-    fix = "correct generation_config.json"
-    with named_errors(checkpoint.path, f"its generation settings {', '.join(settings)} cannot be used", fix):
-        ids = torch.tensor([encoder.ids(encoder.render(1, _PROMPT, None))])  # (1, T)
-        for chain in (biases(settings), own_processors(settings, ids.shape[1], tokens.eos_ids, ids.device)):
-            chain(ids, torch.zeros(1, tokens.vocab_size))
-
-
-def _check_patches(folder: Path, processor: Any, vision: Any) -> None:
-    names = {
-        "patch_size": "patch_size",
-        "merge_size": "spatial_merge_size",
-        "temporal_patch_size": "temporal_patch_size",
-    }
-    for name, wanted_name in names.items():
-        found, wanted = getattr(processor, name, None), getattr(vision, wanted_name)
-        if found != wanted:
-            raise CheckpointError(
-                f"{folder}: {name} is {found!r} in its image processor's config and {wanted!r} in config.json "
-                f"(vision_config.{wanted_name}); both must be the same; "
-                f"{_FROM_BASE.format('preprocessor_config.json')}"
-            )
-
-
-def _check_cutting(folder: Path, encoder: InputProcessor, vision: Any) -> None:
-    """Cut a blank picture of two merged patches a side, as each row's pictures are."""
-    side, fix = 2 * vision.spatial_merge_size, _FROM_BASE.format("preprocessor_config.json")
-    pixels = np.zeros((side * vision.patch_size, side * vision.patch_size, 3), np.uint8)
-    with named_errors(folder, "its image processor cannot cut a picture into patches", fix):
-        patches = encoder.cut(LoadedImage(pixels, "", pixels.shape[:2]))  # (P, C·T·p·p)
-        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        wanted, is_finite = (side * side, width), bool(patches.isfinite().all())
-    if tuple(patches.shape) != wanted or not is_finite:
-        raise CheckpointError(
-            f"{folder}: its image processor cuts a picture into patches of shape {tuple(patches.shape)}"
-            f"{'' if is_finite else ' that are not finite'}; the model takes {wanted}; {fix}"
-        )
-
-
-def _check_template(folder: Path, processor: Any, encoder: InputProcessor) -> None:
-    """Fill the chat template with pictures and a text, and see that each has its place."""
-    fix = _FROM_BASE.format("chat_template.json or chat_template.jinja")
-    if getattr(processor, "chat_template", None) is None:
-        raise CheckpointError(f"{folder} has no chat template; {fix}")
-    with named_errors(folder, "its chat template cannot be filled with a picture and a text", fix):
-        texts = {n: encoder.render(n, _PROMPT, None) for n in (1, 2)}
-        places = {n: encoder.ids(text).count(processor.image_token_id) for n, text in texts.items()}
-        bare = encoder.render(1, _PROMPT, None, add_generation_prompt=False)
-        most = max(encoder.ids(texts[1]))
-    if any(n != found for n, found in places.items()):
-        raise CheckpointError(
-            f"{folder}: its chat template has {places[1]} places for one picture and {places[2]} for two; a template "
-            f"for texts only has none; {fix}"
-        )
-    if _PROMPT not in texts[1]:
-        raise CheckpointError(f"{folder}: its chat template leaves the prompt out; {fix}")
-    if texts[1] == bare and not texts[1].rstrip().endswith("assistant"):
-        raise CheckpointError(
-            f"{folder}: its chat template ignores add_generation_prompt, so no answer would begin after it; {fix}"
-        )
-    if most >= encoder.vocab_size:
-        raise CheckpointError(
-            f"{folder}: token {most} of its tokenizer is beyond the {encoder.vocab_size} tokens of the model; they "
-            f"belong to different models; {_FROM_BASE.format('tokenizer.json')}"
-        )
-
-
-def _short(error: object) -> str:
-    """The first line of an error, cut where it becomes a list."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:300]}…"

@@ -97,7 +97,7 @@ def _extras() -> Iterator[str]:
 
 
 def _plan(config: Config) -> Iterator[str]:
-    from qwenvl_kit.inference.backend import make_spec
+    from qwenvl_kit.executors.specs import make_spec
 
     resolved = make_spec(config).resolved
     yield f"{resolved.model} on {resolved.backend}, {resolved.device}"

@@ -1,7 +1,4 @@
-"""The result of a comparison: its tidy frame, a summary per setting, a plot.
-
-It keeps what ran and computes nothing anew.
-"""
+"""The result of a comparison: tidy frame, summary per setting and plot."""
 
 from __future__ import annotations
 
@@ -18,32 +15,32 @@ if TYPE_CHECKING:
 _MEASURES = {
     "right": ("right", "share of answers that are right"),
     "truth_chrf": ("truth_chrf", "chrF against the truth"),
-    "same": ("same", "share of answers equal to the reference's"),
+    "same": ("same", "share of answers equal to the reference"),
     "chrf": ("chrf", "chrF against the reference"),
-    "seconds": ("seconds", "seconds a picture"),
-    "visual_tokens": ("visual_tokens", "visual tokens a picture"),
-    "prompt_tokens": ("prompt_tokens", "prompt tokens a picture"),
-    "new_tokens": ("new_tokens", "new tokens a picture"),
+    "seconds": ("seconds", "seconds per image"),
+    "visual_tokens": ("visual_tokens", "visual tokens per image"),
+    "prompt_tokens": ("prompt_tokens", "prompt tokens per image"),
+    "new_tokens": ("new_tokens", "new tokens per image"),
     "peak_mib": ("peak_mib", "peak memory, MiB"),
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """What ``df.vl.compare`` gives.
+    """The result of ``df.vl.compare``.
 
     Attributes
     ----------
     frame : DataFrame
-        Tidy: one row per picture, setting and repeat; the varied options are its first columns.
+        Tidy: one row per image, setting and repeat; the varied options are its first columns.
     varied : tuple of str
         Names of the options that vary.
     reference : dict
-        The values that answers were compared to; options not in it are those of the setting itself.
+        The reference values; options not in it keep each setting's own value.
     complete : bool
-        False where the grid was stopped before its end.
+        False where the grid ended early.
     record : dict
-        What ran in each setting, which models were loaded, how long it took, as plain JSON values.
+        Resolved options by setting, loaded models and times, as JSON values.
 
     Examples
     --------
@@ -61,14 +58,14 @@ class Comparison:
     record: dict[str, Any] = field(repr=False)
 
     def summary(self) -> pd.DataFrame:
-        """One row per setting: means over pictures and repeats, under the varied options.
+        """Return one row per setting: means over images and repeats, indexed by the varied options.
 
         Returns
         -------
         DataFrame
             ``n`` (answers), ``errors``, then the means of ``same``, ``chrf``, with a truth ``right`` and
-            ``truth_chrf``, and of ``seconds`` (of rows that were not cached), ``visual_tokens``, ``new_tokens`` and the
-            largest ``peak_mib``.
+            ``truth_chrf``, and of ``seconds`` (uncached rows), ``visual_tokens``, ``new_tokens`` and the largest
+            ``peak_mib``.
         """
         frame = self.frame.assign(
             seconds=self.frame["seconds"].where((self.frame["status"] == "ok") & ~self.frame["cached"]),
@@ -85,16 +82,16 @@ class Comparison:
     def plot(
         self, quality: str | None = None, cost: str = "seconds", *, ax: Axes | None = None, annotate: bool = True
     ) -> Axes:
-        """Quality against cost, a point per setting, with the spread over repeats as error bars.
+        """Plot quality against cost: a point per setting, the spread over repeats as error bars.
 
         Parameters
         ----------
         quality : {"right", "truth_chrf", "same", "chrf"}, optional
-            Without it ``right`` where there is a truth, else ``chrf``.
+            Default: ``right`` where there is a truth, else ``chrf``.
         cost : {"seconds", "visual_tokens", "prompt_tokens", "new_tokens", "peak_mib"}
-            Of a picture; or a varied option that is a number, such as ``"resized_height"``.
+            Per image; or a numeric varied option, such as ``"resized_height"``.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure without it.
+            Axes to draw in; default: a new figure.
         annotate : bool
             Write each setting beside its point.
 
@@ -105,7 +102,7 @@ class Comparison:
         Raises
         ------
         ConfigError
-            There is no such measure in the frame.
+            The frame has no such numeric measure.
         MissingExtra
             matplotlib is not installed.
         """
@@ -116,7 +113,7 @@ class Comparison:
             if name not in self.frame or not pd.api.types.is_numeric_dtype(self.frame[name]):
                 known = [name for name in (*_MEASURES, *self.varied) if name in self.frame]
                 raise ConfigError(
-                    f"quality and cost must be measured numbers; got {name!r}; those are: {', '.join(known)}"
+                    f"{name!r} is not a numeric measure of this comparison. Use one of: {', '.join(known)}."
                 )
         labels = {name: _MEASURES.get(name, (name, name))[1] for name in (quality, cost)}
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)

@@ -1,7 +1,4 @@
-"""Settings and pictures in, the results of every setting and repeat out; each model is loaded once.
-
-It knows no frames: `qwenvl_kit.compare.tidy` makes one of what it gives.
-"""
+"""Run a grid of settings over images: every setting and repeat, with each model loaded once."""
 
 from __future__ import annotations
 
@@ -15,8 +12,9 @@ from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import local
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, is_null
-from qwenvl_kit.inference.backend import Control, make_spec
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline.progress import Tick, progress_bar
 
 if TYPE_CHECKING:
@@ -26,11 +24,11 @@ if TYPE_CHECKING:
     from qwenvl_kit.types import Result
 
 OnResult = Callable[[int, int, "Result"], None]
-OnStart = Callable[["Block"], None]
+OnStart = Callable[["GridCell"], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class GridCell:
     """All rows of one setting in one repeat."""
 
     setting: int
@@ -43,35 +41,34 @@ class Block:
 
 @dataclass(slots=True)
 class GridRun:
-    """What a grid gave, whole or in part.
+    """Results of a grid, complete or partial.
 
     Attributes
     ----------
-    blocks : list of Block
-        In the order in which they ran; rows that were not reached have status ``cancelled``, blocks that were not
-        begun are absent.
+    blocks : list of GridCell
+        In the order in which they ran. Unfinished rows have status ``cancelled``; unstarted cells are absent.
     loads : list of dict
-        Which models were looked with in turn, and the seconds that loading and one token took.
+        Each loaded model, with the seconds for loading and one token.
     seconds : float
-        Of the whole grid.
+        Wall time of the whole grid.
     memory : str or None
-        What the peak means.
+        What the peak memory measures.
     records : dict
-        What ran, by the setting's label.
-    unheeded : tuple of str
-        Options that were named and do not take effect, each with the reason.
+        Resolved options by the setting's label.
+    ignored_options : tuple of str
+        Explicit options that are ignored, each with the reason.
     interrupted : bool
-        Ctrl-C ended it.
+        Ctrl-C ended the grid.
     failure : BaseException or None
-        What broke the backend.
+        The backend's error.
     """
 
-    blocks: list[Block] = field(default_factory=list)
+    grid_cells: list[GridCell] = field(default_factory=list)
     loads: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     memory: str | None = None
     records: dict[str, Any] = field(default_factory=dict)
-    unheeded: tuple[str, ...] = ()
+    ignored_options: tuple[str, ...] = ()
     interrupted: bool = False
     failure: BaseException | None = None
 
@@ -86,30 +83,30 @@ def run_grid(
     on_start: OnStart | None = None,
     on_result: OnResult | None = None,
     shown: bool = False,
-    stacklevel: int | None = 2,
+    warn_ignored: bool = True,
 ) -> GridRun:
-    """Run every setting on every picture, settings that share a loaded model one after the other.
+    """Run every setting on every image, grouped by loaded model.
 
     Parameters
     ----------
     cells : sequence
         One per row.
     prompts : sequence of str or None
-        One per row; None where the setting's own prompt is asked of all.
+        One per row; None uses the setting's own prompt for all rows.
     settings : sequence of Setting
         From `expand`.
     repeats : int
-        How often each is asked.
+        Runs of each setting.
     control : Control, optional
-        Cancels the whole grid; its listeners hear the rows of each block.
+        Cancels the whole grid; its callbacks get the rows of each cell.
     on_start : callable, optional
-        Called with each block before it runs, still without results.
+        Called with each cell, without results, before it runs.
     on_result : callable, optional
         Called as ``on_result(setting, repeat, result)`` from a thread of the run.
     shown : bool
         Draw a progress bar over the whole grid.
-    stacklevel : int or None
-        Where options that cannot take effect are warned of; None for doors that show the record's notes instead.
+    warn_ignored : bool
+        Warn of ignored options; False for callers that show the record's notes instead.
 
     Raises
     ------
@@ -119,28 +116,28 @@ def run_grid(
     for engine in (setting.config.engine for setting in settings):
         if engine != "local":
             raise ConfigError(
-                f"engine must be 'local' where settings are compared, since each model is loaded here once; got "
-                f"{engine!r}; leave engine out"
+                f"engine={engine!r} is not supported in comparisons, which load each model once in this process. "
+                "Use engine='local'."
             )
     specs = [make_spec(setting.config) for setting in settings]
-    if stacklevel is not None:
-        _announce(settings, specs, stacklevel + 1)
+    if warn_ignored:
+        _warn_ignored_options(settings, specs)
     work = _Work(prompts, settings, specs, repeats, control or Control(), on_start, on_result)
-    work.gave.unheeded = tuple(
-        dict.fromkeys(note for pair in zip(settings, specs, strict=True) for note in _named(*pair))
+    work.run.ignored_options = tuple(
+        dict.fromkeys(note for pair in zip(settings, specs, strict=True) for note in _ignored_options(*pair))
     )
     started = time.perf_counter()
     try:
         with FetchCache() as work.cache, progress_bar(len(cells) * len(settings) * repeats, shown=shown) as tick:
-            work.run(cells, tick)
-    except KeyboardInterrupt:  # between two blocks; within one the runner takes it
-        work.gave.interrupted = True
-    work.gave.seconds = time.perf_counter() - started
-    return work.gave
+            work.execute(cells, tick)
+    except KeyboardInterrupt:  # between two cells; within one the pipeline handles it
+        work.run.interrupted = True
+    work.run.seconds = time.perf_counter() - started
+    return work.run
 
 
 class _Work:
-    """One grid at work."""
+    """One grid in progress."""
 
     def __init__(
         self,
@@ -154,31 +151,31 @@ class _Work:
     ) -> None:
         self._prompts, self._settings, self._specs = prompts, settings, specs
         self._repeats, self._control = repeats, control
-        self._on_start, self._on_result = on_start, on_result
+        self._report_start, self._report_result = on_start, on_result
         self._lock = threading.Lock()
         self._n_done = self._n_failed = 0
         self._tick: Tick = lambda _done, _failed: None
         self.cache: FetchCache | None = None
-        self.gave = GridRun()
+        self.run = GridRun()
 
-    def run(self, cells: Sequence[object], tick: Tick) -> None:
+    def execute(self, cells: Sequence[object], tick: Tick) -> None:
         self._tick = tick
         loaded: str | None = None
         for at in _by_model(self._specs):
-            if not self._may_go_on():
+            if not self._may_continue():
                 return
             if self._specs[at].identity != loaded:
                 loaded = self._specs[at].identity
                 self._warm_up(at, cells)
             for repeat in range(self._repeats):
-                if self._may_go_on():
-                    self._run_block(at, repeat, cells)
+                if self._may_continue():
+                    self._run_cell(at, repeat, cells)
 
-    def _may_go_on(self) -> bool:
-        return not (self.gave.interrupted or self.gave.failure or self._control.cancel.is_set())
+    def _may_continue(self) -> bool:
+        return not (self.run.interrupted or self.run.failure or self._control.cancel.is_set())
 
     def _warm_up(self, at: int, cells: Sequence[object]) -> None:
-        """Load the model and let it look once, so that no setting pays for being the first."""
+        """Load the model and generate one token, so that the first setting is not charged for the load."""
         config = self._settings[at].config.replace(max_caption_length=1, store=None, progress=False)
         asked = zip(cells, self._prompts_of(at, len(cells)), strict=True)
         first = next(((cell, prompt) for cell, prompt in asked if prompt and not is_null(cell)), None)
@@ -186,64 +183,64 @@ class _Work:
             return
         started = time.perf_counter()
         control = Control(self._control.cancel)
-        run = local.execute([first[0]], [first[1]], config, control=control, stacklevel=None, cache=self.cache)
+        run = local.execute([first[0]], [first[1]], config, control=control, warn_ignored=False, cache=self.cache)
         seconds = round(time.perf_counter() - started, 3)
         self._note_end(run)
-        self.gave.loads.append({**self._varied_load_options(at), "seconds": seconds})
+        self.run.loads.append({**self._varied_load_options(at), "seconds": seconds})
 
     def _varied_load_options(self, at: int) -> dict[str, Any]:
         resolved = self._specs[at].resolved
         return {"backend": resolved.backend, "model": resolved.model, "dtype": resolved.dtype}
 
-    def _run_block(self, at: int, repeat: int, cells: Sequence[object]) -> None:
+    def _run_cell(self, at: int, repeat: int, cells: Sequence[object]) -> None:
         setting, spec = self._settings[at], self._specs[at]
         seed = None if spec.resolved.seed is None else spec.resolved.seed + repeat
-        block = Block(at, repeat, [], seed, spec.geometry.factor, None)
-        if self._on_start is not None:
-            self._on_start(block)
+        cell = GridCell(at, repeat, [], seed, spec.geometry.factor, None)
+        if self._report_start is not None:
+            self._report_start(cell)
         config = setting.seeded(repeat).replace(progress=False)
-        control = replace(self._control, on_result=lambda result: self._hear(at, repeat, result))
+        control = replace(self._control, on_result=lambda result: self._on_result(at, repeat, result))
         with measure_peak() as peak:
             prompts = self._prompts_of(at, len(cells))
-            run = local.execute(cells, prompts, config, control=control, stacklevel=None, cache=self.cache)
+            run = local.execute(cells, prompts, config, control=control, warn_ignored=False, cache=self.cache)
         self._note_end(run)
-        self.gave.memory = peak.kind
-        self.gave.records[setting.label] = run.record["effective"]
-        self.gave.blocks.append(replace(block, results=run.results, peak_mib=peak.mib))
+        self.run.memory = peak.kind
+        self.run.records[setting.label] = run.record["effective"]
+        self.run.grid_cells.append(replace(cell, results=run.results, peak_mib=peak.mib))
 
     def _prompts_of(self, at: int, n_rows: int) -> Sequence[str | None]:
         return self._prompts if self._prompts is not None else [self._settings[at].config.prompt] * n_rows
 
     def _note_end(self, run: Run) -> None:
-        self.gave.interrupted |= run.interrupted
-        self.gave.failure = self.gave.failure or run.failure
+        self.run.interrupted |= run.interrupted
+        self.run.failure = self.run.failure or run.failure
 
-    def _hear(self, at: int, repeat: int, result: Result) -> None:
+    def _on_result(self, at: int, repeat: int, result: Result) -> None:
         with self._lock:
             self._n_done += 1
             self._n_failed += result.status == "error"
             self._tick(self._n_done, self._n_failed)
         if self._control.on_result is not None:
             self._control.on_result(result)
-        if self._on_result is not None:
-            self._on_result(at, repeat, result)
+        if self._report_result is not None:
+            self._report_result(at, repeat, result)
 
 
 def _by_model(specs: Sequence[BackendSpec]) -> list[int]:
-    """Positions, those that share a loaded model together, in the order in which the models first appear."""
+    """Return positions grouped by model, in order of the models' first appearance."""
     identities = list(dict.fromkeys(spec.identity for spec in specs))
     return sorted(range(len(specs)), key=lambda at: identities.index(specs[at].identity))
 
 
-def _announce(settings: Sequence[Setting], specs: Sequence[BackendSpec], stacklevel: int) -> None:
-    """Say once what cannot take effect, however many settings share it."""
-    said: set[tuple[str, ...]] = set()
+def _warn_ignored_options(settings: Sequence[Setting], specs: Sequence[BackendSpec]) -> None:
+    """Warn once of each set of ignored options, however many settings share it."""
+    warned: set[tuple[str, ...]] = set()
     for setting, spec in zip(settings, specs, strict=True):
-        notes = _named(setting, spec)
-        if notes and notes not in said:
-            said.add(notes)
-            warn_ignored_options(setting.config, spec.resolved, stacklevel=stacklevel + 1)
+        notes = _ignored_options(setting, spec)
+        if notes and notes not in warned:
+            warned.add(notes)
+            warn_ignored_options(setting.config, spec.resolved)
 
 
-def _named(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
+def _ignored_options(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
     return tuple(str(note) for note in spec.resolved.notes if note.option in setting.config.explicit)

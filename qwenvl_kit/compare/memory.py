@@ -1,7 +1,4 @@
-"""The most memory that a piece of work held, where this machine can tell.
-
-On CUDA it is what torch allocated there; on Linux it is the process's largest resident set, everything included.
-"""
+"""Measure peak memory: torch's allocations on CUDA, else the resident set of the process on Linux."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _RESET_PEAK = "5"  # https://docs.kernel.org/filesystems/proc.html: resets VmHWM
 
 @dataclass(slots=True)
 class Peak:
-    """What was measured; ``mib`` and ``kind`` are None where nothing could be."""
+    """A measured peak; ``mib`` and ``kind`` are None where the platform reports none."""
 
     mib: float | None = None
     kind: str | None = None
@@ -27,7 +24,7 @@ class Peak:
 
 @contextlib.contextmanager
 def measure_peak() -> Iterator[Peak]:
-    """Measure the peak of the work inside; it is there when the work is done.
+    """Measure the peak memory of the ``with`` block; set when the block ends.
 
     Examples
     --------

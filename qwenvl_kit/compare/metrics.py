@@ -1,6 +1,6 @@
-"""Two texts in, how alike they are out: exactly, in tokens, in characters.
+"""Measure the agreement of two texts, in tokens and in characters.
 
-It knows no models: a token here is a word, a number, a Chinese character or a mark, which is what people would count.
+A token is a word, a number, a Chinese character or a punctuation mark, not a token of the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LONGEST = 4_000
 
 
 def tokens(text: str) -> list[str]:
-    """Cut a text into words, Chinese characters and marks.
+    """Split a text into words, Chinese characters and punctuation marks.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def tokens(text: str) -> list[str]:
 
 
 def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
-    """Fewest tokens to insert, delete or replace (Levenshtein).
+    """Return the Levenshtein distance: the fewest insertions, deletions and replacements.
 
     Examples
     --------
@@ -49,24 +49,24 @@ def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 @functools.lru_cache(maxsize=65_536)
-def token_edits(said: str, wanted: str) -> int:
-    """Edit distance in tokens of two texts; of very long ones the first 4,000 tokens count."""
-    return 0 if said == wanted else edit_distance(tokens(said)[:_LONGEST], tokens(wanted)[:_LONGEST])
+def token_edits(answer: str, reference: str) -> int:
+    """Return the edit distance of the first 4,000 tokens of two texts."""
+    return 0 if answer == reference else edit_distance(tokens(answer)[:_LONGEST], tokens(reference)[:_LONGEST])
 
 
 @functools.lru_cache(maxsize=65_536)
-def chrf(said: str, wanted: str) -> float:
-    """The chrF of an answer against one reference, 0 to 100, by sacrebleu with its own settings.
+def chrf(answer: str, reference: str) -> float:
+    """Return the chrF of an answer against one reference, 0 to 100, by sacrebleu with its default settings.
 
     Popović 2015, https://aclanthology.org/W15-3049; the signature is in the record of the comparison.
     """
-    if said == wanted:
+    if answer == reference:
         return 100.0
-    return float(_scorer().sentence_score(said, [wanted]).score)
+    return float(_scorer().sentence_score(answer, [reference]).score)
 
 
 def signature() -> str:
-    """The signature by sacrebleu of the chrF that is computed.
+    """Return sacrebleu's signature of the chrF.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A tidy frame in, axes with quality against cost out."""
+"""Plot quality against cost of a tidy frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(
     ax: Axes | None,
     annotate: bool,
 ) -> Axes:
-    """Draw a point per setting; settings that differ in the last option alone are joined by a line."""
+    """Draw a point per setting; a line joins settings that differ only in the last option."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -61,7 +61,7 @@ def draw(
 
 
 def spread(frame: pd.DataFrame, varied: Sequence[str], quality: str, cost: str) -> pd.DataFrame:
-    """Mean over pictures per repeat, then mean and standard deviation over repeats, per setting."""
+    """Return mean and standard deviation over repeats of the mean over images, per setting."""
     answered = frame[(frame["status"] == "ok") & ~frame["cached"]]
     measured = answered[[*varied, "repeat"]].assign(
         quality=answered[quality].astype("Float64"), cost=answered[cost].astype("Float64")

@@ -1,7 +1,4 @@
-"""What varies goes in, the settings of a grid come out, each with the one it is compared to.
-
-It knows options and nothing of pictures, models or frames.
-"""
+"""Expand varied options to the settings of a grid, each with its reference setting."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import Config, Options
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
-# They change neither answers nor their cost, or are not a setting's own affair.
+# They change neither answers nor their cost, or concern the whole grid.
 _FIXED = ("image_src_type", "store", "trust_sources", "progress", "on_error", "strict", "timeout_s")
 
 
@@ -25,11 +22,11 @@ class Setting:
     Attributes
     ----------
     values : tuple of (str, object)
-        The varied options and what they are here.
+        The varied options with their values.
     config : Config
-        Everything that runs here.
+        All options of this setting.
     reference : int
-        Position of the setting that this one is compared to.
+        Position of the reference setting.
     """
 
     values: tuple[tuple[str, Any], ...]
@@ -38,11 +35,11 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What tells this setting from the others, such as ``dtype=float16, resized_height=56``."""
+        """The varied options, such as ``dtype=float16, resized_height=56``."""
         return ", ".join(f"{name}={value}" for name, value in self.values)
 
     def seeded(self, repeat: int) -> Config:
-        """The config of one repeat: a seed that was given counts up, so that each repeat can be had again alone."""
+        """Return the config of one repeat; its seed is ``seed + repeat``, so that each repeat is reproducible alone."""
         if self.config.seed is None or not repeat:
             return self.config
         return self.config.replace(seed=self.config.seed + repeat)
@@ -51,17 +48,16 @@ class Setting:
 def expand(
     vary: Mapping[str, Sequence[object]], options: Options, reference: Mapping[str, object] | None = None
 ) -> list[Setting]:
-    """Every combination of the varied options, the last one varying fastest.
+    """Return every combination of the varied options, the last option varying fastest.
 
     Parameters
     ----------
     vary : mapping
-        Names of options and the values to try.
+        Option names and their values.
     options : mapping
-        Options that all settings share.
+        Options shared by all settings.
     reference : mapping, optional
-        Values that the settings are compared to; options that it leaves out are those of the setting itself. Without it
-        the first value of each.
+        Reference values; omitted options keep each setting's own value. Default: the first value of each option.
 
     Returns
     -------
@@ -71,8 +67,7 @@ def expand(
     Raises
     ------
     ConfigError
-        Nothing varies, an option cannot, a value breaks its option's rule or stands twice, or the reference is not in
-        the grid.
+        `vary` is empty, an option cannot vary, a value is invalid or duplicate, or the grid lacks the reference.
 
     Examples
     --------
@@ -96,14 +91,12 @@ def expand(
 
 def _values(name: str, given: object) -> tuple[Any, ...]:
     if isinstance(given, str | bytes) or (not isinstance(given, Sequence) and not hasattr(given, "__array__")):
-        raise ConfigError(f"vary[{name!r}] must be a list of values to try; got {given!r}; pass [{given!r}, …]")
+        raise ConfigError(f"vary[{name!r}]={given!r} is not a list. Pass a list of values: [{given!r}, …].")
     values = tuple(_key(value) for value in given)  # type: ignore[attr-defined]  # arrays iterate too
     if not values:
-        raise ConfigError(f"vary[{name!r}] must hold at least one value; got none; leave {name} out of vary")
+        raise ConfigError(f"vary[{name!r}] is empty. Pass at least one value, or remove {name} from vary.")
     if twice := [value for at, value in enumerate(values) if value in values[:at]]:
-        raise ConfigError(
-            f"vary[{name!r}] must hold each value once; got {twice[0]!r} twice; use repeats= to ask again"
-        )
+        raise ConfigError(f"vary[{name!r}] contains {twice[0]!r} twice. Use repeats= to run a setting again.")
     return values
 
 
@@ -113,19 +106,19 @@ def _key(value: object) -> Any:
 
 def _check(values: Mapping[str, tuple[Any, ...]], options: Options) -> None:
     if not values:
-        raise ConfigError("vary must name at least one option; got {}; pass vary={'dtype': ['float32', 'bfloat16']}")
+        raise ConfigError("vary is empty. Pass at least one option, such as vary={'dtype': ['float32', 'bfloat16']}.")
     for name in values:
         if name in options:
-            raise ConfigError(
-                f"{name} must either vary or be the same for all settings; got both; pass it in vary only"
-            )
+            raise ConfigError(f"{name} is passed both as an option and in vary. Pass it in vary only.")
         if name in _FIXED:
-            raise ConfigError(f"vary must name options that change an answer or its cost; got {name!r}; pass {name}=…")
+            raise ConfigError(
+                f"{name!r} cannot vary, because it changes neither an answer nor its cost. Pass {name}=… instead."
+            )
     samples = options.get("do_sample", False) or True in values.get("do_sample", ())
     if (idle := [name for name in values if name in _SAMPLING]) and not samples:
         raise ConfigError(
-            f"vary[{idle[0]!r}] takes effect when sampling only; got do_sample=False; pass do_sample=True, and seed=0 "
-            "for answers that can be had again"
+            f"vary[{idle[0]!r}] has no effect with do_sample=False. Pass do_sample=True, and seed=0 for reproducible "
+            "answers."
         )
 
 
@@ -134,10 +127,10 @@ def _reference(values: Mapping[str, tuple[Any, ...]], reference: Mapping[str, ob
         return {name: tried[0] for name, tried in values.items()}
     for name, value in reference.items():
         if name not in values:
-            raise ConfigError(f"reference must name varied options; got {name!r}; those are: {', '.join(values)}")
+            raise ConfigError(f"reference contains {name!r}, which does not vary. Use one of: {', '.join(values)}.")
         if _key(value) not in values[name]:
             raise ConfigError(
-                f"reference[{name!r}] must be one of the values tried; got {value!r}; those are: "
-                f"{', '.join(map(repr, values[name]))}"
+                f"reference[{name!r}]={value!r} is not a value of the grid. Use one of: "
+                f"{', '.join(map(repr, values[name]))}."
             )
     return {name: _key(value) for name, value in reference.items()}

@@ -20,7 +20,8 @@ from qwenvl_kit.executors.base import unrecorded
 from qwenvl_kit.executors.daft_setup import check_cluster, check_gpus, gpus_of_cluster, start
 from qwenvl_kit.executors.daft_worker import Worker
 from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, from_fields, result_kinds, unpack_error
-from qwenvl_kit.inference.backend import Control, make_spec
+from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline import Run, inside_run
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import Group, make_plan
@@ -32,7 +33,7 @@ from qwenvl_kit.store import open_store
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
 
-_N_FORWARDS, _N_LEAST = 4, 16  # forwards, and parcels, in one batch; fewer would leave the model waiting for the next
+_N_FORWARDS, _N_LEAST = 4, 16  # forward passes, and work items, per batch: with fewer the model waits for the next one
 _MAX_PARTITIONS = 256
 _MAX_DEATHS = 3  # times that a job may break without a single new result before it is given up
 _REFRESH_S = 0.1
@@ -44,7 +45,7 @@ def execute(
     config: Config,
     *,
     control: Control | None = None,
-    stacklevel: int | None = 2,
+    warn_ignored: bool = True,
 ) -> Run:
     """Run on Daft's workers; each loads the model once.
 
@@ -67,30 +68,30 @@ def execute(
     if config.store is not None:
         with open_store(config.store):  # what is wrong with it is told before any work
             pass
-    ledger = ResultCollector(len(cells), None, control.on_result)
-    job = _Job(cells, prompts, config, control, ledger)
+    collector = ResultCollector(len(cells), None, control.on_result)
+    job = _Job(cells, prompts, config, control, collector)
     interrupted = job.run_to_end()
-    results = ledger.close(functools.partial(missing, failure=job.failure))
-    about = job.about()
+    results = collector.close(functools.partial(missing, failure=job.failure))
+    info = job.info()
     failure = job.failure
-    if stacklevel is not None and failure is None:
+    if warn_ignored and failure is None:
         try:
-            warn_ignored_options(config, about.resolved, stacklevel=stacklevel + 1)
+            warn_ignored_options(config, info.resolved)
         except OptionWarning as warning:  # where warnings are errors; the work is done
             failure = warning
-    record = make_record(config, about.resolved, results, about.notes, clock)
+    record = make_record(config, info.resolved, results, info.notes, clock)
     done = Run(results, record, interrupted, failure)
     if config.store is not None:
         try:
             with open_store(config.store) as store:
                 store.add_run(record)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # nothing may cost the results now
-            return unrecorded(done, error, 2 if stacklevel is None else stacklevel)
+            return unrecorded(done, error)
     return done
 
 
 class _Job:
-    """The parcels of one run, and what has come back of them."""
+    """The work items of one run, and what has come back of them."""
 
     def __init__(
         self,
@@ -98,17 +99,17 @@ class _Job:
         prompts: Sequence[str | None],
         config: Config,
         control: Control,
-        ledger: ResultCollector,
+        collector: ResultCollector,
     ) -> None:
-        self._config, self._control, self._ledger = config, control, ledger
+        self._config, self._control, self._collector = config, control, collector
         self._n_rows = len(cells)
-        self._about: BatchInfo | None = None
+        self._info: BatchInfo | None = None
         self._notes: dict[str, None] = {}
         self._ended = threading.Event()
         self.failure: BaseException | None = None
         plan = make_plan(cells, prompts, config.image_src_type)
-        for result in plan.settled:
-            ledger.settle(result)
+        for result in plan.results:
+            collector.add(result)
         self._groups = dict(enumerate(plan.groups))
         self._packed = {at: packed for at, group in self._groups.items() if (packed := self._pack(cells, group))}
         self._n_workers = config.concurrency or 1
@@ -123,8 +124,8 @@ class _Job:
             driver.start()
             with progress_bar(self._n_rows, shown=self._config.progress) as tick:
                 while not self._ended.wait(_REFRESH_S):
-                    tick(self._ledger.n_settled, self._ledger.counts["error"])
-                tick(self._ledger.n_settled, self._ledger.counts["error"])
+                    tick(self._collector.n_done, self._collector.counts["error"])
+                tick(self._collector.n_done, self._collector.counts["error"])
         except KeyboardInterrupt:
             self._control.cancel.set()
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not wait for batches under way
@@ -132,10 +133,10 @@ class _Job:
             return True
         return False
 
-    def about(self) -> BatchInfo:
+    def info(self) -> BatchInfo:
         """What ran, as the workers tell; as this machine would have it where none had to be asked."""
-        if self._about is not None:
-            return BatchInfo(self._about.resolved, tuple(self._notes))
+        if self._info is not None:
+            return BatchInfo(self._info.resolved, tuple(self._notes))
         try:
             return BatchInfo(make_spec(self._config).resolved, tuple(self._notes))
         except QwenVLError:  # a model that is not here either; what the workers said of it comes first
@@ -178,19 +179,19 @@ class _Job:
 
     def _pack(self, cells: Sequence[object], group: Group) -> bytes | None:
         try:
-            return WorkItem(cells[group.asks[0].row], tuple(ask.prompt for ask in group.asks)).pack()
+            return WorkItem(cells[group.prompts[0].row], tuple(ref.prompt for ref in group.prompts)).pack()
         except RowError as error:
-            for ask in group.asks:
-                self._ledger.fail(ask.row, error)
+            for ref in group.prompts:
+                self._collector.fail(ref.row, error)
             return None
 
     def _answers(self) -> Iterator[dict[str, Any]]:
         api, n_each = self._daft, max(_N_LEAST, self._config.batch_size * _N_FORWARDS)
-        frame = api.from_pydict({"at": list(self._packed), "parcel": list(self._packed.values())})
+        frame = api.from_pydict({"at": list(self._packed), "item": list(self._packed.values())})
         if self._config.engine == "ray" and len(self._packed) > n_each:
             # A partition comes back as a whole, so that one for all would bring nothing before the end.
             frame = frame.into_partitions(min(_MAX_PARTITIONS, -(-len(self._packed) // n_each)))
-        answers = frame.select("at", self._expression(n_each)(api.col("parcel")).alias("answer"))
+        answers = frame.select("at", self._expression(n_each)(api.col("item")).alias("answer"))
         for batch in answers.to_arrow_iter(results_buffer_size=None):
             yield batch.to_pydict()
 
@@ -210,14 +211,14 @@ class _Job:
         return api.cls(Qwen, gpus=self._gpus, max_concurrency=self._n_workers, name_override="QwenVL")().answer
 
     def _enter(self, at: int, answer: dict[str, Any]) -> None:
-        if answer["about"] is not None:
-            about: BatchInfo = pickle.loads(answer["about"])
-            self._about = self._about or about
-            self._notes.update(dict.fromkeys(about.notes))
+        if answer["info"] is not None:
+            info: BatchInfo = pickle.loads(answer["info"])
+            self._info = self._info or info
+            self._notes.update(dict.fromkeys(info.notes))
         if self._packed.pop(at, None) is None:  # asked twice, since its first answer was lost on the way and then found
             return
-        for ask, values in zip(self._groups[at].asks, answer["results"], strict=True):
-            self._ledger.settle(from_fields(values, ask.row))
+        for ref, values in zip(self._groups[at].prompts, answer["results"], strict=True):
+            self._collector.add(from_fields(values, ref.row))
 
 
 class _Broken(Exception):
@@ -248,4 +249,4 @@ def _dtype(daft: Any) -> Any:
         "pickled": kinds.binary(),
     }
     result = kinds.struct({name: types[kind] for name, kind in result_kinds().items()})
-    return kinds.struct({"results": kinds.list(result), "about": kinds.binary(), "failure": kinds.binary()})
+    return kinds.struct({"results": kinds.list(result), "info": kinds.binary(), "failure": kinds.binary()})

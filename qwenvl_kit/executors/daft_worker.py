@@ -1,4 +1,4 @@
-"""What runs in a worker of Daft or Ray: a batch of parcels in, their results out, on a model that stays loaded.
+"""What runs in a worker of Daft or Ray: a batch of work items in, their results out, on a model that stays loaded.
 
 A row's fault is its result; what breaks the whole run goes back as a value, since exceptions lose their type on the
 way through a process of Daft's. Where it runs, and what becomes of its answers, it does not know.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.executors import local
 from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, pack_error, to_fields
-from qwenvl_kit.inference.backend import make_spec
+from qwenvl_kit.executors.specs import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Answers parcels.
+    """Answer work items.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Worker:
     Examples
     --------
     >>> from qwenvl_kit import Config
-    >>> (answer,) = Worker(Config(backend="echo", progress=False)).answer([Parcel("missing.png", ("What?",)).pack()])
+    >>> (answer,) = Worker(Config(backend="echo", progress=False)).answer([WorkItem("missing.png", ("What?",)).pack()])
     >>> answer["results"][0]["stage"]
     'fetch'
     """
@@ -45,34 +45,34 @@ class Worker:
         Returns
         -------
         list of dict
-            One per parcel: ``results`` with the fields of a `Result` per prompt; with the first, ``about`` has what
-            ran, or ``failure`` what broke. After a failure, ``results`` is empty for parcels that are not finished.
+            One per item: ``results`` with the fields of a `Result` per prompt; with the first, ``info`` has what
+            ran, or ``failure`` what broke. After a failure, ``results`` is empty for items that are not finished.
         """
-        parcels = [WorkItem.unpack(one) for one in packed]
+        items = [WorkItem.unpack(one) for one in packed]
         try:
-            about, results, failure = self._run(parcels)
+            info, results, failure = self._run(items)
         except Exception as error:  # noqa: BLE001  # the driver raises it
-            return self._answers([[] for _ in parcels], failure=pack_error(error))
+            return self._answers([[] for _ in items], failure=pack_error(error))
         if failure is not None:
             return self._answers(results, failure=pack_error(failure))
-        return self._answers(results, about=pickle.dumps(about))
+        return self._answers(results, info=pickle.dumps(info))
 
-    def _run(self, parcels: Sequence[WorkItem]) -> tuple[BatchInfo, list[list[dict[str, Any]]], BaseException | None]:
+    def _run(self, items: Sequence[WorkItem]) -> tuple[BatchInfo, list[list[dict[str, Any]]], BaseException | None]:
         resolved = make_spec(self._config).resolved
         if self._config.strict:
             warn_ignored_options(self._config, resolved)
-        cells = [parcel.cell for parcel in parcels for _ in parcel.prompts]
-        prompts = [prompt for parcel in parcels for prompt in parcel.prompts]
-        run = local.execute(cells, prompts, self._config, stacklevel=None, keeps_record=False)
+        cells = [item.cell for item in items for _ in item.prompts]
+        prompts = [prompt for item in items for prompt in item.prompts]
+        run = local.execute(cells, prompts, self._config, warn_ignored=False, keeps_record=False)
         notes = run.record["effective"]["notes"][len(resolved.notes) :]
         results = iter(run.results)
-        answers = [[next(results) for _ in one.prompts] for one in parcels]
+        answers = [[next(results) for _ in one.prompts] for one in items]
         if run.failure is not None:  # rows that it cost have errors, which are no answers
             answers = [some if all(one.status in ("ok", "null_image") for one in some) else [] for some in answers]
         return BatchInfo(resolved, tuple(notes)), [[to_fields(one) for one in some] for some in answers], run.failure
 
     def _answers(self, results: list[list[dict[str, Any]]], **first: bytes) -> list[dict[str, Any]]:
         return [
-            {"results": one, "about": None, "failure": None, **(first if position == 0 else {})}
+            {"results": one, "info": None, "failure": None, **(first if position == 0 else {})}
             for position, one in enumerate(results)
         ]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
 from qwenvl_kit.executors.base import unrecorded
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, is_null
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.pipeline import inside_run, run
 from qwenvl_kit.store import open_store
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.pipeline import Run
 
 
-class _Warm:
+class ModelCache:
     """The model that stays loaded, and whose turn it is."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class _Warm:
                 self._n_runs -= 1
 
     @contextlib.contextmanager
-    def lend(self, spec: BackendSpec) -> Iterator[Backend]:
+    def acquire(self, spec: BackendSpec) -> Iterator[Backend]:
         """Give the loaded model of `spec`, loading it if another one, or none, is warm."""
         with self._turn:
             if self._backend is None or self._identity != spec.identity:
@@ -86,9 +86,9 @@ class _Warm:
             backend.close()
 
 
-_warm = _Warm()
+_cache = ModelCache()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_warm.after_fork)
+    os.register_at_fork(after_in_child=_cache.after_fork)
 
 
 def execute(
@@ -97,15 +97,15 @@ def execute(
     config: Config,
     *,
     control: Control | None = None,
-    stacklevel: int | None = 2,
+    warn_ignored: bool = True,
     keeps_record: bool = True,
     cache: FetchCache | None = None,
 ) -> Run:
     """Run in this process; the model is loaded when the first picture is ready, and stays warm.
 
-    Options that cannot take effect are warned of at `stacklevel`; not at all where it is None, for doors that have
-    done so. `keeps_record` False keeps the record of the run out of the store, for doors that enter one of their own.
-    `cache` keeps fetched files for doors that run several times over the same cells.
+    `warn_ignored` False suppresses the warning of ignored options, for callers that have issued it. `keeps_record`
+    False keeps the record of the run out of the store, for callers that enter one of their own. `cache` keeps fetched
+    files for callers that run several times over the same cells.
 
     Raises
     ------
@@ -114,19 +114,19 @@ def execute(
     ForkedProcess
         The process was forked while a model was loaded or a run was under way; nothing is loaded or asked.
     ConfigError, ModelNotFound
-        See `qwenvl_kit.inference.make_spec`.
+        See `qwenvl_kit.executors.specs.make_spec`.
     """
     if inside_run():
         raise BackendBusy(
             "a run was started from a callback of another run, which would wait for itself; "
             "start it after the first has returned, or from a thread of your own"
         )
-    with _warm.running():
+    with _cache.running():
         spec = make_spec(config)
-        if stacklevel is not None:
-            warn_ignored_options(config, spec.resolved, stacklevel=stacklevel + 1)
+        if warn_ignored:
+            warn_ignored_options(config, spec.resolved)
         run_with = functools.partial(
-            run, cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, cache=cache
+            run, cells, prompts, config, spec, lambda: _cache.acquire(spec), control=control, cache=cache
         )
         if config.store is None:
             return run_with()
@@ -134,7 +134,14 @@ def execute(
         try:
             with open_store(config.store) as store:
                 done = run(
-                    cells, prompts, config, spec, lambda: _warm.lend(spec), control=control, store=store, cache=cache
+                    cells,
+                    prompts,
+                    config,
+                    spec,
+                    lambda: _cache.acquire(spec),
+                    control=control,
+                    store=store,
+                    cache=cache,
                 )
                 if keeps_record:
                     store.add_run(done.record)
@@ -143,7 +150,7 @@ def execute(
                 done = run_with()
             if done is None:
                 raise
-            done = unrecorded(done, error, 2 if stacklevel is None else stacklevel)
+            done = unrecorded(done, error)
         return done
 
 
@@ -155,4 +162,4 @@ def unload() -> None:
     >>> import qwenvl_kit
     >>> qwenvl_kit.unload()
     """
-    _warm.clear()
+    _cache.clear()

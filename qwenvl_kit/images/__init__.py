@@ -4,11 +4,11 @@ The way is ``classify`` (what is it) → ``fetch`` (bytes) → ``decode`` (uprig
 Nothing here knows of frames, prompts or models beyond their `PatchGeometry`.
 """
 
-import warnings
-
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.images.classify import classify, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
-from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, close_idle_connections, host_of, is_unchanged
+from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, host_of, is_unchanged
+from qwenvl_kit.images.fetch.idle import close_idle_connections
 from qwenvl_kit.images.load import ImageLoader, Limits, load
 from qwenvl_kit.images.resize import Sizing
 
@@ -34,5 +34,5 @@ def __getattr__(name: str) -> object:
     """Return `classify` under its former name."""
     if name != "identify":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("qwenvl_kit.images.identify is now classify.", DeprecationWarning, stacklevel=2)
+    warn("qwenvl_kit.images.identify is now classify.", DeprecationWarning)
     return classify

@@ -75,9 +75,9 @@ def classify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
 
     Examples
     --------
-    >>> [source.kind for source in identify(["https://example.org/a.png", b"..."])]
+    >>> [source.kind for source in classify(["https://example.org/a.png", b"..."])]
     ['url', 'bytes']
-    >>> identify(None)
+    >>> classify(None)
     ()
     """
     # A cell may compute when it is looked at, as lazy arrays and paths of a mount do, and raise anything.
@@ -86,7 +86,7 @@ def classify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
         if is_null(cell):
             return ()
         parts = _parts(cell)
-        return (_identify_one(cell, image_src_type),) if parts is None else _identify_many(parts, image_src_type)
+        return (_classify_one(cell, image_src_type),) if parts is None else _classify_many(parts, image_src_type)
 
 
 def is_null(cell: object) -> bool:
@@ -100,12 +100,12 @@ def is_null(cell: object) -> bool:
     return isinstance(cell, bytes | bytearray | memoryview | list | tuple) and len(cell) == 0
 
 
-def mask(address: str) -> str:
+def redact_url(address: str) -> str:
     """The address without user names, passwords, signed queries and fragments, for messages and records.
 
     Examples
     --------
-    >>> mask("https://me:secret@example.org/a.png?X-Amz-Signature=abc")
+    >>> redact_url("https://me:secret@example.org/a.png?X-Amz-Signature=abc")
     'https://***@example.org/a.png?…'
     """
     try:
@@ -148,26 +148,26 @@ def _parts(cell: object) -> list[object] | None:
     return None
 
 
-def _identify_many(cell: Sequence[object], image_src_type: ImageSrcType) -> tuple[ImageSource, ...]:
+def _classify_many(cell: Sequence[object], image_src_type: ImageSrcType) -> tuple[ImageSource, ...]:
     sources: list[ImageSource] = []
     for position, part in enumerate(map(_without_wrapper, cell), start=1):
         if is_null(part) or _parts(part) is not None:
             what = "is missing" if is_null(part) else "is itself a list"
             raise RowError("fetch", f"picture {position} of {len(cell)} in this cell {what}; give one picture each")
-        sources.append(_identify_one(part, image_src_type))
+        sources.append(_classify_one(part, image_src_type))
     return tuple(sources)
 
 
-def _identify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
+def _classify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
     if isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
         given = [cell[name] for name in ("bytes", "path") if name in cell and not is_null(cell[name])]
         if not given:
             raise RowError("fetch", "the cell is a mapping whose 'bytes' and 'path' are both empty")
         cell = given[0]
     if isinstance(cell, str | os.PathLike):
-        return _identify_text(os.fspath(cell), image_src_type)
+        return _classify_text(os.fspath(cell), image_src_type)
     if isinstance(cell, bytes | bytearray | memoryview):
-        return _identify_bytes(bytes(cell), image_src_type)
+        return _classify_bytes(bytes(cell), image_src_type)
     if isinstance(cell, Image.Image):
         return ImageSource("pil", cell, f"PIL image {cell.mode} {cell.width}×{cell.height}", f"pil:{id(cell)}")
     if hasattr(cell, "__array__") and not isinstance(cell, np.generic):
@@ -178,7 +178,7 @@ def _identify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
     )
 
 
-def _identify_text(text: str | bytes, image_src_type: ImageSrcType) -> ImageSource:
+def _classify_text(text: str | bytes, image_src_type: ImageSrcType) -> ImageSource:
     text = os.fsdecode(text)
     if image_src_type == "image_binary":
         right = "image_base64" if _looks_like_base64(text) else "image_url"
@@ -194,7 +194,7 @@ def _identify_text(text: str | bytes, image_src_type: ImageSrcType) -> ImageSour
     return _base64(text) if _is_base64(text) else _address(text)
 
 
-def _identify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
+def _classify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
     if image_src_type == "image_url":
         raise RowError("fetch", "image_src_type='image_url' but the cell is bytes; pass image_src_type='image_binary'")
     if image_src_type == "image_base64":
@@ -207,7 +207,7 @@ def _identify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
         return _base64(data.decode("latin-1"))
     if image_src_type == "auto" and not data.startswith(_SIGNATURES):
         head = data[:_LONGEST_HEAD].decode("latin-1")
-        if _is_data_uri(head) or (_looks_like_base64(head) and _starts_like_picture(head)):
+        if _is_data_uri(head) or (_looks_like_base64(head) and _starts_like_image(head)):
             return _base64(data.decode("latin-1"))
     return ImageSource("bytes", data, f"{len(data)} bytes", f"bytes:{_digest(data)}")
 
@@ -217,9 +217,9 @@ def _address(text: str) -> ImageSource:
     found = _SCHEME.match(text)
     scheme = found.group(1).lower() if found else ""
     if scheme in ("http", "https"):
-        return ImageSource("url", text, mask(text), text)
+        return ImageSource("url", text, redact_url(text), text)
     if scheme not in ("", "file"):
-        return ImageSource("remote", text, mask(text), text)
+        return ImageSource("remote", text, redact_url(text), text)
     return ImageSource("path", text, _clip(_mask_path(text)), text)
 
 
@@ -274,7 +274,7 @@ def _is_base64(text: str) -> bool:
         return False
     if len(text) > _LONGEST_PATH:
         return True
-    return not _exists(text) and _looks_like_base64(text) and _starts_like_picture(text)
+    return not _exists(text) and _looks_like_base64(text) and _starts_like_image(text)
 
 
 def _looks_like_base64(text: str) -> bool:
@@ -285,7 +285,7 @@ def _is_data_uri(text: str) -> bool:
     return text.lstrip()[:5].lower() == "data:"
 
 
-def _starts_like_picture(text: str) -> bool:
+def _starts_like_image(text: str) -> bool:
     head = "".join(text[:_LONGEST_HEAD].split())[:64].replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(head[: len(head) // 4 * 4]).startswith(_SIGNATURES)

@@ -153,7 +153,7 @@ class ImageLoader:
                         decode_pool.pool.close_idle(keep=1)
                 if not weight.is_short and fetched is not None:
                     pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
-                    return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+                    return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.version)
                 with _decoding.take(1):
                     return self._decode_here(source, fetched)
 
@@ -163,7 +163,7 @@ class ImageLoader:
         pixels, source_size = decode_resized(
             fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
         )
-        return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.mark)
+        return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.version)
 
     def _decode_apart(
         self, source: ImageSource, fetched: Fetched, n_pixels: int

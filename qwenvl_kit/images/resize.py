@@ -141,7 +141,7 @@ def smart_resize(height: int, width: int, geometry: PatchGeometry) -> tuple[int,
     area = rounded[0] * rounded[1]
     if area > geometry.max_pixels:
         shrink = math.sqrt(height * width / geometry.max_pixels)
-        return _fit_needle(_floor(height / shrink, factor), _floor(width / shrink, factor), geometry)
+        return _clamp_extreme_aspect(_floor(height / shrink, factor), _floor(width / shrink, factor), geometry)
     if area < geometry.min_pixels:
         grow = math.sqrt(geometry.min_pixels / (height * width))
         return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
@@ -187,7 +187,7 @@ def _floor(value: float, factor: int) -> int:
     return math.floor(value / factor) * factor
 
 
-def _fit_needle(height: int, width: int, geometry: PatchGeometry) -> tuple[int, int]:
+def _clamp_extreme_aspect(height: int, width: int, geometry: PatchGeometry) -> tuple[int, int]:
     if height and width:
         return height, width
     factor = geometry.factor

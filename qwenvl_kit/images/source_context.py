@@ -37,7 +37,7 @@ class source_context:  # used like a function; as one of contextlib's it took fi
 
     Examples
     --------
-    >>> with row_error("decode", "a.png", "cannot be decoded"):
+    >>> with source_context("decode", "a.png", "cannot be decoded"):
     ...     raise KeyError("c/0/0")
     Traceback (most recent call last):
     qwenvl_kit.errors.RowError: a.png cannot be decoded: KeyError: 'c/0/0'

@@ -1,35 +1,24 @@
-"""The seam between the runner and whatever runs a model: four protocols and a lazy registry.
+"""The seam between the runner and whatever runs a model: three protocols, and the control of a run.
 
 Nothing above it knows what a token is; nothing below it knows what a frame or a URL is.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, cast
-
-from qwenvl_kit.errors import ConfigError
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.options import Config
     from qwenvl_kit.types import PatchGeometry, Request, Result
 
-_REGISTRY = {
-    "torch": "qwenvl_kit.torch_backend.backend:spec",
-    "onnx": "qwenvl_kit.onnx_backend.backend:spec",
-    "echo": "qwenvl_kit.inference.echo:spec",
-}
 
-
-class Feed(Protocol):
+class RequestQueue(Protocol):
     """Where a backend takes its requests from."""
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         """Take up to `n` requests.
 
         Parameters
@@ -72,8 +61,8 @@ class Control:
 class Backend(Protocol):
     """A loaded model."""
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives as `resolved` says, in any order, each request once.
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives as `resolved` says, in any order, each request once.
 
         A row's fault is a `Result` with status ``error``; an exception ends the whole run.
         """
@@ -110,33 +99,3 @@ class BackendSpec(Protocol):
     def load(self) -> Backend:
         """Read the weights."""
         ...
-
-
-def make_spec(config: Config) -> BackendSpec:
-    """Find the model that a config names, without reading its weights.
-
-    Parameters
-    ----------
-    config : Config
-        Its ``backend`` names an entry of the registry.
-
-    Returns
-    -------
-    BackendSpec
-        Ready to be loaded.
-
-    Raises
-    ------
-    ConfigError
-        No such backend, or one that cannot do what the config asks.
-    ModelNotFound
-        The model is at none of the places looked at.
-    """
-    try:
-        module, function = _REGISTRY[config.backend].split(":")
-    except KeyError:
-        near = difflib.get_close_matches(config.backend, _REGISTRY, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else "pass 'torch'"
-        raise ConfigError(f"backend must be one of {', '.join(_REGISTRY)}; got {config.backend!r}; {fix}") from None
-    make = cast("Callable[[Config], BackendSpec]", getattr(importlib.import_module(module), function))
-    return make(config)

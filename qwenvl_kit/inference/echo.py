@@ -11,15 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, resolve
+from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, resolve
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import Request
 
+CAPABILITIES = Capabilities(
+    fixed=(
+        FixedOption(
+            option="torch_compile",
+            value=False,
+            reason="backend='echo' has no model to compile",
+            instead="running in eager mode",
+        ),
+    )
+)
 _SLOW = re.compile(r"echo-(\d+)ms")
 
 
@@ -63,9 +74,9 @@ class Echo:
     geometry: PatchGeometry
     seconds_per_batch: float = 0.0
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
         """Answer each request with its own prompt."""
-        while (batch := feed.take(resolved.batch_size, block=True)) is not None:
+        while (batch := queue.get(resolved.batch_size, block=True)) is not None:
             started = time.perf_counter()
             stopped = bool(self.seconds_per_batch) and control.cancel.wait(self.seconds_per_batch)
             if stopped or control.cancel.is_set():
@@ -107,4 +118,6 @@ def spec(config: Config) -> EchoSpec:
     geometry = PatchGeometry()
     named = _SLOW.fullmatch(config.model_name)
     defaults = CheckpointDefaults(named[0] if named else "echo", "echo-1", geometry)
-    return EchoSpec(resolve(config, Device("cpu"), defaults), geometry, int(named[1]) / 1000 if named else 0.0)
+    return EchoSpec(
+        resolve(config, Device("cpu"), defaults, CAPABILITIES), geometry, int(named[1]) / 1000 if named else 0.0
+    )

@@ -27,18 +27,18 @@ class PrefillChunk:
         The tokens, at least one.
     positions : int64 Tensor (3, T)
         Temporal, row and column position of each token (M-RoPE).
-    past : int
+    cached_len : int
         Tokens that the slot holds already.
-    visual : float Tensor (n_visual, hidden) or None
-        What `ModelRunner.look` gave for the first image tokens among `ids`, in order; None where there are none. Later
-        image tokens, which a sampling model may say, are embedded like any other.
+    image_features : float Tensor (n_visual, hidden) or None
+        Features of the first image tokens among `ids`, in order, from `ModelRunner.encode_images`; None where there are
+        none. Later image tokens, which a model may sample, are embedded like any other.
     """
 
     slot: int
     ids: Tensor
     positions: Tensor
-    past: int = 0
-    visual: Tensor | None = None
+    cached_len: int = 0
+    image_features: Tensor | None = None
 
 
 class ModelRunner(Protocol):
@@ -49,7 +49,7 @@ class ModelRunner(Protocol):
         """Where ids, positions and logits are."""
         ...
 
-    def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
+    def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
         """Visual tokens of pictures.
 
         Parameters
@@ -66,21 +66,21 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def reserve(self, n_slots: int, capacity: int) -> None:
+    def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Make room for `n_slots` rows of `capacity` tokens; what slots hold is kept where it fits the new size."""
         ...
 
-    def read(self, readings: Sequence[PrefillChunk]) -> Tensor:
-        """Prompt pass: put the readings' keys and values into their slots.
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        """Prompt pass: put the chunks' keys and values into their slots.
 
         Returns
         -------
-        float32 Tensor (n_readings, V)
-            Logits of each reading's last token.
+        float32 Tensor (n_chunks, V)
+            Logits of each chunk's last token.
         """
         ...
 
-    def step(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Decode step: append one token to each of the slots 0 to B-1.
 
         Parameters
@@ -99,11 +99,11 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def copy(self, source: int, target: int, length: int) -> None:
+    def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a slot to another, to share a prefix or to close a gap."""
         ...
 
-    def wipe(self, slot: int) -> None:
+    def zero_slot(self, slot: int) -> None:
         """Forget what a slot holds: numbers in it that are not finite must not meet those of the next row."""
         ...
 

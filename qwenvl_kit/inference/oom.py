@@ -1,4 +1,4 @@
-"""Whether an exception means that memory ran out, and how to free what can be freed; no row is known here."""
+"""Recognise that memory ran out, and free what can be freed."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ import gc
 
 import torch
 
-_SAYINGS = (
-    "can't allocate memory",  # torch on the CPU
-    "Failed to allocate memory",  # ONNX Runtime
-    "bad allocation",  # C++ anywhere
-    "std::bad_alloc",
-)
+from qwenvl_kit.checkpoints.library_errors import is_out_of_memory
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may succeed where this was raised.
-
-    Examples
-    --------
-    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shape mismatch"))
-    (True, False)
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(saying in str(error) for saying in _SAYINGS)
+__all__ = ["free_memory", "is_out_of_memory"]
 
 
 def free_memory() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.repetition import repeated_phrase
@@ -11,13 +11,16 @@ from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.processor import Encoded
-    from qwenvl_kit.types import Request
-
-Ending = Literal["stop", "length", "repetition"]
+    from qwenvl_kit.types import FinishReason, Request
 
 
-def answered(
-    encoded: Encoded, said: Sequence[int], ending: Ending, decode: Callable[[Sequence[int]], str], *, seconds: float
+def finished(
+    encoded: Encoded,
+    output_ids: list[int],
+    finish_reason: FinishReason,
+    decode: Callable[[list[int]], str],
+    *,
+    seconds: float,
 ) -> Result:
     """The result of a row that ended as it should; one that loops to its end is flagged.
 
@@ -25,29 +28,29 @@ def answered(
     ----------
     encoded : Encoded
         What was asked.
-    said : sequence of int
+    output_ids : sequence of int
         New tokens, without the one that ended the answer.
-    ending : {"stop", "length", "repetition"}
+    finish_reason : {"stop", "length", "repetition"}
         Why there are no more.
     decode : callable
         Token ids to text.
     seconds : float
         The row's share of the time.
     """
-    phrase = None if ending == "stop" else repeated_phrase(said)
+    phrase = None if finish_reason == "stop" else repeated_phrase(output_ids)
     height, width = encoded.request.images[0].size
     try:
-        text = decode(said)
-        flag = None if phrase is None else f"repeats {decode(said[-phrase:])!r} to its end"
+        text = decode(output_ids)
+        flag = None if phrase is None else f"repeats {decode(output_ids[-phrase:])!r} to its end"
     except Exception as error:  # noqa: BLE001  # a tokenizer of one row's tokens; other rows are not touched
         return failed(encoded.request, error, "decoding the answer's tokens")
     return Result(
         encoded.request.row,
         "ok",
         text=text,
-        finish_reason=ending,
+        finish_reason=finish_reason,
         prompt_tokens=len(encoded.ids),
-        new_tokens=len(said),
+        new_tokens=len(output_ids),
         height=height,
         width=width,
         seconds=seconds,
@@ -55,14 +58,14 @@ def answered(
     )
 
 
-def overflowed(encoded: Encoded, dtype: str) -> Result:
+def overflow_error(encoded: Encoded, dtype: str) -> Result:
     """The result of a row whose logits are NaN or infinite."""
     advice = "dtype='float32'" if dtype == "bfloat16" else "dtype='bfloat16', which has the range of float32,"
     message = f"the model's numbers overflowed in {dtype} (NaN or infinite logits); {advice} may help"
     return _failed(encoded, message)
 
 
-def too_large(encoded: Encoded) -> Result:
+def oom_error(encoded: Encoded) -> Result:
     """The result of a row that does not fit into memory even alone."""
     height, width = encoded.request.images[0].size
     return _failed(

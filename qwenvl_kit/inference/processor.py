@@ -31,7 +31,7 @@ class Encoded:
         The whole prompt, each visual token in its place.
     grid : int64 Tensor (n_pictures, 3)
         Frames, rows and columns of patches of each picture.
-    cut : callable
+    patchify : callable
         Makes the patches of one picture, float (P, C·T·p·p): eight times the bytes of its pixels, so not before they
         are needed.
     """
@@ -39,15 +39,15 @@ class Encoded:
     request: Request
     ids: list[int]
     grid: Tensor
-    cut: Callable[[LoadedImage], Tensor] = field(repr=False)
+    patchify: Callable[[LoadedImage], Tensor] = field(repr=False)
 
     @property
     def pixel_values(self) -> Tensor:
         """Patches of all its pictures, float (P, C·T·p·p), cut anew each time."""
-        return torch.cat([self.cut(picture) for picture in self.request.images])
+        return torch.cat([self.patchify(picture) for picture in self.request.images])
 
     @property
-    def sights(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+    def image_keys(self) -> tuple[tuple[str, tuple[int, int]], ...]:
         """What names its pictures: equal for rows that see the same."""
         return tuple((picture.digest, picture.size) for picture in self.request.images)
 
@@ -89,9 +89,9 @@ class InputProcessor:
         ids = self._with_visual_tokens(self._prompt_ids(request), grid)
         self._check_context(len(ids), request)
         self._check_vocabulary(ids)
-        return Encoded(request, ids, grid, self.cut)
+        return Encoded(request, ids, grid, self.patchify)
 
-    def cut(self, picture: LoadedImage) -> Tensor:
+    def patchify(self, picture: LoadedImage) -> Tensor:
         """Normalised patches of a picture, float (P, C·T·p·p)."""
         image = torch.tensor(picture.pixels).permute(2, 0, 1)  # (3, H, W), copied
         # do_resize=False: the picture has its size already, and twice resized is not once resized.

@@ -5,20 +5,19 @@ Every row is treated as if it were alone; models and slots are unknown here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from qwenvl_kit.checkpoints.generation_config import biases, own_processors
-from qwenvl_kit.inference.seeded_noise import warpers
+from qwenvl_kit.inference.seeded_noise import logits_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.sequence import Row
+    from qwenvl_kit.inference.sequence import Sequence
 
 
 _MOST_LENGTHS = 256  # of prompts, whose processors are kept
@@ -31,19 +30,19 @@ class Sampler:
     ----------
     resolved : ResolvedConfig
         Its ``repetition_penalty``, ``generation``, ``do_sample``, ``temperature``, ``top_k`` and ``top_p``.
-    eos_ids : sequence of int
+    eos_ids : tuple of int
         Tokens that end an answer.
     """
 
-    def __init__(self, resolved: ResolvedConfig, eos_ids: Sequence[int] = ()) -> None:
+    def __init__(self, resolved: ResolvedConfig, eos_ids: tuple[int, ...] = ()) -> None:
         self._settings, self._eos_ids = dict(resolved.generation), eos_ids
         self._first = biases(self._settings)
         if resolved.repetition_penalty != 1:
             self._first.append(RepetitionPenaltyLogitsProcessor(resolved.repetition_penalty))
         self._then: dict[int, LogitsProcessorList] = {}  # by the length of the prompt
-        self._warpers = warpers(resolved) if resolved.do_sample else None
+        self._warpers = logits_processors(resolved) if resolved.do_sample else None
 
-    def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
+    def sample(self, logits: Tensor, rows: list[Sequence]) -> list[int | None]:
         """The next token of each row from float32 logits (B, V); None where they are not finite."""
         # -inf is how processors forbid a token; NaN, +inf and a row of -inf only come from overflow. NaN wins in max.
         best, chosen = logits.max(dim=-1)  # (B,), (B,)
@@ -53,13 +52,13 @@ class Sampler:
         tokens: list[int] = chosen.tolist()
         return [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
 
-    def _process(self, scores: Tensor, row: Row) -> Tensor:
+    def _process(self, scores: Tensor, row: Sequence) -> Tensor:
         ids = row.ids[None].to(scores.device)  # (1, T)
         scores = self._first(ids, scores)  # (1, V)
         if self._settings:
             scores = self._own(len(row.encoded.ids), scores.device)(ids, scores)
         if self._warpers is not None:
-            scores = row.choice(ids, self._warpers(ids, scores))
+            scores = row.noise(ids, self._warpers(ids, scores))
         return scores[0].argmax()
 
     def _own(self, prompt_length: int, device: torch.device) -> LogitsProcessorList:

@@ -96,7 +96,7 @@ class EventStoppingCriteria(StoppingCriteria):  # type: ignore[misc]
         return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def warpers(resolved: ResolvedConfig) -> LogitsProcessorList:
+def logits_processors(resolved: ResolvedConfig) -> LogitsProcessorList:
     """Temperature, top-k and top-p as transformers has them, in the order in which ``generate`` applies them."""
     chain = LogitsProcessorList([TemperatureLogitsWarper(float(resolved.temperature or 1.0))])
     if resolved.top_k:

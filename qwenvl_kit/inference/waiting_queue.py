@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Feed
+    from qwenvl_kit.inference.backend import RequestQueue
     from qwenvl_kit.inference.processor import Encoded
     from qwenvl_kit.types import Request
 
@@ -22,24 +22,26 @@ class WaitingQueue:
         self.rows: list[Encoded] = []
         self._batch_size = batch_size
 
-    def top_up(self, feed: Feed, *, block: bool = True) -> list[Request] | None:
+    def fill_from(self, queue: RequestQueue, *, block: bool = True) -> list[Request] | None:
         """Take what is ready; wait, if `block`, only when there is nothing to do. None: no more will come."""
         room = _WINDOW * self._batch_size - len(self.rows)
         if self.rows or not block:
-            return feed.take(room, block=False) if room > 0 else []
-        first = feed.take(1, block=True)
+            return queue.get(room, block=False) if room > 0 else []
+        first = queue.get(1, block=True)
         if not first:
             return first
-        return first + (feed.take(room - 1, block=False) or [] if room > 1 else [])
+        return first + (queue.get(room - 1, block=False) or [] if room > 1 else [])
 
     def next_batch(self, n_most: int | None = None) -> list[Encoded]:
         """The oldest row, those that see the same pictures, and those nearest in length, which waste least padding."""
         n_most = self._batch_size if n_most is None else min(n_most, self._batch_size)
         oldest = self.rows[0]
-        ranks = {oldest.sights: (-1, 0)}  # of those that see the same: by the length and the place of their first row
+        ranks = {
+            oldest.image_keys: (-1, 0)
+        }  # of those that see the same: by the length and the place of their first row
         for i, row in enumerate(self.rows):
-            ranks.setdefault(row.sights, (abs(len(row.ids) - len(oldest.ids)), i))
-        nearest = sorted(range(len(self.rows)), key=lambda i: (ranks[self.rows[i].sights], i))
+            ranks.setdefault(row.image_keys, (abs(len(row.ids) - len(oldest.ids)), i))
+        nearest = sorted(range(len(self.rows)), key=lambda i: (ranks[self.rows[i].image_keys], i))
         chosen = set(nearest[:n_most])
         batch = [row for i, row in enumerate(self.rows) if i in chosen]
         self.rows = [row for i, row in enumerate(self.rows) if i not in chosen]

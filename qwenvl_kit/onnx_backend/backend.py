@@ -1,6 +1,6 @@
 """An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
 
-Frames and URLs are unknown here; how graphs are run is the stepper's affair.
+Frames and URLs are unknown here; how graphs are run is the model runner's affair.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption
 from qwenvl_kit.checkpoints.checkpoint import find, locate, read
-from qwenvl_kit.checkpoints.resolve import Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError, ConfigError
 from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export
 from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.options import Config
-
-ATTENTION = "GroupQueryAttention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +58,31 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
-        from qwenvl_kit.checkpoints.preflight import check_export, load_processor
+        from qwenvl_kit.checkpoints.loading import load_processor
         from qwenvl_kit.inference.encoder_cache import EncoderCache
-        from qwenvl_kit.inference.scheduler import Language
-        from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+        from qwenvl_kit.inference.preflight import check_export
+        from qwenvl_kit.inference.scheduler import Tokenization
+        from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
         checkpoint = read(spec.export.path, weights="*.onnx")
         processor = load_processor(checkpoint)
         assert spec.resolved.provider is not None, "set by spec()"
-        self._stepper = OnnxStepper(
+        self.model_runner = OnnxModelRunner(
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
-        self._eyes = EncoderCache(self._stepper)
-        self._language = Language.of(processor, checkpoint.context, check_export(checkpoint))
+        self.encoder_cache = EncoderCache(self.model_runner)
+        self.tokenization = Tokenization.of(processor, checkpoint.context, check_export(checkpoint))
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives."""
         from qwenvl_kit.inference.scheduler import generate
 
-        yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+        yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
 
     def close(self) -> None:
         """Free the model."""
-        self._eyes.forget()
-        self._stepper.close()
+        self.encoder_cache.clear()
+        self.model_runner.close()
 
 
 def spec(config: Config) -> OnnxSpec:
@@ -99,7 +99,7 @@ def spec(config: Config) -> OnnxSpec:
     """
     require_onnx("backend='onnx'")
     from qwenvl_kit.checkpoints.generation_config import defaults_of
-    from qwenvl_kit.checkpoints.preflight import check_export
+    from qwenvl_kit.inference.preflight import check_export
     from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.onnx_backend.session import execution_provider
 
@@ -112,33 +112,50 @@ def spec(config: Config) -> OnnxSpec:
         )
     export = read_export(folder)
     checkpoint = read(folder, weights="*.onnx")
-    _check(config, export)
     require_exact_products(export)
     check_export(checkpoint)
     provider = execution_provider()
     device = _device(config, provider)
-    planned = resolve(config, device, defaults_of(checkpoint, config), dtype=export.dtype, attention=ATTENTION)
+    planned = resolve(config, device, defaults_of(checkpoint, config), capabilities_of(export))
     fingerprint = hashlib.blake2b(f"onnx:{export.digest}:{provider}".encode(), digest_size=16).hexdigest()
     resolved = replace(planned, fingerprint=fingerprint, quantization=export.quantize, provider=provider)
     return OnnxSpec(export, device, config.rank or 0, resolved, checkpoint.geometry)
 
 
-def _check(config: Config, export: Export) -> None:
-    if config.num_beams > 1:
-        raise ConfigError(
-            f"num_beams={config.num_beams} is not to be had from backend='onnx', whose loop follows one answer a row; "
-            "pass num_beams=1, backend='torch', or use qwenvl_kit.export.OnnxQwenVL's own generate"
-        )
-    if config.device_map is not None:
-        raise ConfigError(
-            f"device_map={config.device_map!r} is not to be had from backend='onnx', which keeps a model on one "
-            "device; leave it out, or pass backend='torch'"
-        )
-    if "dtype" in config.explicit and config.dtype != export.dtype:
-        raise ConfigError(
-            f"dtype={config.dtype!r} is not to be had from {export.path}, an export in {export.dtype}; leave dtype "
-            f"out, or export with dtype={config.dtype!r}"
-        )
+def capabilities_of(export: Export) -> Capabilities:
+    """Return what ONNX Runtime can do with an export."""
+    return Capabilities(
+        attention="GroupQueryAttention",
+        fixed=(
+            FixedOption(
+                option="num_beams",
+                value=1,
+                reason="backend='onnx' does not support beam search",
+                instead="using greedy search",
+                remedy="Use num_beams=1, backend='torch', or the generate method of qwenvl_kit.export.OnnxQwenVL.",
+            ),
+            FixedOption(
+                option="device_map",
+                value=None,
+                reason="backend='onnx' keeps a model on one device",
+                instead="using one device",
+                remedy="Leave device_map out, or use backend='torch'.",
+            ),
+            FixedOption(
+                option="torch_compile",
+                value=False,
+                reason="backend='onnx' runs exported graphs",
+                instead="running the graphs as they are",
+            ),
+            FixedOption(
+                option="dtype",
+                value=export.dtype,
+                reason=f"{export.path} is an export in {export.dtype}",
+                instead=f"using {export.dtype}",
+                remedy="Leave dtype out, or export the checkpoint with this dtype.",
+            ),
+        ),
+    )
 
 
 def _device(config: Config, provider: str) -> Device:

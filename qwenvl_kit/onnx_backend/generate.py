@@ -16,13 +16,14 @@ from optimum.modeling_base import OptimizedModel
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, modeling_outputs
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.checkpoints.preflight import load_config, load_processor, named_errors
+from qwenvl_kit.checkpoints.library_errors import named_errors
+from qwenvl_kit.checkpoints.loading import load_config, load_processor
 from qwenvl_kit.checkpoints.weight_files import is_plain_name
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.onnx_backend.int8_support import require_exact_products
 from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, read_export
-from qwenvl_kit.onnx_backend.model_runner import OnnxStepper
+from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 from qwenvl_kit.onnx_backend.session import execution_provider
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
 
     Attributes
     ----------
-    stepper : OnnxStepper
+    model_runner : OnnxModelRunner
         Prompt pass and decode step as functions of their own.
     processor : transformers.Qwen2_5_VLProcessor
         The checkpoint's.
@@ -56,10 +57,10 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
 
     def __init__(self, export: Export, config: Any, *, provider: str | None = None, threads: int | None = None) -> None:
         require_exact_products(export)
-        self.stepper = OnnxStepper(export, provider=provider or execution_provider(), threads=threads)
+        self.model_runner = OnnxModelRunner(export, provider=provider or execution_provider(), threads=threads)
         self.export = export
         self.processor: Any = load_processor(read(export.path, weights="*.onnx"))
-        super().__init__(_Shell(config, self.stepper), config)
+        super().__init__(_GenerationAdapter(config, self.model_runner), config)
         if (export.path / "generation_config.json").is_file():
             trouble, fix = "its generation_config.json cannot be used", "correct it, or export again"
             with named_errors(export.path, trouble, fix):
@@ -77,7 +78,7 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.stepper.device
+        return self.model_runner.device
 
     @classmethod
     def _from_pretrained(cls, model_id: str | Path, config: Any, **kwargs: Any) -> OnnxQwenVL:
@@ -141,16 +142,16 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
 
 
 class _Slots:
-    """What ``generate`` holds for a cache: how many tokens the stepper's slots hold of each row."""
+    """What ``generate`` holds for a cache: how many tokens the model runner's slots hold of each row."""
 
     is_compileable = False
     is_linear = (False,)
 
-    def __init__(self, stepper: OnnxStepper, capacity: int) -> None:
+    def __init__(self, model_runner: OnnxModelRunner, capacity: int) -> None:
         self.capacity = capacity
         self.lengths: Tensor = torch.zeros(0, dtype=torch.int64)
         self.n_passed = 0  # tokens of the padded batch, which is what transformers counts in
-        self._stepper = stepper
+        self._model_runner = model_runner
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens that were passed, padding included."""
@@ -158,36 +159,36 @@ class _Slots:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Put the slots of chosen beams into the places of those that were dropped."""
-        self._stepper.reorder(beam_idx)
+        self._model_runner.reorder(beam_idx)
         self.lengths = self.lengths[beam_idx.cpu()]
 
 
-class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
-    """transformers' class without weights: it prepares inputs, positions and beams, and asks the stepper for logits."""
+class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
+    """transformers' class without weights: inputs, positions and beams are its own, logits are the model runner's."""
 
-    _stepper: OnnxStepper
+    _model_runner: OnnxModelRunner
 
-    def __init__(self, config: Any, stepper: OnnxStepper) -> None:
+    def __init__(self, config: Any, model_runner: OnnxModelRunner) -> None:
         config._attn_implementation = "sdpa"  # a kernel that a config names on the hub is never asked for
         with torch.device("meta"):
             super().__init__(config)
-        object.__setattr__(self, "_stepper", stepper)  # no module: nothing to be registered
+        object.__setattr__(self, "_model_runner", model_runner)  # no module: nothing to be registered
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self._stepper.device
+        device: torch.device = self._model_runner.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._stepper.dtype
+        dtype: torch.dtype = self._model_runner.dtype
         return dtype
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         longest = kwargs.get("max_cache_length", args[-1] if args else 0)
-        model_kwargs[_CACHE] = _Slots(self._stepper, int(longest) + 1)
+        model_kwargs[_CACHE] = _Slots(self._model_runner, int(longest) + 1)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """Pictures are looked at once, however many beams: rows are repeated, patches are not."""
@@ -211,10 +212,10 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     ) -> Any:
         cache = past_key_values if cache is None else cache
         n_rows, n_new = input_ids.shape
-        slots = _Slots(self._stepper, n_new + 1) if cache is None else cache
+        slots = _Slots(self._model_runner, n_new + 1) if cache is None else cache
         if not len(slots.lengths):
             slots.lengths = torch.zeros(n_rows, dtype=torch.int64)
-            self._stepper.reserve(n_rows, max(slots.capacity, n_new + 1))
+            self._model_runner.resize_cache(n_rows, max(slots.capacity, n_new + 1))
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if position_ids is None:
             positions, _ = self.model.get_rope_index(
@@ -224,7 +225,7 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
             positions = position_ids[-3:]  # the first of four rows counts tokens
         features = None
         if pixel_values is not None and image_grid_thw is not None:
-            features = torch.cat(self._stepper.look(pixel_values, image_grid_thw))
+            features = torch.cat(self._model_runner.encode_images(pixel_values, image_grid_thw))
         kept = mask[:, -n_new:].bool()
         visual = _by_row(features, (input_ids == self.config.image_token_id) & kept, rows_per_prompt)
         logits = self._read(input_ids, kept, positions, visual, slots)
@@ -236,10 +237,10 @@ class _Shell(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     ) -> Tensor:
         """Logits (B, V); padding is left out, since a slot's tokens stand at its front."""
         if ids.shape[1] == 1 and visual[0] is None:
-            logits: Tensor = self._stepper.step(ids[:, 0], positions[0, :, -1], slots.lengths)
+            logits: Tensor = self._model_runner.decode(ids[:, 0], positions[0, :, -1], slots.lengths)
         else:
             rows = zip(ids, kept, positions.unbind(1), slots.lengths.tolist(), visual, strict=True)
-            logits = self._stepper.read(
+            logits = self._model_runner.prefill(
                 [
                     PrefillChunk(slot, tokens[real], places[:, real], past, seen)
                     for slot, (tokens, real, places, past, seen) in enumerate(rows)

@@ -113,8 +113,8 @@ def read_export(folder: Path, *, whole: bool = False) -> Export:
         raise CheckpointError(
             f"{folder / MANIFEST} is damaged or was not written by this package: {fault}; export again"
         )
-    for name, said in manifest["files"].items():
-        _check_file(folder / name, said, whole=whole)
+    for name, recorded in manifest["files"].items():
+        _check_file(folder / name, recorded, whole=whole)
     return Export(folder, manifest)
 
 
@@ -155,7 +155,7 @@ def _fault(manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def _check_file(file: Path, said: dict[str, Any], *, whole: bool) -> None:
+def _check_file(file: Path, recorded: dict[str, Any], *, whole: bool) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file.parent} is a partial export: {file.name} is missing; export again")
     if not is_within(file, file.parent):
@@ -163,13 +163,13 @@ def _check_file(file: Path, said: dict[str, Any], *, whole: bool) -> None:
             f"{file} is a link to a file outside of the export; copy the file itself into the folder, or export again"
         )
     size = file.stat().st_size
-    if size != said["bytes"]:
+    if size != recorded["bytes"]:
         raise CheckpointError(
-            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {said['bytes']} were written; export "
-            "again"
+            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {recorded['bytes']} were written; "
+            "export again"
         )
     found = describe_file(file) if whole else {"samples": _samples(file)}
-    if any(found[name] != said[name] for name in found):
+    if any(found[name] != recorded[name] for name in found):
         raise CheckpointError(f"{file.parent} was altered: {file.name} is not what was written; export again")
 
 

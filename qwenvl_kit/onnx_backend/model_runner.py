@@ -15,7 +15,8 @@ import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.checkpoints.preflight import load_config
+from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack
 from qwenvl_kit.onnx_backend.session import Graph
 
 if TYPE_CHECKING:
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.model_runner import PrefillChunk
     from qwenvl_kit.onnx_backend.manifest import Export
 
-_MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
-_MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
 _ATTENTION_BYTES = 256 * 2**20  # scores of one layer's attention in a prompt pass; longer prompts go in parts
 
 
-class OnnxStepper:
+class OnnxModelRunner:
     """An export with its weights and one cache.
 
     Parameters
@@ -57,9 +56,9 @@ class OnnxStepper:
         self._embeddings = torch.from_numpy(export.embeddings())  # (V, H), mapped from the file of weights
         self._head = self._text.hidden_size // self._text.num_attention_heads
         self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer, (slots, heads, capacity, D)
-        self.reserve(1, 1)
+        self.resize_cache(1, 1)
 
-    def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
+    def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
         """Visual tokens of pictures, those of one size together."""
         sizes = [tuple(one) for one in grid.tolist()]
         counts = [math.prod(size) for size in sizes]
@@ -67,14 +66,12 @@ class OnnxStepper:
         found: dict[int, Tensor] = {}
         for size in dict.fromkeys(sizes):
             alike = [at for at, other in enumerate(sizes) if other == size]
-            together = max(1, _MAX_PATCHES[self.device.type] // math.prod(size))
-            for first in range(0, len(alike), together):
-                some = alike[first : first + together]
-                features = self._look_alike(pixel_values, [starts[at] for at in some], torch.tensor([size]))
-                found |= dict(zip(some, features, strict=True))
+            for batch in pack(alike, lambda batch: sum(counts[at] for at in batch) <= max_image_patches(self.device)):
+                features = self._encode_alike(pixel_values, [starts[at] for at in batch], torch.tensor([size]))
+                found |= dict(zip(batch, features, strict=True))
         return [found[at] for at in range(len(sizes))]
 
-    def reserve(self, n_slots: int, capacity: int) -> None:
+    def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Make room for `n_slots` rows of `capacity` tokens; what slots hold is kept where it fits the new size."""
         heads = self._text.num_key_value_heads
         old = self._caches
@@ -86,16 +83,16 @@ class OnnxStepper:
             for shape in [(n_slots, heads, capacity, self._head)]
         ]
 
-    def read(self, readings: Sequence[PrefillChunk]) -> Tensor:
-        """Prompt pass: keys and values go into the readings' slots; logits (n_readings, V) of their last tokens."""
-        logits = torch.empty(len(readings), self._text.vocab_size, device=self.device)
-        order = sorted(range(len(readings)), key=lambda at: readings[at].slot)
-        for run in _neighbours(order, [reading.slot for reading in readings]):
-            for some in self._fill(run, readings):
-                logits[torch.tensor(some)] = self._read_neighbours([readings[at] for at in some])
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        """Prompt pass: keys and values go into the chunks' slots; logits (n_chunks, V) of their last tokens."""
+        logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
+        order = sorted(range(len(chunks)), key=lambda at: chunks[at].slot)
+        for run in _neighbours(order, [chunk.slot for chunk in chunks]):
+            for batch in pack(run, lambda batch: self._fits([chunks[at] for at in batch])):
+                logits[torch.tensor(batch)] = self._prefill_neighbours([chunks[at] for at in batch])
         return logits
 
-    def step(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Decode step: append one token to each of the slots 0 to B-1; logits (B, V)."""
         n_rows = len(ids)
         return self._decode(
@@ -107,13 +104,13 @@ class OnnxStepper:
             wanted=torch.arange(n_rows),
         )
 
-    def copy(self, source: int, target: int, length: int) -> None:
+    def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a slot to another."""
         for keys, values in self._caches:
             keys[target, :, :length] = keys[source, :, :length]
             values[target, :, :length] = values[source, :, :length]
 
-    def wipe(self, slot: int) -> None:
+    def zero_slot(self, slot: int) -> None:
         """Forget what a slot holds."""
         for keys, values in self._caches:
             keys[slot].zero_()
@@ -129,7 +126,7 @@ class OnnxStepper:
         self._caches = []
         del self._decoder, self._tower, self._embeddings
 
-    def _look_alike(self, pixels: Tensor, starts: Sequence[int], size: Tensor) -> Tensor:
+    def _encode_alike(self, pixels: Tensor, starts: Sequence[int], size: Tensor) -> Tensor:
         """Visual tokens (n, n_visual, H) of the n pictures of one grid (1, 3) whose patches begin at `starts`."""
         config, n_pictures = self._vision, len(starts)
         unit = config.spatial_merge_size**2
@@ -152,58 +149,52 @@ class OnnxStepper:
         )
         return features[:, torch.argsort(order).to(self.device)]
 
-    def _fill(self, run: Sequence[int], readings: Sequence[PrefillChunk]) -> list[list[int]]:
-        """Split a run of readings into passes that fill a device and whose padding fits the cache.
+    @property
+    def _capacity(self) -> int:
+        return self._caches[0][0].shape[2]
 
-        The runtime takes a pass whose rows would all be as long as its longest, and refuses one where a row's past
-        leaves no room for so much.
+    def _fits(self, chunks: Sequence[PrefillChunk]) -> bool:
+        """Whether chunks fit one pass, padding included.
+
+        The runtime pads every row to the longest, and refuses a pass where a row's cached tokens leave no room for it.
         """
-        most, capacity = _MAX_TOKENS[self.device.type], self._caches[0][0].shape[2]
-        passes: list[list[int]] = []
-        longest = past = 0
-        for at in run:
-            length = len(readings[at].ids)
-            longest, past = max(longest, length), max(past, readings[at].past)
-            if passes and (len(passes[-1]) + 1) * longest <= most and past + longest <= capacity:
-                passes[-1].append(at)
-            else:
-                passes.append([at])
-                longest, past = length, readings[at].past
-        return passes
+        longest = max(len(chunk.ids) for chunk in chunks)
+        cached = max(chunk.cached_len for chunk in chunks)
+        return len(chunks) * longest <= max_prefill_tokens(self.device) and cached + longest <= self._capacity
 
-    def _read_neighbours(self, readings: Sequence[PrefillChunk]) -> Tensor:
+    def _prefill_neighbours(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         """Read into slots that follow each other, in parts where attention's scores would not fit."""
-        lengths = [len(reading.ids) for reading in readings]
-        heads, capacity = self._text.num_attention_heads, self._caches[0][0].shape[2]
-        part = max(16, _ATTENTION_BYTES // (4 * len(readings) * heads * capacity))
-        logits = torch.empty(len(readings), self._text.vocab_size, device=self.device)
-        embeds = [self._embed_reading(reading) for reading in readings]
+        lengths = [len(chunk.ids) for chunk in chunks]
+        heads = self._text.num_attention_heads
+        part = max(16, _ATTENTION_BYTES // (4 * len(chunks) * heads * self._capacity))
+        logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
+        embeds = [self._embed_chunk(chunk) for chunk in chunks]
         for start in range(0, max(lengths), part):
             going = [at for at, length in enumerate(lengths) if length > start]
-            for run in _neighbours(going, range(len(readings))):
+            for run in _neighbours(going, range(len(chunks))):
                 ends = [at for at in run if lengths[at] <= start + part]
-                said = self._read_part([readings[at] for at in run], [embeds[at] for at in run], start, part)
+                said = self._prefill_part([chunks[at] for at in run], [embeds[at] for at in run], start, part)
                 logits[torch.tensor(ends, dtype=torch.int64)] = said
         return logits
 
-    def _read_part(self, readings: Sequence[PrefillChunk], embeds: Sequence[Tensor], start: int, most: int) -> Tensor:
+    def _prefill_part(self, chunks: Sequence[PrefillChunk], embeds: Sequence[Tensor], start: int, most: int) -> Tensor:
         """Read tokens `start` to ``start + most`` of each; logits of those that end there."""
-        sizes = torch.tensor([min(len(reading.ids) - start, most) for reading in readings])
-        longest, n_rows = int(sizes.max()), len(readings)
+        sizes = torch.tensor([min(len(chunk.ids) - start, most) for chunk in chunks])
+        longest, n_rows = int(sizes.max()), len(chunks)
         joint = torch.zeros(n_rows, longest, self._text.hidden_size, dtype=self.dtype, device=self.device)
         positions = torch.zeros(3, n_rows, longest, dtype=torch.int64)
-        for row, (reading, vectors) in enumerate(zip(readings, embeds, strict=True)):
+        for row, (chunk, vectors) in enumerate(zip(chunks, embeds, strict=True)):
             end = start + int(sizes[row])
             joint[row, : end - start] = vectors[start:end]
-            positions[:, row, : end - start] = reading.positions[:, start:end]
-        ending = [row for row, reading in enumerate(readings) if len(reading.ids) <= start + most]
+            positions[:, row, : end - start] = chunk.positions[:, start:end]
+        ending = [row for row, chunk in enumerate(chunks) if len(chunk.ids) <= start + most]
         # The runtime takes no empty output, so where no row ends a logit is made and dropped.
         wanted = [row * longest + int(sizes[row]) - 1 for row in ending] or [0]
         logits = self._decode(
-            first_slot=readings[0].slot,
+            first_slot=chunks[0].slot,
             embeds=joint,
             positions=positions,
-            lengths=torch.tensor([reading.past + start for reading in readings]) + sizes,
+            lengths=torch.tensor([chunk.cached_len + start for chunk in chunks]) + sizes,
             new_lengths=sizes,
             wanted=torch.tensor(wanted),
         )
@@ -240,19 +231,19 @@ class OnnxStepper:
     def _embed(self, ids: Tensor) -> Tensor:
         return self._embeddings[ids.cpu()].to(self.device, self.dtype)
 
-    def _embed_reading(self, reading: PrefillChunk) -> Tensor:
-        """Vectors (T, H) of a reading's tokens, visual ones in their places."""
-        vectors = self._embed(reading.ids)
-        if reading.visual is not None:
-            places = (reading.ids == self._image_id).nonzero().squeeze(-1)[: len(reading.visual)]
-            vectors[places.to(self.device)] = reading.visual.to(self.dtype)
+    def _embed_chunk(self, chunk: PrefillChunk) -> Tensor:
+        """Vectors (T, H) of a chunk's tokens, visual ones in their places."""
+        vectors = self._embed(chunk.ids)
+        if chunk.image_features is not None:
+            places = (chunk.ids == self._image_id).nonzero().squeeze(-1)[: len(chunk.image_features)]
+            vectors[places.to(self.device)] = chunk.image_features.to(self.dtype)
         return vectors
 
 
 def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
     """The longest row; one more where the operator would take the pass for a first prompt and forget the past.
 
-    It does so where the new tokens of the longest reading are as many as the longest row has in all
+    It does so where the new tokens of the longest chunk are as many as the longest row has in all
     (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cpu/bert/group_query_attention_helper.h).
     """
     total = int(lengths.max())
@@ -260,9 +251,9 @@ def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
     return torch.tensor(total + (has_past and int(new_lengths.max()) == total), dtype=torch.int32)
 
 
-def _grown(old: Tensor | None, shape: tuple[int, int, int, int], stepper: OnnxStepper) -> Tensor:
+def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: OnnxModelRunner) -> Tensor:
     """A cache of `shape` that holds what fits of `old`."""
-    new = torch.zeros(shape, dtype=stepper.dtype, device=stepper.device)
+    new = torch.zeros(shape, dtype=model_runner.dtype, device=model_runner.device)
     if old is not None:
         rows, tokens = min(old.shape[0], shape[0]), min(old.shape[2], shape[2])
         new[:rows, :, :tokens] = old[:rows, :, :tokens]
@@ -271,13 +262,7 @@ def _grown(old: Tensor | None, shape: tuple[int, int, int, int], stepper: OnnxSt
 
 def _neighbours(order: Sequence[int], slots: Sequence[int]) -> list[list[int]]:
     """Split positions, ordered by slot, where their slots do not follow each other."""
-    runs: list[list[int]] = []
-    for at in order:
-        if runs and slots[at] == slots[runs[-1][-1]] + 1:
-            runs[-1].append(at)
-        else:
-            runs.append([at])
-    return runs
+    return pack(order, lambda run: slots[run[-1]] == slots[run[-2]] + 1)
 
 
 def _windows(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
 
 
-class Keys:
+class CacheKeyBuilder:
     """Makes keys for the rows of one run.
 
     Parameters
@@ -30,13 +30,13 @@ class Keys:
         fixed = [resolved.fingerprint, system, answer_fields(resolved)]
         self._base = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=16)
 
-    def key(self, digests: Sequence[str], prompt: str, draw: int) -> str | None:
-        """Key of an answer; None where every draw is a new one and nothing may be shared."""
+    def key(self, digests: Sequence[str], prompt: str, sample_index: int) -> str | None:
+        """Key of an answer; None where every sample_index is a new one and nothing may be shared."""
         if self._samples and self._seed is None:
             return None
         digest = self._base.copy()
-        drawn = draw if self._samples else 0
-        digest.update(json.dumps([list(digests), prompt, drawn]).encode())
+        index = sample_index if self._samples else 0
+        digest.update(json.dumps([list(digests), prompt, index]).encode())
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:

@@ -31,7 +31,7 @@ class Store(Protocol):
         """Mark and digest of the picture that stood at an address."""
         ...
 
-    def put_source(self, name: str, mark: str, digest: str) -> None:
+    def put_source(self, name: str, version: str, digest: str) -> None:
         """Keep which picture stood at an address."""
         ...
 
@@ -63,12 +63,12 @@ class ResultCollector:
         self.counts: Counter[str] = Counter()
 
     @property
-    def n_settled(self) -> int:
+    def n_done(self) -> int:
         """Rows that are done."""
         return sum(self.counts.values())
 
     def claim(self, row: int, key: str | None) -> bool:
-        """Whether this row must be asked; if not, it is settled, or will be with its twin."""
+        """Whether this row must be asked; if not, it is settled, or will be with its duplicate."""
         if key is None:
             return True
         stored = None
@@ -76,18 +76,18 @@ class ResultCollector:
             if key in self._waiting:
                 self._waiting[key].append(row)
                 return False
-            twin = self._answered.get(key)
-            if twin is None:
+            duplicate = self._answered.get(key)
+            if duplicate is None:
                 self._waiting[key] = []
                 self._key_of[row] = key
-        if twin is None and self._store is not None and (stored := self._store.get(key)) is not None:
-            self.settle(stored.for_row(row, cached=True), keep=False)
+        if duplicate is None and self._store is not None and (stored := self._store.get(key)) is not None:
+            self.add(stored.for_row(row, cached=True), keep=False)
             return False
-        if twin is not None:
-            self.settle(twin.for_row(row, cached=True))
-        return twin is None
+        if duplicate is not None:
+            self.add(duplicate.for_row(row, cached=True))
+        return duplicate is None
 
-    def answer_known(self, row: int, key: str | None) -> bool:
+    def resolve_cached(self, row: int, key: str | None) -> bool:
         """Settle a row whose answer is there already; False where it must be worked for."""
         if key is None:
             return False
@@ -96,10 +96,10 @@ class ResultCollector:
         if known is None and self._store is not None:
             known = self._store.get(key)
         if known is not None:
-            self.settle(known.for_row(row, cached=True), keep=False)
+            self.add(known.for_row(row, cached=True), keep=False)
         return known is not None
 
-    def settle(self, result: Result, *, keep: bool = True) -> None:
+    def add(self, result: Result, *, keep: bool = True) -> None:
         """Enter the result of a row, and of the rows that wait for the same answer; store it before counting it."""
         with self._lock:
             key = self._key_of.pop(result.row, None)
@@ -120,7 +120,7 @@ class ResultCollector:
 
     def fail(self, row: int, error: RowError) -> None:
         """Enter a row's fault."""
-        self.settle(Result.failed(row, error))
+        self.add(Result.failed(row, error))
 
     def close(self, missing: Callable[[int], Result]) -> list[Result]:
         """All results in order; rows that have none get `missing`, and later ones are ignored."""

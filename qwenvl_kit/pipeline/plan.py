@@ -1,4 +1,4 @@
-"""Cells and prompts in, a `Plan` out: which rows share their pictures, and which are settled without any work."""
+"""Cells and prompts in, a `Plan` out: which rows share their pictures, and which are results without any work."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One row's question; `draw` counts the rows before it with the same pictures and the same prompt."""
+class PromptRef:
+    """One row's question; `sample_index` counts the rows before it with the same pictures and the same prompt."""
 
     row: int
     prompt: str
-    draw: int
+    sample_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Group:
     """Rows that look at the same pictures, so that these are loaded once."""
 
     sources: tuple[ImageSource, ...]
-    asks: tuple[Ask, ...]
+    prompts: tuple[PromptRef, ...]
 
     def is_remote(self) -> bool:
         """Whether any of its pictures has to be waited for."""
@@ -42,10 +42,10 @@ class Plan:
     """What there is to do, in order of first appearance, and what is done already."""
 
     groups: tuple[Group, ...]
-    settled: tuple[Result, ...]
+    results: tuple[Result, ...]
 
     def shared_sources(self) -> frozenset[str]:
-        """Keys of sources that stand in more than one group, such as a reference picture beside many others."""
+        """Return the keys of sources that stand in more than one group, such as a reference image beside others."""
         seen: set[str] = set()
         shared: set[str] = set()
         for group in self.groups:
@@ -74,13 +74,13 @@ def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_
     Examples
     --------
     >>> plan = make_plan(["a.png", None, "a.png"], ["What?", "What?", "Where?"], "auto")
-    >>> [[ask.row for ask in group.asks] for group in plan.groups], [result.status for result in plan.settled]
+    >>> [[ref.row for ref in group.prompts] for group in plan.groups], [result.status for result in plan.results]
     ([[0, 2]], ['null_image'])
     """
-    settled: list[Result] = []
+    results: list[Result] = []
     sources_of: dict[tuple[str, ...], tuple[ImageSource, ...]] = {}
-    asks_of: dict[tuple[str, ...], list[Ask]] = {}
-    draws: dict[tuple[tuple[str, ...], str], int] = {}
+    prompts_of: dict[tuple[str, ...], list[PromptRef]] = {}
+    n_seen: dict[tuple[tuple[str, ...], str], int] = {}
     for row, (cell, prompt) in enumerate(zip(cells, prompts, strict=True)):
         try:
             sources = classify(cell, image_src_type)
@@ -89,15 +89,15 @@ def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_
             if sources and prompt is not None:
                 check_whole(prompt)
         except RowError as error:
-            settled.append(Result.failed(row, error))
+            results.append(Result.failed(row, error))
             continue
         if not sources or prompt is None:
-            settled.append(Result(row, "null_image"))
+            results.append(Result(row, "null_image"))
             continue
         key = tuple(source.key for source in sources)
-        draw = draws.get((key, prompt), 0)
-        draws[key, prompt] = draw + 1
+        sample_index = n_seen.get((key, prompt), 0)
+        n_seen[key, prompt] = sample_index + 1
         sources_of.setdefault(key, sources)
-        asks_of.setdefault(key, []).append(Ask(row, prompt, draw))
-    groups = tuple(Group(sources, tuple(asks_of[key])) for key, sources in sources_of.items())
-    return Plan(groups, tuple(settled))
+        prompts_of.setdefault(key, []).append(PromptRef(row, prompt, sample_index))
+    groups = tuple(Group(sources, tuple(prompts_of[key])) for key, sources in sources_of.items())
+    return Plan(groups, tuple(results))

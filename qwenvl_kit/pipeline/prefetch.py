@@ -27,9 +27,9 @@ from qwenvl_kit.types import Request
 if TYPE_CHECKING:
     from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched
     from qwenvl_kit.images.load import ImageLoader
-    from qwenvl_kit.pipeline.cache_key import Keys
+    from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
     from qwenvl_kit.pipeline.collector import ResultCollector
-    from qwenvl_kit.pipeline.plan import Ask, Group, Plan
+    from qwenvl_kit.pipeline.plan import Group, Plan, PromptRef
     from qwenvl_kit.types import ImageSource, LoadedImage
 
 _MAX_BYTES = 128 * 2**20  # pixels that wait for the backend
@@ -48,7 +48,7 @@ class _Task:
     """A group whose images are being loaded."""
 
     group: Group
-    asks: Sequence[Ask] | None = None  # those that no earlier run answered; None before it was looked up
+    prompts: Sequence[PromptRef] | None = None  # those that no earlier run answered; None before it was looked up
     images: list[LoadedImage] = field(default_factory=list)
     fetch: Fetch | None = None
     fetched: Fetched | None = None  # waits for a decoder
@@ -73,7 +73,7 @@ class _Place:
 
 
 class ImagePrefetcher:
-    """A `Feed` that loads images ahead.
+    """A `RequestQueue` that loads images ahead.
 
     Parameters
     ----------
@@ -81,11 +81,11 @@ class ImagePrefetcher:
         What is to be loaded.
     loader : ImageLoader
         Loads one image, step by step.
-    keys : Keys
+    keys : CacheKeyBuilder
         Names answers, so that none is asked for twice.
-    ledger : ResultCollector
+    collector : ResultCollector
         Where rows go that need no backend.
-    recall : callable
+    known_digests : callable
         Gives the digests of images that need not be loaded to be known, or None.
     remember : callable
         Called with each source that was loaded, and its image.
@@ -101,17 +101,17 @@ class ImagePrefetcher:
         self,
         plan: Plan,
         loader: ImageLoader,
-        keys: Keys,
-        ledger: ResultCollector,
+        keys: CacheKeyBuilder,
+        collector: ResultCollector,
         *,
-        recall: Callable[[Sequence[ImageSource]], Sequence[str] | None],
+        known_digests: Callable[[Sequence[ImageSource]], Sequence[str] | None],
         remember: Callable[[ImageSource, LoadedImage], None],
         system: str | None,
         max_new_tokens: int,
         cancel: threading.Event,
     ) -> None:
-        self._loader, self._keys, self._ledger = loader, keys, ledger
-        self._recall, self._remember = recall, remember
+        self._loader, self._keys, self._collector = loader, keys, collector
+        self._known_digests, self._remember = known_digests, remember
         self._system, self._max_new_tokens = system, max_new_tokens
         self._cancel = cancel
         lock = threading.Lock()
@@ -163,7 +163,7 @@ class ImagePrefetcher:
             self._raise_failure()
             return bool(self._ready) and not self._cancel.is_set()
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         """Take up to `n` requests: ``[]`` when none is ready yet, None when no more will come.
 
         Of large pictures fewer are taken at a time.
@@ -279,10 +279,10 @@ class ImagePrefetcher:
 
     def _advance(self, task: _Task, place: _Place) -> None:
         """Load the images of a group until it is done, or must wait elsewhere."""
-        if task.asks is None:
-            task.asks = self._unknown(task.group)
+        if task.prompts is None:
+            task.prompts = self._unknown(task.group)
         try:
-            while task.asks and len(task.images) < len(task.group.sources):
+            while task.prompts and len(task.images) < len(task.group.sources):
                 source = task.group.sources[len(task.images)]
                 image = self._image(task, source, place)
                 if image is None:
@@ -291,31 +291,31 @@ class ImagePrefetcher:
         except DecodeCancelled:
             pass  # its rows are told cancelled with those that were not begun
         except RowError as error:
-            for ask in task.asks:
-                self._ledger.fail(ask.row, error)
+            for ref in task.prompts:
+                self._collector.fail(ref.row, error)
         else:
             self._leave_host(place)  # while the backend is busy, another thread may have it
-            self._ask(task.asks, task.images)
+            self._ask(task.prompts, task.images)
         self._finish()
 
-    def _unknown(self, group: Group) -> Sequence[Ask]:
+    def _unknown(self, group: Group) -> Sequence[PromptRef]:
         """The group's questions that no earlier run has answered, as far as can be told without loading it."""
-        digests = self._recall(group.sources)
+        digests = self._known_digests(group.sources)
         if digests is None:
-            return group.asks
+            return group.prompts
         return [
-            ask
-            for ask in group.asks
-            if not self._ledger.answer_known(ask.row, self._keys.key(digests, ask.prompt, ask.draw))
+            ref
+            for ref in group.prompts
+            if not self._collector.resolve_cached(ref.row, self._keys.key(digests, ref.prompt, ref.sample_index))
         ]
 
-    def _ask(self, asks: Sequence[Ask], images: Sequence[LoadedImage]) -> None:
+    def _ask(self, refs: Sequence[PromptRef], images: Sequence[LoadedImage]) -> None:
         digests = [image.digest for image in images]
-        for ask in asks:
-            key = self._keys.key(digests, ask.prompt, ask.draw)
-            if self._ledger.claim(ask.row, key):
+        for ref in refs:
+            key = self._keys.key(digests, ref.prompt, ref.sample_index)
+            if self._collector.claim(ref.row, key):
                 seed = self._keys.seed(key)
-                self._put(Request(ask.row, tuple(images), ask.prompt, self._system, seed, self._max_new_tokens))
+                self._put(Request(ref.row, tuple(images), ref.prompt, self._system, seed, self._max_new_tokens))
 
     def _finish(self) -> None:
         with self._to_take:

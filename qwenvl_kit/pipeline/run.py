@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
 from qwenvl_kit.images.decode_pool import pool as decode_pool
 from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
-from qwenvl_kit.pipeline.cache_key import Keys
+from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import make_plan
 from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
@@ -96,7 +96,7 @@ def run(
     --------
     >>> from contextlib import nullcontext
     >>> from qwenvl_kit import Config
-    >>> from qwenvl_kit.inference import make_spec
+    >>> from qwenvl_kit.executors.specs import make_spec
     >>> config = Config(backend="echo", progress=False)
     >>> spec = make_spec(config)
     >>> run([None], ["What?"], config, spec, lambda: nullcontext(spec.load())).results[0].status
@@ -105,10 +105,10 @@ def run(
     clock = RunClock()
     control = control or Control()
     notes: list[str] = []
-    ledger = ResultCollector(len(cells), store, control.on_result)
-    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), ledger, store, cache)
+    collector = ResultCollector(len(cells), store, control.on_result)
+    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), collector, store, cache)
     interrupted = job.run_to_end()
-    results = ledger.close(functools.partial(missing, failure=job.failure))
+    results = collector.close(functools.partial(missing, failure=job.failure))
     record = make_record(config, spec.resolved, results, notes, clock)
     return Run(results, record, interrupted, job.failure)
 
@@ -124,28 +124,28 @@ class _Job:
         spec: BackendSpec,
         acquire: Callable[[], AbstractContextManager[Backend]],
         control: Control,
-        ledger: ResultCollector,
+        collector: ResultCollector,
         store: Store | None,
         cache: FetchCache | None,
     ) -> None:
-        self._spec, self._acquire, self._control, self._ledger = spec, acquire, control, ledger
+        self._spec, self._acquire, self._control, self._collector = spec, acquire, control, collector
         self._n_rows, self._shown = len(cells), config.progress
         plan = make_plan(cells, prompts, config.image_src_type)
-        for result in plan.settled:
-            ledger.settle(result)
+        for result in plan.results:
+            collector.add(result)
         sizing, limits = Sizing.of(config, spec.geometry), Limits.of(config)
-        recall = None
+        source_index = None
         if store is not None:
-            asks = functools.partial(is_unchanged, limits=limits.fetch)
-            recall = SourceIndex(store, asks, trusts=config.trust_sources)
+            probe = functools.partial(is_unchanged, limits=limits.fetch)
+            source_index = SourceIndex(store, probe, trusts=config.trust_sources)
 
-        self._feed = ImagePrefetcher(
+        self._queue = ImagePrefetcher(
             plan,
             ImageLoader(sizing, limits, control.cancel, cache),
-            Keys(spec.resolved, config.system_prompt),
-            ledger,
-            recall=recall.digests if recall is not None else lambda _: None,
-            remember=recall.remember if recall is not None else lambda _source, _image: None,
+            CacheKeyBuilder(spec.resolved, config.system_prompt),
+            collector,
+            known_digests=source_index.digests if source_index is not None else lambda _: None,
+            remember=source_index.remember if source_index is not None else lambda _source, _image: None,
             system=config.system_prompt,
             max_new_tokens=config.max_caption_length,
             cancel=control.cancel,
@@ -174,29 +174,29 @@ class _Job:
 
     def _serve(self) -> None:
         try:
-            self._feed.start()
-            if self._feed.wait():
+            self._queue.start()
+            if self._queue.wait():
                 with self._acquire() as backend:
-                    for result in backend.stream(self._feed, self._spec.resolved, self._control):
-                        self._ledger.settle(result)
+                    for result in backend.generate(self._queue, self._spec.resolved, self._control):
+                        self._collector.add(result)
                 self._check_taken()
         except BaseException as error:  # noqa: BLE001  # the caller's thread raises it, with the results
             self.failure = error
             self._control.cancel.set()
         finally:
-            self._feed.join()
+            self._queue.join()
             decode_pool.close_idle()
             close_idle_connections()
-            if self._ledger.n_settled < self._n_rows and not self._control.cancel.is_set():
+            if self._collector.n_done < self._n_rows and not self._control.cancel.is_set():
                 self.failure = RuntimeError("the backend returned without an answer for every row")
             self._ended.set()
 
     def _check_taken(self) -> None:
-        if not self._control.cancel.is_set() and self._feed.take(1, block=True) is not None:
+        if not self._control.cancel.is_set() and self._queue.get(1, block=True) is not None:
             raise RuntimeError("the backend returned before all requests were taken")
 
     def _wait(self, *, shown: bool) -> None:
         with progress_bar(self._n_rows, shown=shown) as tick:
             while not self._ended.wait(_REFRESH_S):
-                tick(self._ledger.n_settled, self._ledger.counts["error"])
-            tick(self._ledger.n_settled, self._ledger.counts["error"])
+                tick(self._collector.n_done, self._collector.counts["error"])
+            tick(self._collector.n_done, self._collector.counts["error"])

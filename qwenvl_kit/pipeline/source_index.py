@@ -19,7 +19,7 @@ class SourceIndex:
     store : Store
         Keeps addresses as digests, so that no secret in one is kept.
     is_unchanged : callable
-        Asks a place whether it still holds what it held under a mark.
+        Asks a place whether it still holds what it held at a version.
     trusts : bool
         Do not ask: an address that was seen once still holds the same.
     """
@@ -39,8 +39,8 @@ class SourceIndex:
 
     def remember(self, source: ImageSource, picture: LoadedImage) -> None:
         """Keep what stood at an address when it was read."""
-        if picture.mark is not None or (self._trusts and source.kind in ("url", "remote")):
-            self._store.put_source(_name(source), picture.mark or "", picture.digest)
+        if picture.version is not None or (self._trusts and source.kind in ("url", "remote")):
+            self._store.put_source(_name(source), picture.version or "", picture.digest)
 
     def _digest(self, source: ImageSource) -> str | None:
         if source.kind == "bytes":
@@ -48,8 +48,8 @@ class SourceIndex:
         known = self._store.get_source(_name(source))
         if known is None:
             return None
-        mark, digest = known
-        return digest if self._trusts or self._is_unchanged(source, mark) else None
+        version, digest = known
+        return digest if self._trusts or self._is_unchanged(source, version) else None
 
 
 def _name(source: ImageSource) -> str:

@@ -21,23 +21,26 @@ from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
 from qwenvl_kit.checkpoints.devices import find_device
 from qwenvl_kit.checkpoints.generation_config import defaults_of
-from qwenvl_kit.checkpoints.hf_logging import quietly
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, load_processor, named_errors, refuse_gaps
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
+from qwenvl_kit.checkpoints.library_errors import named_errors
+from qwenvl_kit.checkpoints.loading import load_config, load_processor
+from qwenvl_kit.checkpoints.preflight import refuse_gaps
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.checkpoints.weight_files import AGAIN
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.oom import free_memory
-from qwenvl_kit.inference.scheduler import Language, generate
+from qwenvl_kit.inference.preflight import check_checkpoint
+from qwenvl_kit.inference.scheduler import Tokenization, generate
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
-from qwenvl_kit.torch_backend.model_runner import TorchStepper
-from qwenvl_kit.torch_backend.onednn.linear import can_pack
-from qwenvl_kit.torch_backend.onednn.text import pack_text
-from qwenvl_kit.torch_backend.onednn.vision import pack_vision, quicken
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
+from qwenvl_kit.torch_backend.onednn.linear import can_prepack
+from qwenvl_kit.torch_backend.onednn.text import prepack_text
+from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, Feed
+    from qwenvl_kit.inference.backend import Control, RequestQueue
     from qwenvl_kit.options import Config
 
 
@@ -78,46 +81,46 @@ class TorchBackend:
 
     def __init__(self, spec: TorchSpec) -> None:
         checkpoint = read(spec.folder)
-        with contextlib.ExitStack() as held, quietly():
+        with contextlib.ExitStack() as held, silence_transformers():
             processor = load_processor(checkpoint)
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()
         compiles = spec.resolved.torch_compile
         self._is_packed = _rearrange(self._model, compiles=compiles)
-        self._stepper = TorchStepper(self._model, compiles=compiles)
-        self._eyes = EncoderCache(self._stepper)
+        self.model_runner = TorchModelRunner(self._model, compiles=compiles)
+        self.encoder_cache = EncoderCache(self.model_runner)
         if read(spec.folder).digest != spec.digest:
             self.close()
             raise CheckpointError(f"{spec.folder} was changed while it was loaded; call again once it is at rest")
         tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
-        self._language = Language.of(processor, checkpoint.context, tokens)
+        self.tokenization = Tokenization.of(processor, checkpoint.context, tokens)
         self._pad_id = tokens.pad_id
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives."""
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"the device map placed modules on {_places(places)}")
         if self._is_packed:
             control.note("the model's matrix products are oneDNN's, with weights laid out in its own order")
         with _threads(resolved.threads):
             if resolved.num_beams > 1:
-                beams = BeamSearch(self._model, self._language, pad_id=self._pad_id, device=self._stepper.device)
-                yield from beams.stream(feed, resolved, control)
+                beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)
+                yield from beams.generate(queue, resolved, control)
             else:
-                yield from self._decode(feed, resolved, control)
+                yield from self._decode(queue, resolved, control)
 
-    def _decode(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        before = self._stepper.warm_up_s
+    def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        before = self.model_runner.warm_up_s
         try:
-            yield from generate(self._stepper, self._eyes, self._language, feed, resolved, control)
+            yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
         finally:
-            if seconds := self._stepper.warm_up_s - before:
+            if seconds := self.model_runner.warm_up_s - before:
                 control.note(f"decode steps were compiled in {seconds:.1f} s of this run")
 
     def close(self) -> None:
         """Free the model and its offload folder."""
-        self._eyes.forget()
-        self._stepper.close()
+        self.encoder_cache.clear()
+        self.model_runner.close()
         del self._model
         free_memory()
         self._held.close()
@@ -182,13 +185,13 @@ def _rearrange(model: Any, *, compiles: bool) -> bool:
     """
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False
-    if can_pack(model):
-        pack_vision(model.model.visual)
+    if can_prepack(model):
+        prepack_vision(model.model.visual)
         if not compiles:
-            pack_text(model.model.language_model)
+            prepack_text(model.model.language_model)
         return True
     if model.model.visual.config._attn_implementation == "sdpa":
-        quicken(model.model.visual)
+        fuse_vision(model.model.visual)
     return False
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
-from qwenvl_kit.inference.outputs import answered, failed, overflowed, too_large
+from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
 from qwenvl_kit.inference.processor import Encoded, collate
 from qwenvl_kit.inference.seeded_noise import EventStoppingCriteria, NonFiniteStop
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.backend import Control, Feed
-    from qwenvl_kit.inference.scheduler import Language
+    from qwenvl_kit.inference.backend import Control, RequestQueue
+    from qwenvl_kit.inference.scheduler import Tokenization
     from qwenvl_kit.types import LoadedImage
 
 
@@ -38,7 +38,7 @@ class BeamSearch:
     ----------
     model : transformers.Qwen2_5_VLForConditionalGeneration
         In evaluation mode.
-    language : Language
+    tokenization : Tokenization
         The checkpoint's tokens.
     pad_id : int
         The token that fills shorter prompts.
@@ -46,23 +46,23 @@ class BeamSearch:
         Where inputs go.
     """
 
-    def __init__(self, model: Any, language: Language, *, pad_id: int, device: torch.device) -> None:
-        self._model, self._language = model, language
+    def __init__(self, model: Any, tokenization: Tokenization, *, pad_id: int, device: torch.device) -> None:
+        self._model, self._tokenization = model, tokenization
         self._pad_id, self._device = pad_id, device
         # generate() fills every value we leave open from the model's own generation config: it must hold none.
         model.generation_config = GenerationConfig()
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the feed gives, rows of like length together."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+        """Answer what the queue gives, rows of like length together."""
         # A least length counts padding too, so rows of such a checkpoint go alone.
         waiting = WaitingQueue(1 if "min_length" in dict(resolved.generation) else resolved.batch_size)
         while not control.cancel.is_set():
-            requests = waiting.top_up(feed)
+            requests = waiting.fill_from(queue)
             if requests is None and not waiting.rows:
                 return
             for request in requests or ():
                 try:
-                    waiting.rows.append(self._language.encoder.encode(request))
+                    waiting.rows.append(self._tokenization.encoder.encode(request))
                 except Exception as error:  # noqa: BLE001  # a tokenizer or template refused this row
                     yield failed(request, error, "encoding the prompt")
             if waiting.rows:
@@ -87,7 +87,7 @@ class BeamSearch:
             return
         free_memory()  # outside the except clause, which would keep the failed forward's tensors alive
         if len(batch) == 1:
-            yield too_large(batch[0])
+            yield oom_error(batch[0])
             return
         half = len(batch) // 2
         waiting.shrink_to(half)
@@ -97,10 +97,10 @@ class BeamSearch:
 
     def _generate(self, batch: list[Encoded], resolved: ResolvedConfig, control: Control) -> list[Result]:
         started = time.perf_counter()
-        tensors = collate(batch, pad_id=self._pad_id, image_id=self._language.image_id)
+        tensors = collate(batch, pad_id=self._pad_id, image_id=self._tokenization.image_id)
         prompt_length = tensors["input_ids"].shape[1]
-        guard = NonFiniteStop(len(batch), resolved.num_beams, self._language.eos_ids[0], self._device)
-        with torch.inference_mode(), quietly():
+        guard = NonFiniteStop(len(batch), resolved.num_beams, self._tokenization.eos_ids[0], self._device)
+        with torch.inference_mode(), silence_transformers():
             sequences: Tensor = self._model.generate(
                 **{name: tensor.to(self._device) for name, tensor in tensors.items()},
                 generation_config=self._generation_config(batch, resolved),
@@ -111,7 +111,7 @@ class BeamSearch:
         broken: list[bool] = guard.broken.tolist()
         seconds = (time.perf_counter() - started) / len(batch)
         results = [
-            overflowed(encoded, resolved.dtype) if is_broken else self._result(encoded, ids, seconds)
+            overflow_error(encoded, resolved.dtype) if is_broken else self._result(encoded, ids, seconds)
             for encoded, ids, is_broken in zip(batch, rows, broken, strict=True)
         ]
         if control.on_token is not None:  # beams change their minds until the end
@@ -134,18 +134,18 @@ class BeamSearch:
             repetition_penalty=resolved.repetition_penalty,
             max_new_tokens=n_most,
             use_cache=True,
-            eos_token_id=list(self._language.eos_ids),
+            eos_token_id=list(self._tokenization.eos_ids),
             pad_token_id=self._pad_id,
         )
 
     def _result(self, encoded: Encoded, ids: list[int], seconds: float) -> Result:
         n_most = encoded.request.max_new_tokens
         ids = ids[:n_most]
-        end = next((at for at, token in enumerate(ids) if token in self._language.eos_ids), None)
+        end = next((at for at, token in enumerate(ids) if token in self._tokenization.eos_ids), None)
         if end is None and len(ids) < n_most:
             return Result(encoded.request.row, "cancelled")
-        decode = self._language.decode
-        return answered(encoded, ids[:end], "length" if end is None else "stop", decode, seconds=seconds)
+        decode = self._tokenization.decode
+        return finished(encoded, ids[:end], "length" if end is None else "stop", decode, seconds=seconds)
 
 
 def _cut(batch: list[Encoded]) -> tuple[list[Encoded], list[Result]]:
@@ -154,14 +154,14 @@ def _cut(batch: list[Encoded]) -> tuple[list[Encoded], list[Result]]:
     failures: list[Result] = []
     for encoded in batch:
         try:
-            patches = {id(picture): encoded.cut(picture) for picture in encoded.request.images}
+            patches = {id(picture): encoded.patchify(picture) for picture in encoded.request.images}
         except Exception as error:  # noqa: BLE001  # an image processor refused this row
             if is_out_of_memory(error):
                 cut.append(encoded)  # cut again in a smaller batch
                 continue
             failures.append(failed(encoded.request, error, "cutting the picture"))
         else:
-            cut.append(replace(encoded, cut=partial(_patches_of, patches)))
+            cut.append(replace(encoded, patchify=partial(_patches_of, patches)))
     return cut, failures
 
 

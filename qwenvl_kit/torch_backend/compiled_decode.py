@@ -92,7 +92,7 @@ class CompiledSteps:
         self._ready: Callable[..., Tensor] | None = None
         self.warm_up_s = 0.0
 
-    def reserve(self, n_slots: int, capacity: int) -> int:
+    def resize_cache(self, n_slots: int, capacity: int) -> int:
         """Take note of the cache's new size; gives how many slots it must have."""
         self._size = (max(n_slots, _LEAST_SLOTS) if n_slots else 0, capacity)
         self._ready = None  # recorded for memory that is let go

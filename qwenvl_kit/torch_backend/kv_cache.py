@@ -1,6 +1,6 @@
 """Keys and values of rows in numbered slots, written in place: what transformers' attention layers call a cache.
 
-Which row sits where, and what is attended to, the stepper says.
+Which row sits where, and what is attended to, the model runner says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Writing(Protocol):
+class KVWrite(Protocol):
     """How one pass writes its keys (or values) into those of a layer, and what it then attends to."""
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
@@ -29,24 +29,24 @@ class SlottedKVCache:
 
     Attributes
     ----------
-    writing : Writing or None
-        Set by the stepper before each pass.
+    write : KVWrite or None
+        Set by the model runner before each pass.
     """
 
     def __init__(self) -> None:
-        self.writing: Writing | None = None
+        self.write: KVWrite | None = None
         self._size = (0, 0)  # slots, tokens
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write a pass's keys and values (B, H, T, D) of a layer; give those to attend to."""
-        assert self.writing is not None
+        assert self.write is not None
         held = self._layers.get(layer)
         if held is None:
             held = self._layers[layer] = self._make(keys), self._make(values)
-        return self.writing(held[0], keys), self.writing(held[1], values)
+        return self.write(held[0], keys), self.write(held[1], values)
 
-    def reserve(self, n_slots: int, capacity: int) -> None:
+    def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Change the size; what slots hold is kept where it fits."""
         self._size = (n_slots, capacity)
         if not n_slots * capacity:
@@ -54,13 +54,13 @@ class SlottedKVCache:
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = self._resized(keys), self._resized(values)
 
-    def copy(self, source: int, target: int, length: int) -> None:
+    def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of a slot to another."""
         for held in self._layers.values():
             for part in held:
                 part[target, :, :length] = part[source, :, :length]
 
-    def wipe(self, slot: int) -> None:
+    def zero_slot(self, slot: int) -> None:
         """Make a slot what it was at first."""
         for held in self._layers.values():
             for part in held:
@@ -78,7 +78,7 @@ class SlottedKVCache:
         return made
 
 
-class Prompts:
+class PrefillWrite:
     """Whole prompts, each from the front of its slot: a pass that attends to its own tokens only.
 
     Parameters
@@ -97,7 +97,7 @@ class Prompts:
         return new
 
 
-class Rests:
+class ExtendWrite:
     """What follows tokens that the slots hold already.
 
     Parameters
@@ -118,7 +118,7 @@ class Rests:
         return held[self._slots.to(held.device), :, : self._n_most]
 
 
-class Steps:
+class DecodeWrite:
     """One token for each of the first slots.
 
     Parameters

@@ -7,25 +7,25 @@ keys and values are kept is ours. Requests, sampling and answers are unknown her
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps, attend_packed
-from qwenvl_kit.torch_backend.kv_cache import Prompts, Rests, SlottedKVCache, Steps, Writing
-from qwenvl_kit.torch_backend.onednn.text import PackedLayer, PackedText
+from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
+from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_TOKENS = {"cpu": 640, "cuda": 8192}  # read in one pass, padding included: what fills a device, and its caches
-_MAX_PATCHES = {"cpu": 1024, "cuda": 16384}  # looked at in one pass; a picture beyond it goes alone
-_LEAST_FILLED = 0.75  # a row shorter than this part of the longest is read in a pass of its own
+_MIN_FILL = 0.75  # a prompt shorter than this part of the longest has a pass of its own
 
 
-class TorchStepper:
+class TorchModelRunner:
     """Steps of a loaded model.
 
     Parameters
@@ -34,16 +34,25 @@ class TorchStepper:
         In evaluation mode, with ``sdpa`` or ``flash_attention_2``.
     compiles : bool
         Compile decode steps; the attention must be ``sdpa``, and the layers transformers' own.
+
+    Attributes
+    ----------
+    max_prefill_tokens, max_image_patches : int
+        Most tokens (padding included) and patches of one pass.
     """
 
     def __init__(self, model: Any, *, compiles: bool = False) -> None:
         self._model = model
         self._text = model.model.language_model
         self._cache = SlottedKVCache()
+        self.max_prefill_tokens, self.max_image_patches = (
+            max_prefill_tokens(self.device),
+            max_image_patches(self.device),
+        )
         self._image_id = int(model.config.image_token_id)
         self._is_flash = self._text.config._attn_implementation.startswith("flash")
-        is_packed = isinstance(self._text.layers[0], PackedLayer)
-        self._run: _Run = PackedText(self._text) if is_packed else _PlainText(self._text)
+        is_packed = isinstance(self._text.layers[0], OneDNNLayer)
+        self._run: _Run = OneDNNText(self._text) if is_packed else _PlainText(self._text)
         window = self._text.config.sliding_window if self._text.has_sliding_layers else None
         self._window: int | None = window
         self._compiled: CompiledSteps | None = None
@@ -66,48 +75,47 @@ class TorchStepper:
         return torch.device("cpu")
 
     @torch.inference_mode()
-    def look(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
+    def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
         """Visual tokens (n_visual, hidden) of each picture."""
-        device, most = self.device, self._n_together(_MAX_PATCHES)
-        seen: list[Tensor] = []
+        device = self.device
         sizes: list[int] = grid.prod(dim=1).tolist()
-        while len(seen) < len(sizes):
-            start = end = len(seen)
-            while end < len(sizes) and (end == start or sum(sizes[start : end + 1]) <= most):
-                end += 1
-            patches = _upload(pixel_values[sum(sizes[:start]) : sum(sizes[:end])], device)
-            features = self._model.model.get_image_features(patches, grid[start:end].to(device), return_dict=True)
-            seen += features.pooler_output
-        return seen
+        starts = [0, *itertools.accumulate(sizes)]
+        encoded: list[Tensor] = []
+        for batch in pack_sizes(sizes, self.max_image_patches):
+            first, end = batch[0], batch[-1] + 1
+            patches = _upload(pixel_values[starts[first] : starts[end]], device)
+            features = self._model.model.get_image_features(patches, grid[first:end].to(device), return_dict=True)
+            encoded += features.pooler_output
+        return encoded
 
-    def reserve(self, n_slots: int, capacity: int) -> None:
+    def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Change the size of the cache."""
         if self._compiled:
-            n_slots = self._compiled.reserve(n_slots, capacity)
+            n_slots = self._compiled.resize_cache(n_slots, capacity)
         with torch.inference_mode():
-            self._cache.reserve(n_slots, capacity)
+            self._cache.resize_cache(n_slots, capacity)
 
     @torch.inference_mode()
-    def copy(self, source: int, target: int, length: int) -> None:
+    def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of a slot to another."""
-        self._cache.copy(source, target, length)
+        self._cache.copy_slot(source, target, length)
 
     @torch.inference_mode()
-    def wipe(self, slot: int) -> None:
+    def zero_slot(self, slot: int) -> None:
         """Forget what a slot holds: a masked token still takes part in sums, where NaN times nothing is NaN."""
-        self._cache.wipe(slot)
+        self._cache.zero_slot(slot)
 
     @torch.inference_mode()
-    def read(self, readings: Sequence[PrefillChunk]) -> Tensor:
-        """Logits (n_readings, V) of each reading's last token, read in passes of like length."""
-        logits: list[Tensor] = [torch.empty(0)] * len(readings)
-        for some in _passes(readings, self._n_together(_MAX_TOKENS), one_by_one=self._is_flash):
-            for at, row in zip(some, self._read_together([readings[at] for at in some]), strict=True):
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        """Logits (n_chunks, V) of each chunk's last token, read in passes of like length."""
+        logits: list[Tensor] = [torch.empty(0)] * len(chunks)
+        for batch in _pack_chunks(chunks, self.max_prefill_tokens, one_by_one=self._is_flash):
+            for at, row in zip(batch, self._prefill_batch([chunks[at] for at in batch]), strict=True):
                 logits[at] = row
         return torch.stack(logits)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, V) after one more token in each of the first slots."""
         if self._compiled:
             return self._compiled(ids, positions, lengths)
@@ -115,7 +123,7 @@ class TorchStepper:
 
     def close(self) -> None:
         """Free the model and the cache."""
-        self._cache.reserve(0, 0)
+        self._cache.resize_cache(0, 0)
         del self._model, self._text, self._run, self._compiled
 
     def _advance(self, ids: Tensor, positions: Tensor, lengths: Tensor, n_most: int) -> Tensor:
@@ -125,47 +133,44 @@ class TorchStepper:
         hidden = self._forward(
             self._text.embed_tokens(ids[:, None]),  # (B, 1, D)
             positions[None, :, None].expand(3, -1, -1),  # (3, B, 1)
-            Steps(lengths, n_most),
+            DecodeWrite(lengths, n_most),
             mask,
             lengths[:, None],
         )
         return self._logits(hidden)
 
-    def _n_together(self, limits: dict[str, int]) -> int:
-        return limits["cpu" if self.device.type == "cpu" else "cuda"]
-
-    def _read_together(self, readings: Sequence[PrefillChunk]) -> Tensor:
-        lengths = [len(reading.ids) for reading in readings]
+    def _prefill_batch(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        lengths = [len(chunk.ids) for chunk in chunks]
         longest, device = max(lengths), self.device
-        ids = torch.zeros(len(readings), longest, dtype=torch.long, device=device)  # (B, T), padded behind
-        positions = torch.zeros(3, len(readings), longest, dtype=torch.long, device=device)
+        ids = torch.zeros(len(chunks), longest, dtype=torch.long, device=device)  # (B, T), padded behind
+        positions = torch.zeros(3, len(chunks), longest, dtype=torch.long, device=device)
         is_visual = torch.zeros(ids.shape, dtype=torch.bool, device=device)
-        for row, reading in enumerate(readings):
-            ids[row, : lengths[row]] = reading.ids
-            positions[:, row, : lengths[row]] = reading.positions
-            n_visual = 0 if reading.visual is None else len(reading.visual)
-            is_visual[row, (reading.ids == self._image_id).nonzero()[:n_visual, 0]] = True
+        for row, chunk in enumerate(chunks):
+            ids[row, : lengths[row]] = chunk.ids
+            positions[:, row, : lengths[row]] = chunk.positions
+            n_visual = 0 if chunk.image_features is None else len(chunk.image_features)
+            is_visual[row, (chunk.ids == self._image_id).nonzero()[:n_visual, 0]] = True
         embedded = self._text.embed_tokens(ids)  # (B, T, D)
-        visual = [reading.visual for reading in readings if reading.visual is not None]
+        visual = [chunk.image_features for chunk in chunks if chunk.image_features is not None]
         if visual:
             embedded[is_visual.to(embedded.device)] = torch.cat(visual).to(embedded)
         last = torch.tensor(lengths, device=device) - 1
-        slots, pasts = [reading.slot for reading in readings], [reading.past for reading in readings]
+        slots, pasts = [chunk.slot for chunk in chunks], [chunk.cached_len for chunk in chunks]
         if any(pasts):
-            rests = Rests(slots, pasts, lengths)
+            rest = ExtendWrite(slots, pasts, lengths)
             at = torch.tensor(pasts, device=device)[:, None] + torch.arange(longest, device=device)  # (B, T)
             columns = torch.arange(max(p + n for p, n in zip(pasts, lengths, strict=True)), device=device)
-            hidden = self._forward(embedded, positions, rests, (columns <= at[:, :, None])[:, None], at, last)
+            hidden = self._forward(embedded, positions, rest, (columns <= at[:, :, None])[:, None], at, last)
         else:
-            at = torch.arange(longest, device=device).expand(len(readings), -1)
-            hidden = self._forward(embedded, positions, Prompts(slots, lengths), None, at, last)
+            at = torch.arange(longest, device=device).expand(len(chunks), -1)
+            hidden = self._forward(embedded, positions, PrefillWrite(slots, lengths), None, at, last)
         return self._logits(hidden)
 
     def _forward(
         self,
         embedded: Tensor,
         positions: Tensor,
-        writing: Writing,
+        write: KVWrite,
         mask: Tensor | None,
         at: Tensor,
         last: Tensor | None = None,
@@ -174,7 +179,7 @@ class TorchStepper:
 
         A mask of None is causal; `at` (B, T) are the tokens' places in their slots.
         """
-        self._cache.writing = writing
+        self._cache.write = write
         masks = {"full_attention": self._fit(mask), "sliding_attention": self._fit(self._near(mask, at))}
         return self._run(embedded, positions, masks, self._cache, last)
 
@@ -233,25 +238,20 @@ def _upload(patches: Tensor, device: torch.device) -> Tensor:
     return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
-def _passes(readings: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
-    """Cut readings into passes of up to `n_tokens` that waste little padding; places in `readings`.
+def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
+    """Split the indices of chunks into passes of up to `n_tokens` with little padding.
 
-    Flash attention expects padding before the tokens that follow a past, so with it (`one_by_one`) those go alone.
+    Flash attention expects padding before tokens that follow cached ones. With it (`one_by_one`) such a chunk has a
+    pass of its own.
     """
-    passes: list[list[int]] = []
-    longest = 0
-    for at in sorted(range(len(readings)), key=lambda at: (readings[at].past > 0, -len(readings[at].ids))):
-        length = len(readings[at].ids)
-        fits = (
-            bool(passes)
-            and (readings[passes[-1][0]].past > 0) == (readings[at].past > 0)
-            and not (one_by_one and readings[at].past)
-            and length >= _LEAST_FILLED * longest
-            and (len(passes[-1]) + 1) * longest <= n_tokens
+
+    def fits(batch: list[int]) -> bool:
+        longest, shortest = chunks[batch[0]], chunks[batch[-1]]
+        return (
+            (longest.cached_len > 0) == (shortest.cached_len > 0)
+            and not (one_by_one and shortest.cached_len)
+            and len(shortest.ids) >= _MIN_FILL * len(longest.ids)
+            and len(batch) * len(longest.ids) <= n_tokens
         )
-        if fits:
-            passes[-1].append(at)
-        else:
-            passes.append([at])
-            longest = length
-    return passes
+
+    return pack(sorted(range(len(chunks)), key=lambda at: (chunks[at].cached_len > 0, -len(chunks[at].ids))), fits)

@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from qwenvl_kit.compare import GridRun, tidy
-from qwenvl_kit.compare.grid import Block
+from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.errors import ConfigError, Interrupted, printable
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config, Options
@@ -58,7 +58,9 @@ class Panel(View):
         state = State(prompt=config.prompt or "").add(photos)
         if left_out:
             n_all = MAX_OFFERED + left_out
-            state = state.say(f"The first {MAX_OFFERED} of {n_all} pictures are offered; df.vl.compare takes all.")
+            state = state.with_message(
+                f"The first {MAX_OFFERED} of {n_all} pictures are offered; df.vl.compare takes all."
+            )
         self._control: Control | None = None
         self._parts = dict[int, str]()
         super().__init__(state, asked, Thumbnailer.of(config))
@@ -76,8 +78,8 @@ class Panel(View):
             return
         post, listener = worker.at_once(), self._listener()
         self._control = worker.make_control(listener, post)
-        gave = worker.work(trial, listener, post, self._control)
-        if gave is not None and gave.interrupted:
+        run = worker.work(trial, listener, post, self._control)
+        if run is not None and run.interrupted:
             raise Interrupted("the panel's run was interrupted; what is done is in .to_frame()", self.to_frame())
 
     def start(self) -> None:
@@ -90,7 +92,7 @@ class Panel(View):
         """Stop between two tokens; answers that are there stay."""
         if self._control is not None:
             self._control.cancel.set()
-        self._move(self._state.stop())
+        self._set_state(self._state.stop())
 
     def to_config(self) -> Config:
         """The options as the controls stand, those that do not vary.
@@ -126,8 +128,7 @@ class Panel(View):
         if trial is None:
             return pd.DataFrame()
         cells = pd.Series([photo.cell for photo in trial.photos], index=[photo.name for photo in trial.photos])
-        found = _Gave(trial.results())
-        return tidy(found, trial.settings, cells)  # type: ignore[arg-type]
+        return tidy(GridRun(trial.results()), trial.settings, cells)
 
     def _read(self, *, strictly: bool = False) -> bool:
         """Take over what the controls hold; what cannot be read is said, or raised."""
@@ -136,7 +137,7 @@ class Panel(View):
         except ConfigError as error:
             if strictly:
                 raise
-            self._move(self._state.say(str(error), "error"))
+            self._set_state(self._state.with_message(str(error), "error"))
             return False
         options = {**self._controls.read(), **further}
         asked = self._state.choose(self._gallery.chosen()).ask(self._prompt.value, options, vary, repeats)
@@ -148,49 +149,42 @@ class Panel(View):
         if not self._read():
             return None
         was = self._state.trial
-        self._n_tokens, self._heard = 0, ""
-        self._move(self._state.start(time.monotonic()), whole=True)
+        self._n_tokens, self._last_text = 0, ""
+        self._set_state(self._state.start(time.monotonic()), whole=True)
         return self._state.trial if self._state.trial is not was else None
 
     def _listener(self) -> worker.Listener:
         return worker.Listener(self._on_began, self._on_token, self._on_answer, self._on_ended)
 
-    def _on_began(self, block: Block) -> None:
+    def _on_began(self, block: GridCell) -> None:
         self._parts = {}
-        self._move(self._state.began(block))
+        self._set_state(self._state.began(block))
 
     def _on_token(self, row: int, text: str) -> None:
         trial = self._state.trial
         self._n_tokens += 1
         self._parts[row] = self._parts.get(row, "") + text
         if trial is not None and row < len(trial.photos):
-            self._heard = f"{trial.photos[row].name}: …{self._parts[row][-_SHOWN_TAIL:]}"
+            self._last_text = f"{trial.photos[row].name}: …{self._parts[row][-_SHOWN_TAIL:]}"
         self._draw()
 
     def _on_answer(self, setting: int, repeat: int, result: Result) -> None:
-        self._move(self._state.answered(setting, repeat, result, time.monotonic()))
+        self._set_state(self._state.answered(setting, repeat, result, time.monotonic()))
 
-    def _on_ended(self, gave: GridRun | None, failure: BaseException | None) -> None:
+    def _on_ended(self, run: GridRun | None, failure: BaseException | None) -> None:
         if failure is not None:
             self._state = self._state.fail(f"The run broke: {printable(str(failure), _LONGEST_FAILURE)}")
         else:
-            self._state = self._state.finish(time.monotonic(), gave.unheeded if gave else ())
+            self._state = self._state.finish(time.monotonic(), run.ignored_options if run else ())
         self._control = None
         self._draw(whole=True)
-        self._draw_closer()
+        self._draw_detail_view()
         if self._saved is not None:
             self._saved.update(HTML(self.to_html()))
 
     def _uploaded(self, photos: Sequence[Photo]) -> None:
         self._state = self._state.choose(self._gallery.chosen()).add(photos)
-        self._move(self._state.say(f"Added {', '.join(photo.name for photo in photos)}."))
+        self._set_state(self._state.with_message(f"Added {', '.join(photo.name for photo in photos)}."))
 
     def _refused(self, why: str) -> None:
-        self._move(self._state.say(why, "error"))
-
-
-class _Gave:
-    """What `tidy` asks of a grid's run."""
-
-    def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
+        self._set_state(self._state.with_message(why, "error"))

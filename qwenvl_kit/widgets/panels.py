@@ -211,7 +211,7 @@ class ResizeCompare(Panel):
             raise ConfigError("resized_height must be one or more whole numbers; got none; write 56, 112, original")
         return {"resized_height": tried}, {}, 1
 
-    def _closer(self) -> list[widgets.Widget]:
+    def _detail_view(self) -> list[widgets.Widget]:
         self._which = widgets.Dropdown(
             options=[], description="Look closer at", layout={"width": "260px"}, style=_NARROW
         )
@@ -229,7 +229,7 @@ class ResizeCompare(Panel):
         self._near.layout.display = "none"
         return [self._near]
 
-    def _draw_closer(self) -> None:
+    def _draw_detail_view(self) -> None:
         trial = self._state.trial
         if trial is None or not trial.n_done:
             return
@@ -260,7 +260,7 @@ class ResizeCompare(Panel):
         """The picture as the model saw it at one place of the grid, its size, and the side of a token."""
         trial = self._state.trial
         assert trial is not None, "only a run has places"
-        result, block = trial.answers.get(place), trial.blocks.get(place[:2])
+        result, block = trial.answers.get(place), trial.grid_cells.get(place[:2])
         if result is None or block is None or not result.height or not result.width:
             return "", None, 1
         size = (result.height, result.width)

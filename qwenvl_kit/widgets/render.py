@@ -17,7 +17,7 @@ from qwenvl_kit.images.resize import resize
 from qwenvl_kit.images.source_context import source_context
 from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
 from qwenvl_kit.types import PatchGeometry
-from qwenvl_kit.widgets.marks import mark
+from qwenvl_kit.widgets.diff_html import diff_html
 
 if TYPE_CHECKING:
     from qwenvl_kit.compare import Setting
@@ -195,7 +195,7 @@ def _places(trial: Trial) -> list[tuple[int, int]]:
 
 def _row(trial: Trial, setting: int, repeat: int, at: int, before: Trial | None, grids: bool) -> str:
     result = trial.answers.get((setting, repeat, at))
-    block = trial.blocks.get((setting, repeat))
+    block = trial.grid_cells.get((setting, repeat))
     head = escape(_head(trial, setting, repeat, None if block is None else block.seed))
     if result is None or block is None or result.status == "cancelled":
         return f"<tr><td class='setting'>{head}</td><td>…</td><td class='measures'></td></tr>"
@@ -229,7 +229,7 @@ def _answer(trial: Trial, setting: int, repeat: int, at: int, result: Result, be
     n_edits = token_edits(said, wanted)
     plural = "s" if n_edits != 1 else ""
     return (
-        f"{mark(_clip(said), _clip(wanted))}<br><small>≠ {n_edits} token{plural} differ{'' if plural else 's'} from "
+        f"{diff_html(_clip(said), _clip(wanted))}<br><small>≠ {n_edits} token{plural} differ{'' if plural else 's'} from "
         f"{escape(name)}</small>"
     )
 

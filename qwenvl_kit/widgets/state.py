@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_kit.compare import Setting, expand
-from qwenvl_kit.compare.grid import Block
+from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import Config
 
@@ -65,7 +65,7 @@ class Trial:
     prompt: str
     started: float
     first_answer: float | None = None
-    blocks: Mapping[tuple[int, int], Block] = field(default_factory=lambda: MappingProxyType({}))
+    grid_cells: Mapping[tuple[int, int], GridCell] = field(default_factory=lambda: MappingProxyType({}))
     answers: Mapping[Place, Result] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
 
@@ -85,14 +85,14 @@ class Trial:
             return None
         return (now - self.first_answer) / (self.n_done - 1) * (self.n_wanted - self.n_done)
 
-    def results(self) -> list[Block]:
+    def results(self) -> list[GridCell]:
         """The answers so far, block by block, as a comparison takes them."""
         return [
             replace(
                 block,
                 results=[r for (s, k, _), r in sorted(self.answers.items(), key=lambda a: a[0]) if (s, k) == place],
             )
-            for place, block in self.blocks.items()
+            for place, block in self.grid_cells.items()
         ]
 
 
@@ -139,7 +139,7 @@ class State:
     trial: Trial | None = None
     before: Trial | None = None
 
-    def say(self, message: str, tone: Tone = "info") -> State:
+    def with_message(self, message: str, tone: Tone = "info") -> State:
         """The same, saying something else."""
         return replace(self, message=message, tone=tone)
 
@@ -194,28 +194,28 @@ class State:
     def start(self, now: float) -> State:
         """Begin a run, or say what keeps it from beginning."""
         if self.phase != "idle":
-            return self.say("A run is at work already: wait for it, or press Cancel first.", "error")
+            return self.with_message("A run is at work already: wait for it, or press Cancel first.", "error")
         if not self.chosen:
-            return self.say("No picture is chosen: tick one above, or upload one.", "error")
+            return self.with_message("No picture is chosen: tick one above, or upload one.", "error")
         if not self.prompt.strip():
-            return self.say("There is no prompt: write what to ask of the pictures.", "error")
+            return self.with_message("There is no prompt: write what to ask of the pictures.", "error")
         try:
             settings = self.settings()
         except ConfigError as error:
-            return self.say(f"{error}", "error")
+            return self.with_message(f"{error}", "error")
         photos = tuple(self.photos[at] for at in sorted(self.chosen))
         trial = Trial(photos, settings, self.repeats, self.prompt, now)
         kept = self.trial if self.trial is not None and self.trial.n_done else self.before
-        return replace(self, phase="running", trial=trial, before=kept).say("Loading the model…")
+        return replace(self, phase="running", trial=trial, before=kept).with_message("Loading the model…")
 
-    def began(self, block: Block) -> State:
+    def began(self, block: GridCell) -> State:
         """A setting is about to be run."""
         if self.trial is None:
             return self
-        blocks = MappingProxyType({**self.trial.blocks, (block.setting, block.repeat): block})
+        grid_cells = MappingProxyType({**self.trial.grid_cells, (block.setting, block.repeat): block})
         label = self.trial.settings[block.setting].label
-        trial = replace(self.trial, blocks=blocks)
-        return replace(self, trial=trial).say(f"Looking{f' with {label}' if label else ''}…")
+        trial = replace(self.trial, grid_cells=grid_cells)
+        return replace(self, trial=trial).with_message(f"Looking{f' with {label}' if label else ''}…")
 
     def answered(self, setting: int, repeat: int, result: Result, now: float) -> State:
         """An answer came."""
@@ -227,7 +227,7 @@ class State:
 
     def stop(self) -> State:
         """Cancel was pressed."""
-        return replace(self, phase="stopping").say("Stopping…") if self.phase == "running" else self
+        return replace(self, phase="stopping").with_message("Stopping…") if self.phase == "running" else self
 
     def finish(self, now: float, notes: Sequence[str] = ()) -> State:
         """The run ended, by itself or by Cancel."""
@@ -240,11 +240,11 @@ class State:
         told = f"{done} of {wanted} answers in {took}"
         state = replace(self, phase="idle", trial=trial)
         if done < wanted:
-            return state.say(f"Stopped with {told}; what is done is kept.")
+            return state.with_message(f"Stopped with {told}; what is done is kept.")
         if failed:
-            return state.say(f"Done: {told}; {failed} failed, each says why.", "error")
-        return state.say(f"Done: {told}.")
+            return state.with_message(f"Done: {told}; {failed} failed, each says why.", "error")
+        return state.with_message(f"Done: {told}.")
 
     def fail(self, message: str) -> State:
         """The run broke; answers that came are kept."""
-        return replace(self, phase="idle").say(message, "error")
+        return replace(self, phase="idle").with_message(message, "error")

@@ -46,7 +46,7 @@ class View(ABC):
         self._state, self._maker = state, maker
         self._drawn_at, self._drawn_answers = 0.0, dict[int, tuple[float, int]]()
         self._saved: Any = None
-        self._n_tokens, self._heard = 0, ""
+        self._n_tokens, self._last_text = 0, ""
         self._axes = self._make_axes(options)
         self._build(options)
         self._draw(whole=True)
@@ -91,11 +91,11 @@ class View(ABC):
         """What varies, further options, and how often each is asked."""
         return {}, {}, 1
 
-    def _closer(self) -> list[widgets.Widget]:
+    def _detail_view(self) -> list[widgets.Widget]:
         """Widgets below the answers."""
         return []
 
-    def _draw_closer(self) -> None:  # noqa: B027  # most panels have nothing there
+    def _draw_detail_view(self) -> None:  # noqa: B027  # most panels have nothing there
         """Bring them up to date after a run."""
 
     # Building and drawing.
@@ -132,7 +132,7 @@ class View(ABC):
                 self._status,
                 more,
                 self._answers,
-                *self._closer(),
+                *self._detail_view(),
                 self._notes,
             ]
         )
@@ -144,7 +144,7 @@ class View(ABC):
         display(bundle, raw=True)
         self._saved = display(HTML(self.to_html()), display_id=True)
 
-    def _move(self, state: State, *, whole: bool = False) -> None:
+    def _set_state(self, state: State, *, whole: bool = False) -> None:
         changed = state.phase != self._state.phase or state.message != self._state.message
         self._state = state
         self._draw(whole=whole or changed)
@@ -185,7 +185,7 @@ class View(ABC):
             parts.append(f"{state.trial.n_done} of {state.trial.n_wanted} answers")
             parts.append(f"{self._n_tokens} tokens")
             parts.append(f"{now - state.trial.started:.0f} s" + (f", about {left:.0f} s left" if left else ""))
-            parts.append(escape(self._heard))
+            parts.append(escape(self._last_text))
         text = " · ".join(part for part in parts if part)
         sign = "⚠ " if state.tone == "error" else ""
         return f"<div class='qwenvl {state.tone}' role='status' aria-live='polite'>{sign}{text}</div>"

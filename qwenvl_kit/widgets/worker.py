@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.compare import GridRun, run_grid
-from qwenvl_kit.compare.grid import Block
+from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.inference.backend import Control
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Post = Callable[[Callable[[], None]], None]
 class Listener:
     """What is told of a run, each in the thread that draws."""
 
-    began: Callable[[Block], None]
+    began: Callable[[GridCell], None]
     token: Callable[[int, str], None]
     answered: Callable[[int, int, Result], None]
     ended: Callable[[GridRun | None, BaseException | None], None]
@@ -81,10 +81,10 @@ def make_control(listener: Listener, post: Post) -> Control:
 
 def work(trial: Trial, listener: Listener, post: Post, control: Control) -> GridRun | None:
     """Run a trial in this thread; None where it could not be run at all."""
-    gave: GridRun | None = None
+    run: GridRun | None = None
     failure: BaseException | None = None
     try:
-        gave = run_grid(
+        run = run_grid(
             [photo.cell for photo in trial.photos],
             None,
             trial.settings,
@@ -92,10 +92,10 @@ def work(trial: Trial, listener: Listener, post: Post, control: Control) -> Grid
             control=control,
             on_start=lambda block: post(lambda: listener.began(block)),
             on_result=lambda setting, repeat, result: post(lambda: listener.answered(setting, repeat, result)),
-            stacklevel=None,
+            warn_ignored=False,
         )
-        failure = gave.failure
+        failure = run.failure
     except Exception as error:  # noqa: BLE001  # the panel says it; a thread's exception would be seen by nobody
         failure = error
-    post(lambda: listener.ended(gave, failure))
-    return gave
+    post(lambda: listener.ended(run, failure))
+    return run

@@ -20,7 +20,7 @@ from contenders import MODEL, make_model
 from contest import RESULTS, machine
 
 from qwenvl_kit import Config
-from qwenvl_kit.inference import make_spec
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
 
 N_TOKENS = 310  # that each row holds: an image of 448 pixels, a question, half an answer
@@ -49,17 +49,17 @@ def main() -> int:
 def _load(model: Path, *, compiles: bool) -> ModelRunner:
     config = Config(model_name=str(model), dtype="float32", use_flash_attention_2=False, torch_compile=compiles)
     backend: Any = make_spec(config).load()
-    stepper: ModelRunner = backend._stepper
-    return stepper
+    model_runner: ModelRunner = backend.model_runner
+    return model_runner
 
 
 def _measure(plain: ModelRunner, compiled: ModelRunner, n_rows: int, n_steps: int) -> dict[str, float]:
     held = torch.full((n_rows,), N_TOKENS, device=DEVICE)
     said = torch.arange(5, 5 + n_rows, device=DEVICE)
-    for stepper in (plain, compiled):
-        stepper.reserve(n_rows, 384)
+    for model_runner in (plain, compiled):
+        model_runner.resize_cache(n_rows, 384)
         ids, positions = torch.arange(N_TOKENS, device=DEVICE) % 800 + 5, torch.arange(N_TOKENS, device=DEVICE)
-        stepper.read([PrefillChunk(slot, ids, positions.expand(3, -1)) for slot in range(n_rows)])
+        model_runner.prefill([PrefillChunk(slot, ids, positions.expand(3, -1)) for slot in range(n_rows)])
     first = _seconds(compiled, said, held)
     _seconds(plain, said, held)
     seconds = [(_seconds(compiled, said, held), _seconds(plain, said, held)) for _ in range(n_steps)]
@@ -72,9 +72,9 @@ def _measure(plain: ModelRunner, compiled: ModelRunner, n_rows: int, n_steps: in
     }
 
 
-def _seconds(stepper: ModelRunner, said: torch.Tensor, held: torch.Tensor) -> float:
+def _seconds(model_runner: ModelRunner, said: torch.Tensor, held: torch.Tensor) -> float:
     started = time.perf_counter()
-    stepper.step(said, held, held).sum().item()  # waits for a GPU
+    model_runner.decode(said, held, held).sum().item()  # waits for a GPU
     return time.perf_counter() - started
 
 

@@ -23,7 +23,7 @@ from helpers.checkpoints import make_published  # of the tests' own tools
 
 from qwenvl_kit import Config, Control
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
-from qwenvl_kit.inference import make_spec
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.pipeline import run
 from qwenvl_kit.types import LoadedImage, Request
 
@@ -103,8 +103,8 @@ class Ours:
 
     def _each_to_its_limit(self, rows: Rows, batch_size: int) -> list[str]:
         resolved = replace(make_spec(self.config).resolved, batch_size=batch_size)
-        feed = _Feed(list(_requests(rows)))
-        texts = {result.row: str(result.text) for result in self.backend.stream(feed, resolved, Control())}
+        queue = _Queue(list(_requests(rows)))
+        texts = {result.row: str(result.text) for result in self.backend.generate(queue, resolved, Control())}
         return [texts[row] for row in range(len(rows))]
 
 
@@ -154,11 +154,11 @@ class Pipeline:
         return [one[0]["generated_text"] if isinstance(one, list) else one["generated_text"] for one in said]
 
 
-class _Feed:
+class _Queue:
     def __init__(self, requests: list[Request]) -> None:
         self._requests = requests
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         taken, self._requests = self._requests[:n], self._requests[n:]
         return taken or None
 

@@ -20,7 +20,7 @@ import torch
 from contenders import MODEL, Card, Ours, Pipeline, Rows, make_images, make_model
 from transformers import AutoConfig
 
-from qwenvl_kit.inference import make_spec
+from qwenvl_kit.executors.specs import make_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +145,7 @@ def _best_batch(card: Card, rows: Rows) -> tuple[int, dict[str, float]]:
 
 def _forget(ours: Ours) -> None:
     """Clear the encoder cache, so that no turn profits from an earlier one."""
-    ours.backend._eyes.forget()
+    ours.backend.encoder_cache.clear()
 
 
 def limits(*, quick: bool = False) -> dict[str, float]:
@@ -165,33 +165,33 @@ def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
     text, vision = config.text_config, config.vision_config
     flops, spent = 0.0, 0.0  # of looking and reading
     steps: list[float] = []
-    stepper = ours.backend._stepper
-    plain = {name: getattr(stepper, name) for name in ("look", "read", "step")}
+    model_runner = ours.backend.model_runner
+    plain = {name: getattr(model_runner, name) for name in ("encode_images", "prefill", "decode")}
 
-    def look(patches: Tensor, grid: Tensor) -> Any:
+    def encode_images(patches: Tensor, grid: Tensor) -> Any:
         nonlocal flops, spent
-        took, seen = _timed(lambda: plain["look"](patches, grid))
+        took, seen = _timed(lambda: plain["encode_images"](patches, grid))
         spent += took
         flops += sum(arithmetic.looking(vision, tuple(one)) for one in grid.tolist())
         return seen
 
-    def read(readings: Sequence[PrefillChunk]) -> Any:
+    def prefill(chunks: Sequence[PrefillChunk]) -> Any:
         nonlocal flops, spent
-        took, logits = _timed(lambda: plain["read"](readings))
+        took, logits = _timed(lambda: plain["prefill"](chunks))
         spent += took
-        flops += arithmetic.reading(text, [(len(one.ids), one.past) for one in readings])
+        flops += arithmetic.reading(text, [(len(one.ids), one.cached_len) for one in chunks])
         return logits
 
-    def step(ids: Tensor, *others: Tensor) -> Any:
-        took, logits = _timed(lambda: plain["step"](ids, *others))
+    def decode(ids: Tensor, *others: Tensor) -> Any:
+        took, logits = _timed(lambda: plain["decode"](ids, *others))
         if len(ids) == 4:
             steps.append(took)
         return logits
 
-    stepper.look, stepper.read, stepper.step = look, read, step
+    model_runner.encode_images, model_runner.prefill, model_runner.decode = encode_images, prefill, decode
     ours.answer(Rows(make_images(4), rows.prompts[:1] * 4, [24] * 4), 4)
     for name in plain:
-        delattr(stepper, name)
+        delattr(model_runner, name)
     machine_limits = limits()
     weights = text.num_hidden_layers * (arithmetic.stored(text) + arithmetic.others(text))
     weights_once = (weights + text.hidden_size * text.vocab_size) * 4 / machine_limits["gbytes_per_s"] / 1e9

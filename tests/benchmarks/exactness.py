@@ -17,8 +17,8 @@ from contest import RESULTS, machine
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
-from qwenvl_kit.inference.sequence import Row
-from qwenvl_kit.torch_backend.model_runner import TorchStepper
+from qwenvl_kit.inference.sequence import Sequence
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 
 def main() -> None:
@@ -30,13 +30,16 @@ def main() -> None:
     asked = parser.parse_args()
     n = asked.images
     ours, rows = Ours("torch", asked.model), Rows(make_images(n), ["What is it?"] * n, [1] * n)
-    wanted = _logits(TorchStepper(_load(asked.model, torch.float64)), ours, rows, torch.float64)
-    steppers: dict[str, ModelRunner] = {
-        "transformers": TorchStepper(_load(asked.model, torch.float32)),
-        "qwenvl_kit, torch": ours.backend._stepper,
-        "qwenvl_kit, ONNX Runtime": Ours("onnx", asked.export).backend._stepper,
+    wanted = _logits(TorchModelRunner(_load(asked.model, torch.float64)), ours, rows, torch.float64)
+    model_runners: dict[str, ModelRunner] = {
+        "transformers": TorchModelRunner(_load(asked.model, torch.float32)),
+        "qwenvl_kit, torch": ours.backend.model_runner,
+        "qwenvl_kit, ONNX Runtime": Ours("onnx", asked.export).backend.model_runner,
     }
-    far = {name: (_logits(stepper, ours, rows, torch.float32) - wanted).abs() for name, stepper in steppers.items()}
+    far = {
+        name: (_logits(model_runner, ours, rows, torch.float32) - wanted).abs()
+        for name, model_runner in model_runners.items()
+    }
     found = {
         "model": MODEL,
         "machine": machine(),
@@ -54,18 +57,18 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _logits(stepper: ModelRunner, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
+def _logits(model_runner: ModelRunner, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
     """Logits (n, V) of each prompt's last token."""
-    language = ours.backend._language
-    encoded = [language.encoder.encode(request) for request in _requests(rows)]
+    tokenization = ours.backend.tokenization
+    encoded = [tokenization.encoder.encode(request) for request in _requests(rows)]
     patches = torch.cat([one.pixel_values for one in encoded]).to(dtype)
-    seen = stepper.look(patches, torch.cat([one.grid for one in encoded]))
+    seen = model_runner.encode_images(patches, torch.cat([one.grid for one in encoded]))
     readings = []
     for slot, (one, visual) in enumerate(zip(encoded, seen, strict=True)):
-        row = Row(one, image_id=language.image_id, merge=language.merge, device=torch.device("cpu"))
-        readings.append(PrefillChunk(slot, row.ids, row.positions(), visual=visual))
-    stepper.reserve(len(readings), max(len(reading.ids) for reading in readings) + 1)
-    return stepper.read(readings).double()
+        row = Sequence(one, image_id=tokenization.image_id, merge=tokenization.merge, device=torch.device("cpu"))
+        readings.append(PrefillChunk(slot, row.ids, row.positions(), image_features=visual))
+    model_runner.resize_cache(len(readings), max(len(reading.ids) for reading in readings) + 1)
+    return model_runner.prefill(readings).double()
 
 
 if __name__ == "__main__":

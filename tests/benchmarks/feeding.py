@@ -16,7 +16,7 @@ from contest import RESULTS, machine
 from PIL import Image
 
 from qwenvl_kit import Config
-from qwenvl_kit.inference import make_spec
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.pipeline import run
 
 WANTED = 0.95

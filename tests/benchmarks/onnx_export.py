@@ -86,16 +86,16 @@ def _compare(model: Path, onnx: Path, asked: argparse.Namespace) -> dict[str, An
     ours.answer(rows[:2], 2), card.answer(rows[:2], 2)
     differing = 0
     for _ in range(asked.turns):
-        steps["ours"].append(_our_step(ours.backend._stepper))
+        steps["ours"].append(_our_step(ours.backend.model_runner))
         steps["generate"].append(_generate_step(card.model))
         said = []
         for name, one in (("ours", ours), ("generate", card)):
-            ours.backend._eyes.forget()
+            ours.backend.encoder_cache.clear()
             started = time.perf_counter()
             said.append(one.answer(rows, BATCH))
             whole[name].append(time.perf_counter() - started)
         differing = max(differing, sum(a != b for a, b in zip(*said, strict=True)))
-    ours.backend._stepper.reserve(0, 0)
+    ours.backend.model_runner.resize_cache(0, 0)
     weights = (onnx / "weights.bin").stat().st_size
     return {
         "step_ms": spread([1e3 * one for one in steps["ours"]]),
@@ -107,15 +107,15 @@ def _compare(model: Path, onnx: Path, asked: argparse.Namespace) -> dict[str, An
     }
 
 
-def _our_step(stepper: Any) -> float:
+def _our_step(model_runner: Any) -> float:
     """Seconds of a step over 64 of them, after a prompt of 300 tokens in each of four rows."""
     ids, positions = torch.arange(N_PROMPT) % 900, torch.arange(N_PROMPT).expand(3, -1)
-    stepper.reserve(BATCH, N_PROMPT + N_TOKENS + 1)
-    logits = stepper.read([PrefillChunk(slot, ids, positions) for slot in range(BATCH)])
+    model_runner.resize_cache(BATCH, N_PROMPT + N_TOKENS + 1)
+    logits = model_runner.prefill([PrefillChunk(slot, ids, positions) for slot in range(BATCH)])
     started = time.perf_counter()
     for at in range(N_PROMPT, N_PROMPT + N_TOKENS):
         there = torch.full((BATCH,), at)
-        logits = stepper.step(logits.argmax(dim=-1), there, there)
+        logits = model_runner.decode(logits.argmax(dim=-1), there, there)
     return (time.perf_counter() - started) / N_TOKENS
 
 

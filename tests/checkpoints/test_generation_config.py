@@ -18,11 +18,11 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from qwenvl_kit import CheckpointError, Config
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.generation_config import defaults_of
-from qwenvl_kit.checkpoints.hf_logging import quietly
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.resolve import answer_fields
 from qwenvl_kit.demo import model_dir
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.export import to_onnx
-from qwenvl_kit.inference.backend import make_spec
 
 PROMPT = "Describe this picture."
 N_TOKENS = 24
@@ -49,13 +49,13 @@ def ask_for(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def card(folder: Path, picture: Image.Image, **options: Any) -> str:
     """The model card's loop: transformers reads generation_config.json itself."""
-    with quietly():
+    with silence_transformers():
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(folder)
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(text=[text], images=[picture], return_tensors="pt")
-    with torch.inference_mode(), quietly():
+    with torch.inference_mode(), silence_transformers():
         ids = model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False, **options)
     said: str = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)[0]
     return said

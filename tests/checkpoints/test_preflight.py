@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwenvl_kit import CheckpointError, Config
-from qwenvl_kit.checkpoints import preflight
 from qwenvl_kit.checkpoints.checkpoint import read
+from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.cli import main
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.inference.backend import make_spec
+from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.inference import preflight
 from qwenvl_kit.inference.processor import InputProcessor
 from qwenvl_kit.types import LoadedImage, Request
 
@@ -395,7 +396,7 @@ def demo_answer() -> str:
 
 
 def test_a_token_that_the_model_lacks_is_that_rows_error() -> None:
-    processor = preflight.load_processor(read(model_dir()))
+    processor = load_processor(read(model_dir()))
     request = Request(0, (LoadedImage(PICTURE, "", (112, 112)),), "What?", None, None, 4)
     assert InputProcessor(processor, 999, vocab_size=1024).encode(request).ids
 
@@ -430,15 +431,19 @@ def test_published_and_embedded_checkpoints_pass(published: Path) -> None:
     make_spec(Config(model_name="demo"))
 
 
-def test_the_check_is_cheap_and_made_once_for_a_folder(folder: Path) -> None:
+def test_the_check_is_cheap_and_made_once_for_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_spec(Config(model_name="demo"))  # imports
+    checked: list[Path] = []
+    real = preflight.check_weights
+    monkeypatch.setattr(
+        preflight, "check_weights", lambda one, *rest, **named: (checked.append(one.path), real(one, *rest, **named))
+    )
     started = time.perf_counter()
     make_spec(Config(model_name=str(folder)))
     first = time.perf_counter() - started
-    calls = preflight._check_checkpoint.cache_info().misses
     make_spec(Config(model_name=str(folder)))
 
-    assert preflight._check_checkpoint.cache_info().misses == calls
+    assert checked == [folder]
     assert first < 5, "a tenth of a second on a quiet machine"
 
     MISSING["a layer"](folder)

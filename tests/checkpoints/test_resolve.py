@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qwenvl_kit import Config, ConfigError, OptionWarning
+from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption
 from qwenvl_kit.checkpoints.resolve import (
     CheckpointDefaults,
-    Device,
     ResolvedConfig,
     answer_fields,
     asked_record,
@@ -55,20 +56,27 @@ def test_flash_attention_runs_where_it_can_and_sdpa_with_a_reason_elsewhere(
             warn_ignored_options(Config(use_flash_attention_2=True), planned)
 
 
+EAGER = FixedOption(option="torch_compile", value=False, reason="no compiler here", instead="running in eager mode")
+
+
 @pytest.mark.parametrize(
-    ("options", "reason"),
-    [({"backend": "onnx"}, "onnx"), ({"device_map": "auto"}, "device_map"), ({"num_beams": 3}, "num_beams=3")],
+    ("options", "capabilities", "reason"),
+    [
+        ({}, Capabilities(fixed=(EAGER,)), "no compiler here"),
+        ({"device_map": "auto"}, Capabilities(), "device_map"),
+        ({"num_beams": 3}, Capabilities(), "num_beams=3"),
+    ],
 )
 def test_steps_are_compiled_where_they_can_be_and_the_reason_is_given_elsewhere(
-    options: dict[str, Any], reason: str
+    options: dict[str, Any], capabilities: Capabilities, reason: str
 ) -> None:
     assert resolved(torch_compile=True).torch_compile
     config = Config(torch_compile=True, **options)
 
-    planned = resolve(config, CPU, CHECKPOINT)
+    planned = resolve(config, CPU, CHECKPOINT, capabilities)
 
     assert not planned.torch_compile
-    with pytest.warns(OptionWarning, match=reason):
+    with pytest.warns(OptionWarning, match=rf"torch_compile=True is ignored \({reason}"):
         warn_ignored_options(config, planned)
 
 
@@ -111,12 +119,25 @@ def test_the_checkpoints_penalty_runs_unless_another_is_asked() -> None:
     assert resolved(repetition_penalty=1.0).repetition_penalty == 1.0
 
 
+ONE_DTYPE = FixedOption(option="dtype", value="float32", reason="the model is float32", instead="using float32")
+
+
 def test_a_backend_of_one_dtype_runs_that_and_says_so() -> None:
-    planned = resolve(Config(dtype="bfloat16"), CPU, CHECKPOINT, dtype="float32")
+    planned = resolve(Config(dtype="bfloat16"), CPU, CHECKPOINT, Capabilities(fixed=(ONE_DTYPE,)))
 
     assert planned.dtype == "float32"
     with pytest.warns(OptionWarning, match="dtype='bfloat16'"):
         warn_ignored_options(Config(dtype="bfloat16", use_flash_attention_2=False), planned)
+
+
+def test_a_value_that_a_backend_refuses_is_an_error_for_the_caller_and_a_note_for_a_default() -> None:
+    capabilities = Capabilities(fixed=(replace(ONE_DTYPE, remedy="Leave dtype out."),))
+
+    with pytest.raises(ConfigError, match=r"the model is float32 \(dtype='bfloat16'\)\. Leave dtype out\."):
+        resolve(Config(dtype="bfloat16"), CPU, CHECKPOINT, capabilities)
+    planned = resolve(Config(), CPU, CHECKPOINT, capabilities)
+    assert planned.dtype == "float32"
+    assert any("dtype='bfloat16' is ignored" in note for note in planned.record()["notes"])
 
 
 def test_pixel_limits_are_the_checkpoints_unless_asked_for() -> None:

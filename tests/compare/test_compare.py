@@ -129,13 +129,13 @@ def test_prompts_can_vary_and_a_column_of_prompts_serves_all_settings(frame: pd.
 
 
 def test_an_engine_elsewhere_is_refused_instead_of_left_out(frame: pd.DataFrame) -> None:
-    with pytest.raises(ConfigError, match=r"engine must be 'local' where settings are compared.*got 'ray'"):
+    with pytest.raises(ConfigError, match=r"engine='ray' is not supported in comparisons.*Use engine='local'"):
         frame.vl.compare("image", vary={"batch_size": [1, 2]}, engine="ray", **ECHO)
 
 
 @pytest.mark.parametrize("repeats", [0, True, 1.5])
 def test_repeats_that_are_no_count_are_refused(frame: pd.DataFrame, repeats: Any) -> None:
-    with pytest.raises(ConfigError, match="repeats must be a whole number"):
+    with pytest.raises(ConfigError, match=r"repeats=.* is invalid. It must be an integer of at least 1"):
         frame.vl.compare("image", vary={"batch_size": [1]}, repeats=repeats, **ECHO)
 
 
@@ -213,10 +213,10 @@ def test_a_backend_that_breaks_hands_over_the_settings_that_were_done(
 ) -> None:
     stream = echo.Echo.stream
 
-    def broken(self: Any, feed: Any, resolved: Any, control: Any) -> Iterator[Result]:
+    def broken(self: Any, queue: Any, resolved: Any, control: Any) -> Iterator[Result]:
         if resolved.resized_height == 112:
             raise RuntimeError("no such size here")
-        return stream(self, feed, resolved, control)
+        return stream(self, queue, resolved, control)
 
     monkeypatch.setattr(echo.Echo, "stream", broken)
     with pytest.raises(BackendFailed, match="no such size here") as caught:
@@ -280,6 +280,6 @@ def test_the_plot_has_a_point_per_setting_and_bars_over_repeats(scenes: pd.DataF
     drawn = sorted(float(y) for bar in bars for y in bar.lines[0].get_ydata())
     wanted = sorted(found.frame.groupby(["resized_height", "temperature"])["truth_chrf"].mean().astype(float))
     assert drawn == pytest.approx(wanted)
-    with pytest.raises(ConfigError, match="measured numbers; got 'text'; those are: right"):
+    with pytest.raises(ConfigError, match=r"'text' is not a numeric measure of this comparison\. Use one of: right"):
         found.plot("text")
     mpl.pyplot.close("all")

@@ -41,15 +41,15 @@ def test_repeats_count_a_seed_up_and_leave_none_alone() -> None:
 @pytest.mark.parametrize(
     ("vary", "options", "reference", "said"),
     [
-        ({}, {}, None, "at least one option"),
-        ({"dtype": "float32"}, {}, None, r"must be a list of values.*\['float32', …\]"),
+        ({}, {}, None, "vary is empty. Pass at least one option"),
+        ({"dtype": "float32"}, {}, None, r"is not a list.*\['float32', …\]"),
         ({"dtype": []}, {}, None, "at least one value"),
-        ({"batch_size": [2, 2]}, {}, None, "2 twice; use repeats="),
-        ({"dtype": ["float32"]}, {"dtype": "float16"}, None, "got both; pass it in vary only"),
-        ({"temperature": [0.5, 1.0]}, {}, None, "do_sample=False; pass do_sample=True"),
-        ({"progress": [True, False]}, {}, None, "change an answer or its cost; got 'progress'"),
-        ({"dtype": ["float32"]}, {}, {"top_k": 5}, "must name varied options; got 'top_k'; those are: dtype"),
-        ({"dtype": ["float32"]}, {}, {"dtype": "float16"}, "one of the values tried; got 'float16'"),
+        ({"batch_size": [2, 2]}, {}, None, "2 twice. Use repeats="),
+        ({"dtype": ["float32"]}, {"dtype": "float16"}, None, "both as an option and in vary"),
+        ({"temperature": [0.5, 1.0]}, {}, None, "do_sample=False. Pass do_sample=True"),
+        ({"progress": [True, False]}, {}, None, "'progress' cannot vary"),
+        ({"dtype": ["float32"]}, {}, {"top_k": 5}, "'top_k', which does not vary. Use one of: dtype"),
+        ({"dtype": ["float32"]}, {}, {"dtype": "float16"}, "='float16' is not a value of the grid"),
         ({"dtype": ["float32", "float61"]}, {}, None, "dtype must be one of"),
     ],
 )

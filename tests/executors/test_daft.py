@@ -141,8 +141,8 @@ def test_a_backend_that_breaks_ends_the_run_with_what_is_done(monkeypatch: pytes
 
     def answers(job: Any) -> Iterator[dict[str, Any]]:
         worker = Worker(job._config.replace(engine="local"))
-        for at, parcel in list(job._packed.items()):
-            yield {"at": [at], "answer": within(30, functools.partial(worker.answer, [parcel]))}
+        for at, item in list(job._packed.items()):
+            yield {"at": [at], "answer": within(30, functools.partial(worker.answer, [item]))}
             qwenvl_kit.unload()
             monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", broken)
 

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.inference.backend import Backend, Control, Feed
+from qwenvl_kit.inference.backend import Backend, Control, RequestQueue
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import PatchGeometry, Request, Result
 
@@ -81,7 +82,7 @@ class ScriptedSpec:
         return ScriptedBackend(self.script)
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[Backend]:
+    def acquire(self) -> Iterator[Backend]:
         yield self.load()
 
 
@@ -92,9 +93,9 @@ class ScriptedBackend:
         self._script = script
         self._random = random.Random(script.seed)
 
-    def stream(self, feed: Feed, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
         script, held = self._script, list[Request]()
-        while (taken := feed.take(self._random.randint(1, 5), block=not held)) is not None or held:
+        while (taken := queue.get(self._random.randint(1, 5), block=not held)) is not None or held:
             held += taken or []
             script.seen += taken or []
             if control.cancel.is_set():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError, RowErrorWarning
-from qwenvl_kit.images.classify import classify, is_null, mask
+from qwenvl_kit.images.classify import classify, is_null, redact_url
 from qwenvl_kit.types import ImageSource
 
 PNG = encoded(noise(30, 20, 0), "PNG")
@@ -69,7 +69,7 @@ def told(cell: object, image_src_type: Any = "auto") -> str:
         (Image.new("L", (3, 3)), "pil"),
         (np.zeros((3, 3)), "array"),
     ],
-    ids=lambda value: f"{type(value).__name__}-{str(value)[:20]!r}",
+    ids=lambda value: f"{type(value).__name__}-{str(value)[:9]!r}",
 )
 def test_a_cell_is_told_by_its_value(cell: object, kind: str) -> None:
     assert only(cell).kind == kind
@@ -184,7 +184,9 @@ def test_a_tensor_that_gives_no_array_is_that_rows_error_and_says_how_to_give_on
     assert "detach().float().cpu().numpy()" in told(Stubborn(error))
 
 
-@pytest.mark.parametrize("cell", [7, 1.5, True, object(), {"url": "a.png"}, {1, 2}, io.BytesIO(PNG)], ids=repr)
+@pytest.mark.parametrize(
+    "cell", [7, 1.5, True, object(), {"url": "a.png"}, {1, 2}, io.BytesIO(PNG)], ids=lambda cell: type(cell).__name__
+)
 def test_what_is_no_picture_is_refused_with_its_type(cell: object) -> None:
     assert type(cell).__name__ in told(cell)
 
@@ -365,7 +367,7 @@ def test_labels_of_ordinary_addresses_stay_readable(address: str) -> None:
 def test_no_password_or_query_survives_masking(noise: str, path: str) -> None:
     secret = f"hunter2{noise}"
 
-    assert "hunter2" not in mask(f"https://me:{secret}@example.org/{path.replace('hunter2', '')}?sig={secret}")
+    assert "hunter2" not in redact_url(f"https://me:{secret}@example.org/{path.replace('hunter2', '')}?sig={secret}")
 
 
 def test_labels_are_short_and_whole_characters() -> None:

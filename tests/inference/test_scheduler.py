@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,20 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, Control
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, ResolvedConfig, resolve
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.processor import Encoded
-from qwenvl_kit.inference.scheduler import Language, generate
-from qwenvl_kit.inference.sequence import Row
+from qwenvl_kit.inference.scheduler import Tokenization, generate
+from qwenvl_kit.inference.sequence import Sequence
 from qwenvl_kit.types import LoadedImage, PatchGeometry, Request, Result
 
 VOCABULARY, EOS, IMAGE = 50, 1, 2
 
 
-class HashStepper:
-    """A stepper whose next token is a hash of all that its slot holds; memory runs out where it is told so."""
+class HashModelRunner:
+    """A model_runner whose next token is a hash of all that its slot holds; memory runs out where it is told so."""
 
     device = torch.device("cpu")
 
@@ -40,31 +40,31 @@ class HashStepper:
         self.sizes: list[int] = []
         self._n_fit, self._random, self._sometimes = n_rows_that_fit, random.Random(seed), sometimes
 
-    def look(self, pixel_values: torch.Tensor, grid: torch.Tensor) -> list[torch.Tensor]:
+    def encode_images(self, pixel_values: torch.Tensor, grid: torch.Tensor) -> list[torch.Tensor]:
         self.n_looked += len(grid)
         return [one[:4] for one in pixel_values.split(grid.prod(dim=1).tolist())]  # 16 patches, 4 visual tokens
 
-    def reserve(self, n_slots: int, capacity: int) -> None:
+    def resize_cache(self, n_slots: int, capacity: int) -> None:
         self.capacity = capacity
         self.slots = [*self.slots[:n_slots], *[[] for _ in range(n_slots - len(self.slots))]]
         self.slots = [slot[:capacity] for slot in self.slots]
 
-    def read(self, readings: Sequence[PrefillChunk]) -> torch.Tensor:
-        self._use_memory(len(self.slots), len(readings))
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        self._use_memory(len(self.slots), len(chunks))
         logits = []
-        for reading in readings:
-            self.n_read += len(reading.ids)
-            seen = iter(() if reading.visual is None else reading.visual[:, 0].tolist())
-            tokens = [next(seen, token) if token == IMAGE else token for token in reading.ids.tolist()]
+        for chunk in chunks:
+            self.n_read += len(chunk.ids)
+            seen = iter(() if chunk.image_features is None else chunk.image_features[:, 0].tolist())
+            tokens = [next(seen, token) if token == IMAGE else token for token in chunk.ids.tolist()]
             assert next(seen, None) is None
-            held = self.slots[reading.slot][: reading.past]
-            assert len(held) == reading.past
-            self.slots[reading.slot] = [*held, *zip(tokens, map(tuple, reading.positions.T.tolist()), strict=True)]
-            assert len(self.slots[reading.slot]) <= self.capacity
-            logits.append(_logits(self.slots[reading.slot]))
+            held = self.slots[chunk.slot][: chunk.cached_len]
+            assert len(held) == chunk.cached_len
+            self.slots[chunk.slot] = [*held, *zip(tokens, map(tuple, chunk.positions.T.tolist()), strict=True)]
+            assert len(self.slots[chunk.slot]) <= self.capacity
+            logits.append(_logits(self.slots[chunk.slot]))
         return torch.stack(logits)
 
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def decode(self, ids: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(ids))
         self._use_memory(len(ids))
         rows = enumerate(zip(ids.tolist(), positions.tolist(), lengths.tolist(), strict=True))
@@ -74,10 +74,10 @@ class HashStepper:
             assert len(self.slots[slot]) == length + 1
         return torch.stack([_logits(self.slots[slot]) for slot in range(len(ids))])
 
-    def copy(self, source: int, target: int, length: int) -> None:
+    def copy_slot(self, source: int, target: int, length: int) -> None:
         self.slots[target] = list(self.slots[source][:length])
 
-    def wipe(self, slot: int) -> None:
+    def zero_slot(self, slot: int) -> None:
         self.slots[slot] = []
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ def _logits(held: Sequence[Any]) -> torch.Tensor:
 
 
 class PlainEncoder:
-    """Prompts of numbers: 40 tokens, the picture's four, then the prompt's own."""
+    """PrefillWrite of numbers: 40 tokens, the picture's four, then the prompt's own."""
 
     def encode(self, request: Request) -> Encoded:
         ids = [*range(3, 43), *[IMAGE] * 4 * len(request.images), *map(int, request.prompt.split())]
@@ -109,11 +109,11 @@ def _cut(picture: LoadedImage) -> torch.Tensor:
     return torch.full((16, 1), float(picture.pixels[0, 0, 0]))
 
 
-LANGUAGE = Language(PlainEncoder(), lambda ids: " ".join(map(str, ids)), (EOS,), IMAGE, 2)  # type: ignore[arg-type]
+TOKENIZATION = Tokenization(PlainEncoder(), lambda ids: " ".join(map(str, ids)), (EOS,), IMAGE, 2)  # type: ignore[arg-type]
 
 
 @dataclass
-class ListFeed:
+class ListQueue:
     """Gives requests, and now and then none."""
 
     requests: list[Request]
@@ -124,7 +124,7 @@ class ListFeed:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
 
-    def take(self, n: int, *, block: bool) -> list[Request] | None:
+    def get(self, n: int, *, block: bool) -> list[Request] | None:
         assert n >= 1
         self.n_blocked += block
         if not self.requests:
@@ -156,15 +156,17 @@ def effective_of(**options: Any) -> ResolvedConfig:
 
 
 def run(
-    stepper: HashStepper,
+    model_runner: HashModelRunner,
     requests: Sequence[Request],
     *,
     control: Control | None = None,
     seed: int = 0,
     **options: Any,
 ) -> list[Result]:
-    feed = ListFeed(list(requests), seed)
-    loop = generate(stepper, EncoderCache(stepper), LANGUAGE, feed, effective_of(**options), control or Control())
+    queue = ListQueue(list(requests), seed)
+    loop = generate(
+        model_runner, EncoderCache(model_runner), TOKENIZATION, queue, effective_of(**options), control or Control()
+    )
     return within(60, lambda: list(loop))
 
 
@@ -178,9 +180,11 @@ def test_every_row_gets_the_answer_that_it_gets_alone_whoever_joins_leaves_or_ru
 ) -> None:
     requests = requests_of(rows)
     sampled = {"do_sample": True, "repetition_penalty": 1.3} if seed % 2 else {}
-    alone = [run(HashStepper(), [request], batch_size=1, **sampled)[0] for request in requests]
+    alone = [run(HashModelRunner(), [request], batch_size=1, **sampled)[0] for request in requests]
 
-    together = run(HashStepper(seed=seed, sometimes=sometimes), requests, batch_size=batch_size, seed=seed, **sampled)
+    together = run(
+        HashModelRunner(seed=seed, sometimes=sometimes), requests, batch_size=batch_size, seed=seed, **sampled
+    )
 
     by_row = sorted(together, key=lambda result: result.row)
     assert [result.row for result in by_row] == list(range(len(rows)))
@@ -192,33 +196,35 @@ def test_every_row_gets_the_answer_that_it_gets_alone_whoever_joins_leaves_or_ru
 
 def test_short_answers_leave_and_waiting_rows_take_their_place() -> None:
     requests = requests_of([(level, level, 30 if level == 0 else 3) for level in range(20)])
-    stepper = HashStepper()
+    model_runner = HashModelRunner()
 
-    results = run(stepper, requests, batch_size=4)
+    results = run(model_runner, requests, batch_size=4)
 
-    assert max(stepper.sizes) <= 4
+    assert max(model_runner.sizes) <= 4
     assert results[-1].row == 0 or results[0].row != 0
-    assert sum(stepper.sizes) <= sum(result.new_tokens or 0 for result in results), "no step is spent on a done row"
+    assert sum(model_runner.sizes) <= sum(result.new_tokens or 0 for result in results), (
+        "no step is spent on a done row"
+    )
 
 
 def test_each_distinct_picture_is_looked_at_once_and_its_beginning_read_once() -> None:
     requests = requests_of([(level, question, 8) for level in range(4) for question in range(4)])
-    stepper = HashStepper()
+    model_runner = HashModelRunner()
 
-    run(stepper, requests, batch_size=4, seed=3)
+    run(model_runner, requests, batch_size=4, seed=3)
 
     n_prompts = sum(44 + 1 + question for _ in range(4) for question in range(4))
-    assert stepper.n_looked == 4
-    assert stepper.n_read < 0.6 * n_prompts
+    assert model_runner.n_looked == 4
+    assert model_runner.n_read < 0.6 * n_prompts
 
 
 def test_the_beginning_before_different_pictures_is_read_once() -> None:
     requests = requests_of([(level, 0, 8) for level in range(8)])
-    stepper = HashStepper()
+    model_runner = HashModelRunner()
 
-    run(stepper, requests, batch_size=8)
+    run(model_runner, requests, batch_size=8)
 
-    assert stepper.n_read < 0.6 * 8 * 45
+    assert model_runner.n_read < 0.6 * 8 * 45
 
 
 @pytest.mark.parametrize(
@@ -228,31 +234,36 @@ def test_the_beginning_before_different_pictures_is_read_once() -> None:
 def test_a_beginning_is_shared_where_that_costs_less_than_reading_it_again(
     device: str, n_alike: int, n_other: int, is_shared: bool
 ) -> None:
-    stepper = HashStepper()
-    rows = [Row(encoded, image_id=IMAGE, merge=2, device=stepper.device) for encoded in texts_of(n_alike, n_other)]
-    seats = SlotManager(stepper)
-    seats.seat(rows, n_most=2)
-    stepper.device = torch.device("meta") if device != "cpu" else stepper.device  # stands in for a GPU
+    model_runner = HashModelRunner()
+    rows = [
+        Sequence(encoded, image_id=IMAGE, merge=2, device=model_runner.device) for encoded in texts_of(n_alike, n_other)
+    ]
+    slots = SlotManager(model_runner)
+    slots.allocate(rows, n_most=2)
+    model_runner.device = torch.device("meta") if device != "cpu" else model_runner.device  # stands in for a GPU
 
-    stages = seats.readings(rows, [torch.zeros(0, 1)] * 2)
+    stages = slots.plan_prefill(rows, [torch.zeros(0, 1)] * 2)
 
-    assert [[reading.past for reading in stage] for stage in stages] == ([[0], [n_alike]] if is_shared else [[0, 0]])
+    assert [[chunk.cached_len for chunk in stage] for stage in stages] == ([[0], [n_alike]] if is_shared else [[0, 0]])
 
 
 def test_pictures_share_the_beginning_before_them_and_questions_share_the_picture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "qwenvl_kit.inference.kv_slots._LEAST_SHARED", {"cpu": (3, 0)}
+        "qwenvl_kit.inference.kv_slots.MIN_SHARED_PREFIX", {"cpu": (3, 0)}
     )  # a picture has four tokens here
     requests = requests_of([(level, question, 8) for level in range(2) for question in range(3)])
-    rows = [Row(LANGUAGE.encoder.encode(one), image_id=IMAGE, merge=2, device=torch.device("cpu")) for one in requests]
-    seats = SlotManager(HashStepper())
-    seats.seat(rows, n_most=6)
+    rows = [
+        Sequence(TOKENIZATION.encoder.encode(one), image_id=IMAGE, merge=2, device=torch.device("cpu"))
+        for one in requests
+    ]
+    slots = SlotManager(HashModelRunner())
+    slots.allocate(rows, n_most=6)
 
-    stages = seats.readings(rows, [torch.zeros(4, 1)] * 6)
+    stages = slots.plan_prefill(rows, [torch.zeros(4, 1)] * 6)
 
-    assert [[(reading.slot, reading.past) for reading in stage] for stage in stages] == [
+    assert [[(chunk.slot, chunk.cached_len) for chunk in stage] for stage in stages] == [
         [(0, 0)],
         [(1, 45), (2, 45), (3, 40)],  # the first picture's other questions, and the second picture
         [(4, 45), (5, 45)],
@@ -261,7 +272,7 @@ def test_pictures_share_the_beginning_before_them_and_questions_share_the_pictur
 
 def texts_of(n_alike: int, n_other: int) -> list[Encoded]:
     """Two prompts without pictures that begin alike."""
-    request = replace(requests_of([(0, 0, 8)])[0], pictures=())
+    request = replace(requests_of([(0, 0, 8)])[0], images=())
     return [
         Encoded(request, [*range(100, 100 + n_alike), *[word] * n_other], torch.zeros(0, 3, dtype=torch.long), _cut)
         for word in (5, 6)
@@ -275,12 +286,12 @@ def texts_of(n_alike: int, n_other: int) -> list[Encoded]:
 def test_of_several_pictures_those_that_rows_begin_with_are_shared_whole(shown: list[list[int]], seed: int) -> None:
     one_each = requests_of([(level, 0, 6) for level in range(3)])
     requests = [
-        replace(one_each[0], row=row, pictures=tuple(one_each[level].pictures[0] for level in levels))
+        replace(one_each[0], row=row, images=tuple(one_each[level].images[0] for level in levels))
         for row, levels in enumerate(shown)
     ]
-    alone = [run(HashStepper(), [request], batch_size=1)[0].text for request in requests]
+    alone = [run(HashModelRunner(), [request], batch_size=1)[0].text for request in requests]
 
-    together = sorted(run(HashStepper(), requests, batch_size=4, seed=seed), key=lambda result: result.row)
+    together = sorted(run(HashModelRunner(), requests, batch_size=4, seed=seed), key=lambda result: result.row)
 
     assert [result.text for result in together] == alone
 
@@ -289,39 +300,41 @@ def test_of_several_pictures_those_that_rows_begin_with_are_shared_whole(shown: 
 def test_pictures_beyond_the_memory_of_the_eyes_are_looked_at_again(
     max_bytes: int, max_pictures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwenvl_kit.inference.encoder_cache._MAX_PICTURES", max_pictures)
-    stepper = HashStepper()
-    eyes = EncoderCache(stepper, max_bytes=max_bytes)
-    rows = [LANGUAGE.encoder.encode(request) for request in requests_of([(level, 0, 1) for level in (1, 2, 3, 1, 3)])]
+    monkeypatch.setattr("qwenvl_kit.inference.encoder_cache.MAX_IMAGES", max_pictures)
+    model_runner = HashModelRunner()
+    encoder_cache = EncoderCache(model_runner, max_bytes=max_bytes)
+    rows = [
+        TOKENIZATION.encoder.encode(request) for request in requests_of([(level, 0, 1) for level in (1, 2, 3, 1, 3)])
+    ]
 
-    seen = [eyes.see([row])[0] for row in rows]
+    seen = [encoder_cache.encode([row])[0] for row in rows]
 
     assert [int(tokens[0, 0]) for tokens in seen] == [1, 2, 3, 1, 3]
-    assert stepper.n_looked == 4
+    assert model_runner.n_looked == 4
 
 
 def test_the_loop_waits_for_pictures_only_when_it_has_nothing_to_do() -> None:
-    class Slow(ListFeed):
-        def take(self, n: int, *, block: bool) -> list[Request] | None:
-            assert not (block and stepper.live)
-            return super().take(n, block=block)
+    class Slow(ListQueue):
+        def get(self, n: int, *, block: bool) -> list[Request] | None:
+            assert not (block and model_runner.live)
+            return super().get(n, block=block)
 
-    class Watched(HashStepper):
+    class Watched(HashModelRunner):
         live = 0
 
-    stepper = Watched()
-    feed = Slow(requests_of([(0, 0, 20), (1, 1, 20), (2, 2, 20)]), 5)
-    for result in generate(stepper, EncoderCache(stepper), LANGUAGE, feed, effective_of(), Control()):
+    model_runner = Watched()
+    queue = Slow(requests_of([(0, 0, 20), (1, 1, 20), (2, 2, 20)]), 5)
+    for result in generate(model_runner, EncoderCache(model_runner), TOKENIZATION, queue, effective_of(), Control()):
         assert result.status == "ok"
-    assert feed.n_blocked >= 1
+    assert queue.n_blocked >= 1
 
 
 def test_memory_that_fits_two_rows_is_asked_for_two_and_a_row_that_never_fits_is_an_error() -> None:
     notes: list[str] = []
     requests = requests_of([(level, 0, 10) for level in range(8)])
 
-    results = run(HashStepper(n_rows_that_fit=2), requests, batch_size=8, control=Control(note=notes.append))
-    hopeless = run(HashStepper(n_rows_that_fit=0), requests[:3], batch_size=2)
+    results = run(HashModelRunner(n_rows_that_fit=2), requests, batch_size=8, control=Control(note=notes.append))
+    hopeless = run(HashModelRunner(n_rows_that_fit=0), requests[:3], batch_size=2)
 
     assert [result.status for result in results] == ["ok"] * 8
     assert notes[0].startswith("memory ran out at ")
@@ -330,8 +343,8 @@ def test_memory_that_fits_two_rows_is_asked_for_two_and_a_row_that_never_fits_is
 
 
 def test_other_exceptions_end_the_run() -> None:
-    class Broken(HashStepper):
-        def step(self, *_: Any) -> torch.Tensor:
+    class Broken(HashModelRunner):
+        def decode(self, *_: Any) -> torch.Tensor:
             raise RuntimeError("CUDA error: an illegal memory access")
 
     with pytest.raises(RuntimeError, match="illegal"):
@@ -339,19 +352,19 @@ def test_other_exceptions_end_the_run() -> None:
 
 
 def test_rows_of_numbers_that_are_not_finite_are_errors_and_others_go_on() -> None:
-    class Overflowing(HashStepper):
+    class Overflowing(HashModelRunner):
         poisoned: set[int] = set()  # noqa: RUF012  # slots with numbers that are not finite
 
-        def step(self, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        def decode(self, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
             assert not self.poisoned, "a row that overflowed is gone, and what it left in its slot"
-            logits = super().step(ids, *rest)
+            logits = super().decode(ids, *rest)
             if len(ids) > 1:
                 logits[0, 5] = torch.nan
                 self.poisoned.add(0)
             return logits
 
-        def wipe(self, slot: int) -> None:
-            super().wipe(slot)
+        def zero_slot(self, slot: int) -> None:
+            super().zero_slot(slot)
             self.poisoned.remove(slot)
 
     results = run(Overflowing(), requests_of([(level, 0, 30) for level in range(5)]), batch_size=3, dtype="float16")
@@ -364,17 +377,19 @@ def test_rows_of_numbers_that_are_not_finite_are_errors_and_others_go_on() -> No
 def test_cancelling_keeps_what_is_done_and_gives_back_every_other_row_it_took() -> None:
     cancel = threading.Event()
     requests = requests_of([(level, 0, 3 if level < 2 else 40) for level in range(6)])
-    feed = ListFeed(list(requests), 1)
-    stepper = HashStepper()
+    queue = ListQueue(list(requests), 1)
+    model_runner = HashModelRunner()
     results = []
-    for result in generate(stepper, EncoderCache(stepper), LANGUAGE, feed, effective_of(batch_size=3), Control(cancel)):
+    for result in generate(
+        model_runner, EncoderCache(model_runner), TOKENIZATION, queue, effective_of(batch_size=3), Control(cancel)
+    ):
         results.append(result)
         cancel.set()
 
     assert results[0].status == "ok"
     assert {result.status for result in results[1:]} <= {"cancelled", "ok"}
-    assert len(results) + len(feed.requests) == 6
-    assert stepper.capacity == 0, "the cache is freed"
+    assert len(results) + len(queue.requests) == 6
+    assert model_runner.capacity == 0, "the cache is freed"
 
 
 def test_characters_of_several_tokens_are_told_whole() -> None:
@@ -384,15 +399,15 @@ def test_characters_of_several_tokens_are_told_whole() -> None:
         return bytes(text[: len(ids)]).decode(errors="replace")
 
     told: list[str] = []
-    language = Language(PlainEncoder(), decode, (EOS,), IMAGE, 2)  # type: ignore[arg-type]
-    stepper = HashStepper()
+    tokenization = Tokenization(PlainEncoder(), decode, (EOS,), IMAGE, 2)  # type: ignore[arg-type]
+    model_runner = HashModelRunner()
     request = next(one for one in requests_of([(level, 0, 7) for level in range(99)]) if _is_long(one))
     list(
         generate(
-            stepper,
-            EncoderCache(stepper),
-            language,
-            ListFeed([request]),
+            model_runner,
+            EncoderCache(model_runner),
+            tokenization,
+            ListQueue([request]),
             effective_of(),
             Control(on_token=lambda _, piece: told.append(piece)),
         )
@@ -408,11 +423,13 @@ def test_a_character_that_the_end_cuts_is_told_as_it_stands_in_the_text() -> Non
         return bytes(text[: len(ids)]).decode(errors="replace")
 
     told: list[str] = []
-    language = replace(LANGUAGE, decode=decode)
+    tokenization = replace(TOKENIZATION, decode=decode)
     request = next(one for one in requests_of([(level, 0, len(text)) for level in range(99)]) if _is_long(one))
     control = Control(on_token=lambda _, piece: told.append(piece))
-    stepper = HashStepper()
-    (result,) = generate(stepper, EncoderCache(stepper), language, ListFeed([request]), effective_of(), control)
+    model_runner = HashModelRunner()
+    (result,) = generate(
+        model_runner, EncoderCache(model_runner), tokenization, ListQueue([request]), effective_of(), control
+    )
 
     assert result.text is not None
     assert result.text.endswith("\ufffd")
@@ -425,7 +442,7 @@ class FaultyEncoder(PlainEncoder):
     def encode(self, request: Request) -> Encoded:
         if request.row == 2:
             raise KeyError("a template of a stranger")
-        return replace(super().encode(request), cut=_cut_some)
+        return replace(super().encode(request), patchify=_cut_some)
 
 
 def _cut_some(picture: LoadedImage) -> torch.Tensor:
@@ -439,7 +456,7 @@ def _cut_some(picture: LoadedImage) -> torch.Tensor:
 def test_what_a_library_raises_over_one_row_is_that_rows_error(batch_size: int, listens: bool) -> None:
     bad = {2: "KeyError", 5: "ZeroDivisionError", 12: "ZeroDivisionError", 8: "OverflowError"}
     rows = [(level, level % 3, 9) for level in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 5, 13)]
-    wanted = {one.row: one.text for one in run(HashStepper(), requests_of(rows))}
+    wanted = {one.row: one.text for one in run(HashModelRunner(), requests_of(rows))}
     said_by_eight = wanted[8]
 
     def decode(ids: Sequence[int]) -> str:
@@ -448,13 +465,15 @@ def test_what_a_library_raises_over_one_row_is_that_rows_error(batch_size: int, 
             raise OverflowError("a token out of range")
         return text
 
-    language = replace(LANGUAGE, encoder=FaultyEncoder(), decode=decode)  # type: ignore[arg-type]
-    stepper = HashStepper()
+    tokenization = replace(TOKENIZATION, encoder=FaultyEncoder(), decode=decode)  # type: ignore[arg-type]
+    model_runner = HashModelRunner()
     control = Control(on_token=(lambda row, piece: None) if listens else None)
     resolved = effective_of(batch_size=batch_size)
     found = {
         result.row: result
-        for result in generate(stepper, EncoderCache(stepper), language, ListFeed(requests_of(rows)), resolved, control)
+        for result in generate(
+            model_runner, EncoderCache(model_runner), tokenization, ListQueue(requests_of(rows)), resolved, control
+        )
     }
 
     assert len(found) == len(rows)
@@ -478,15 +497,17 @@ def test_memory_that_runs_out_while_a_picture_is_cut_is_no_fault_of_the_picture(
 
     class InputProcessor(PlainEncoder):
         def encode(self, request: Request) -> Encoded:
-            return replace(super().encode(request), cut=cut)
+            return replace(super().encode(request), patchify=cut)
 
-    stepper = HashStepper()
-    language = replace(LANGUAGE, encoder=InputProcessor())  # type: ignore[arg-type]
-    feed = ListFeed(requests_of([(level, 0, 5) for level in range(4)]), 1)
-    results = list(generate(stepper, EncoderCache(stepper), language, feed, effective_of(batch_size=4), Control()))
+    model_runner = HashModelRunner()
+    tokenization = replace(TOKENIZATION, encoder=InputProcessor())  # type: ignore[arg-type]
+    queue = ListQueue(requests_of([(level, 0, 5) for level in range(4)]), 1)
+    results = list(
+        generate(model_runner, EncoderCache(model_runner), tokenization, queue, effective_of(batch_size=4), Control())
+    )
 
     assert [result.status for result in results].count("ok") >= 3, "all but a row that was alone when memory ran out"
 
 
 def _is_long(request: Request) -> bool:
-    return run(HashStepper(), [request])[0].finish_reason == "length"
+    return run(HashModelRunner(), [request])[0].finish_reason == "length"

@@ -114,13 +114,13 @@ def test_a_text_without_a_picture_is_answered_as_by_torch(onnx_model: OnnxQwenVL
 def test_prompt_pass_and_step_are_functions_of_their_own(onnx_model: OnnxQwenVL, torch_model: Any) -> None:
     ids = torch.tensor([5, 6, 7, 8, 9])
     positions = torch.arange(5).expand(3, -1)
-    stepper = onnx_model.stepper
-    stepper.reserve(2, 8)
+    runner = onnx_model.model_runner
+    runner.resize_cache(2, 8)
 
-    whole = stepper.read([PrefillChunk(0, ids, positions)])
-    stepper.read([PrefillChunk(1, ids[:3], positions[:, :3])])
-    in_parts = stepper.read([PrefillChunk(1, ids[3:], positions[:, 3:], past=3)])
-    stepped = stepper.step(torch.tensor([10, 10]), torch.tensor([5, 5]), torch.tensor([5, 5]))
+    whole = runner.prefill([PrefillChunk(0, ids, positions)])
+    runner.prefill([PrefillChunk(1, ids[:3], positions[:, :3])])
+    in_parts = runner.prefill([PrefillChunk(1, ids[3:], positions[:, 3:], cached_len=3)])
+    stepped = runner.decode(torch.tensor([10, 10]), torch.tensor([5, 5]), torch.tensor([5, 5]))
 
     wanted = torch_model(input_ids=torch.cat([ids, torch.tensor([10])])[None]).logits[0]
     torch.testing.assert_close(whole[0], wanted[4], atol=1e-4, rtol=0)
@@ -136,8 +136,8 @@ def test_long_prompts_are_read_in_parts_of_bounded_memory(
     monkeypatch.setattr(stepping, "_ATTENTION_BYTES", 1)  # parts of 16 tokens
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, 900, (length,), generator=generator) for length in (50, 7, 33)]
-    onnx_model.stepper.reserve(3, 64)
-    read = onnx_model.stepper.read(
+    onnx_model.model_runner.resize_cache(3, 64)
+    read = onnx_model.model_runner.prefill(
         [PrefillChunk(slot, ids, torch.arange(len(ids)).expand(3, -1)) for slot, ids in enumerate(rows)]
     )
 

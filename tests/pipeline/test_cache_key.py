@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from qwenvl_kit import Config
-from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, Device, resolve
-from qwenvl_kit.pipeline.cache_key import Keys
+from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, resolve
+from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.types import PatchGeometry
 
 
@@ -17,12 +18,12 @@ def key(
     fingerprint: str = "f",
     system: str | None = None,
     prompt: str = "What?",
-    draw: int = 0,
+    sample_index: int = 0,
     digest: str = "digest",
     **options: Any,
 ) -> str | None:
     resolved = resolve(Config(**options), Device("cpu"), CheckpointDefaults("m", fingerprint, PatchGeometry()))
-    return Keys(resolved, system).key([digest], prompt, draw)
+    return CacheKeyBuilder(resolved, system).key([digest], prompt, sample_index)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_whatever_changes_an_answer_changes_its_key(change: dict[str, Any]) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 9}, {"timeout_s": 1.0}, {"draw": 3}, {"temperature": 0.5}, {"seed": 3}],
+    [{"batch_size": 9}, {"timeout_s": 1.0}, {"sample_index": 3}, {"temperature": 0.5}, {"seed": 3}],
     ids=lambda change: next(iter(change)),
 )
 def test_what_a_greedy_answer_does_not_depend_on_leaves_its_key(change: dict[str, Any]) -> None:
@@ -56,11 +57,11 @@ def test_what_a_greedy_answer_does_not_depend_on_leaves_its_key(change: dict[str
 
 def test_the_order_of_pictures_counts() -> None:
     resolved = resolve(Config(), Device("cpu"), CheckpointDefaults("m", "f", PatchGeometry()))
-    keys = Keys(resolved, None)
+    keys = CacheKeyBuilder(resolved, None)
 
     assert keys.key(["a", "b"], "p", 0) != keys.key(["b", "a"], "p", 0)
 
 
 def test_draws_differ_under_a_seed_and_have_no_key_without_one() -> None:
-    assert key(do_sample=True, seed=1, draw=0) != key(do_sample=True, seed=1, draw=1)
+    assert key(do_sample=True, seed=1, sample_index=0) != key(do_sample=True, seed=1, sample_index=1)
     assert key(do_sample=True) is None

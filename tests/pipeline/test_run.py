@@ -29,7 +29,7 @@ def go(
 ) -> Run:
     spec = ScriptedSpec(config, script)
     prompts = prompts if prompts is not None else ["What?"] * len(cells)
-    return within(30, lambda: run(cells, prompts, config, spec, spec.lend, control=control))
+    return within(30, lambda: run(cells, prompts, config, spec, spec.acquire, control=control))
 
 
 KINDS = st.sampled_from(["good", "null", "missing", "rubbish", "failing"])

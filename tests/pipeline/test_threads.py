@@ -12,7 +12,7 @@ import qwenvl_kit.pipeline.threads as threads
 
 SCRIPT = """
 import os, pathlib, torch
-from qwenvl_kit.pipeline.threads import leave_cores
+from qwenvl_kit.pipeline.threads import release_openmp_threads
 
 def n_threads():
     return len(list(pathlib.Path("/proc/self/task").iterdir()))
@@ -24,7 +24,7 @@ torch.set_num_threads(2)
 before = n_threads()
 multiply()
 busy = n_threads()
-leave_cores()
+release_openmp_threads()
 idle = n_threads()
 assert multiply()[0, 0] == 512
 print(busy - before, idle - before, n_threads() - before)

@@ -169,7 +169,7 @@ def _is_on_a_rows_way(frame: FrameType) -> bool:
         return "watch" not in name and "backend" not in name and not _is_set_up(frame)
     place: FrameType | None = frame
     while place is not None:
-        if place.f_code.co_name == "identify":
+        if place.f_code.co_name == "classify":
             return True
         place = place.f_back
     return False

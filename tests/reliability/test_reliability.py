@@ -91,7 +91,7 @@ def test_whatever_fails_on_the_way_no_finished_work_is_done_again(
         spec = ScriptedSpec(Config(progress=False), script)
         with open_store(path) as store:
             faulty = FaultyStore(store, store_fails_after)
-            done = within(30, lambda: run(cells, ["What?"] * 40, spec.config, spec, spec.lend, store=faulty))
+            done = within(30, lambda: run(cells, ["What?"] * 40, spec.config, spec, spec.acquire, store=faulty))
             answered.extend(faulty.kept)
         return done.results
 

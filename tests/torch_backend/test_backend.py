@@ -18,7 +18,7 @@ from qwenvl_kit import Control
 from qwenvl_kit.errors import RowErrorWarning
 from qwenvl_kit.torch_backend.backend import TorchBackend
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
-from qwenvl_kit.torch_backend.model_runner import TorchStepper
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 EXACT = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
 
@@ -111,10 +111,10 @@ def test_overflow_in_float16_is_an_error_and_never_noise(tmp_path: Path, picture
 def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
     pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = TorchStepper.step
+    step = TorchModelRunner.decode
     sizes: list[int] = []
 
-    def scarce(self: TorchStepper, ids: Any, *rest: Any) -> Any:
+    def scarce(self: TorchModelRunner, ids: Any, *rest: Any) -> Any:
         sizes.append(len(ids))
         if len(ids) > 2 and len(sizes) > 3:  # in the midst of answers
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -122,7 +122,7 @@ def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
 
     options = {"model_name": "demo", "batch_size": 8, **EXACT}
     whole = pd.Series(pictures).vl.caption(**options)
-    monkeypatch.setattr(TorchStepper, "step", scarce)
+    monkeypatch.setattr(TorchModelRunner, "decode", scarce)
     heard: dict[int, str] = {}
     control = Control(on_token=lambda row, text: heard.update({row: heard.get(row, "") + text}))
     fewer = pd.Series(pictures).vl.caption(control=control, **options)
@@ -136,10 +136,10 @@ def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
 def test_memory_too_small_for_one_row_is_that_rows_error(
     published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = TorchStepper.look
+    look = TorchModelRunner.encode_images
     sizes = [84, 84, 168, 84, 84, 84, 84]
 
-    def scarce(self: TorchStepper, pixel_values: Any, grid: Any) -> Any:
+    def scarce(self: TorchModelRunner, pixel_values: Any, grid: Any) -> Any:
         if (grid.prod(dim=1) > 100).any():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return look(self, pixel_values, grid)
@@ -148,7 +148,7 @@ def test_memory_too_small_for_one_row_is_that_rows_error(
     options = {"model_name": str(published), "max_caption_length": 4, **EXACT}
     whole = cells.vl.caption(**options)
     qwenvl_kit.unload()  # or the pictures would be known
-    monkeypatch.setattr(TorchStepper, "look", scarce)
+    monkeypatch.setattr(TorchModelRunner, "encode_images", scarce)
     with pytest.warns(qwenvl_kit.RowErrorWarning, match="max_pixels"):
         run = cells.vl.run(**options)
 
@@ -271,7 +271,7 @@ def test_what_transformers_raises_over_one_row_is_that_rows_error(
 ) -> None:
     from qwenvl_kit.inference.processor import InputProcessor
 
-    render, cut = InputProcessor.render, InputProcessor.cut
+    render, cut = InputProcessor.render, InputProcessor.patchify
 
     def faulty_render(self: InputProcessor, n_pictures: int, prompt: str, *rest: Any, **options: Any) -> str:
         if "template" in prompt:
@@ -284,7 +284,7 @@ def test_what_transformers_raises_over_one_row_is_that_rows_error(
         return cut(self, picture)
 
     monkeypatch.setattr(InputProcessor, "render", faulty_render)
-    monkeypatch.setattr(InputProcessor, "cut", faulty_cut)
+    monkeypatch.setattr(InputProcessor, "patchify", faulty_cut)
     cells = pd.Series([np.full((56, 56, 3), level, np.uint8) for level in (1, 7, 3, 4)], dtype=object)
     asked = ["Describe this picture.", "What?", "a template", "Describe this picture."]
     options = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}

@@ -39,7 +39,7 @@ def steps(shapes: list[tuple[int, int]]) -> CompiledSteps:
 
 def test_every_step_has_the_shape_of_the_cache_and_gives_the_rows_at_hand(shapes: list[tuple[int, int]]) -> None:
     compiled = steps(shapes)
-    assert [compiled.reserve(n, 128) for n in (0, 1, 2, 5)] == [0, 2, 2, 5]
+    assert [compiled.resize_cache(n, 128) for n in (0, 1, 2, 5)] == [0, 2, 2, 5]
 
     for rows in ([7], [7, 8, 9], [1, 2, 3, 4, 5]):
         ids = torch.tensor(rows)
@@ -110,12 +110,14 @@ def test_a_recording_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[
 
 def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(torch_compiled, "Recording", lambda function, inputs: made.append(len(inputs[0])) or function)
+    monkeypatch.setattr(
+        torch_compiled, "CudaGraphRunner", lambda function, inputs: made.append(len(inputs[0])) or function
+    )
     monkeypatch.setattr(torch_compiled, "_is_on_gpu", lambda _: True)
     compiled = steps(shapes)
     ids = torch.tensor([1, 2])
     for size in (4, 4, 8):
-        compiled.reserve(size, 64)
+        compiled.resize_cache(size, 64)
         compiled(ids, ids, ids)
         compiled(ids, ids, ids)
 
@@ -126,7 +128,7 @@ WITHOUT_A_COMPILER = """
 from torch import tensor
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 compiled = CompiledSteps(lambda ids, positions, lengths, n_most: (ids + positions * lengths).float() * n_most)
-compiled.reserve(3, 37)
+compiled.resize_cache(3, 37)
 compiled(tensor([1]), tensor([2]), tensor([3]))
 """
 

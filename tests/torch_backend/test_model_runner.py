@@ -14,11 +14,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
-from qwenvl_kit.torch_backend.kv_cache import Prompts
-from qwenvl_kit.torch_backend.model_runner import TorchStepper, _upload
-from qwenvl_kit.torch_backend.onednn.linear import can_pack
-from qwenvl_kit.torch_backend.onednn.text import pack_text
-from qwenvl_kit.torch_backend.onednn.vision import pack_vision, quicken
+from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, _upload
+from qwenvl_kit.torch_backend.onednn.linear import can_prepack
+from qwenvl_kit.torch_backend.onednn.text import prepack_text
+from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
 
 NEAR = {"atol": 2e-4, "rtol": 1e-4}  # of logits up to 50; float32 summed in another order
 GRIDS = torch.tensor([[1, 4, 6], [1, 10, 22], [1, 18, 8], [1, 16, 16]])  # windows are 8 × 8 patches: full and cut ones
@@ -43,15 +43,15 @@ def reference(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module", params=["plain", "quickened", "packed", "compiled"])
-def stepper(folder: Path, request: pytest.FixtureRequest) -> TorchStepper:
+def model_runner(folder: Path, request: pytest.FixtureRequest) -> TorchModelRunner:
     model = load(folder)
     if request.param == "quickened":
-        quicken(model.model.visual)
+        fuse_vision(model.model.visual)
     if request.param == "packed":
-        assert can_pack(model)
-        pack_vision(model.model.visual)
-        pack_text(model.model.language_model)
-    return TorchStepper(model, compiles=request.param == "compiled")
+        assert can_prepack(model)
+        prepack_vision(model.model.visual)
+        prepack_text(model.model.language_model)
+    return TorchModelRunner(model, compiles=request.param == "compiled")
 
 
 class Text:
@@ -79,9 +79,9 @@ class Text:
         hidden = core.language_model(inputs_embeds=embedded, position_ids=self.positions(said)[:, None])
         return self._model.lm_head(hidden.last_hidden_state[0, -1])  # type: ignore[no-any-return]
 
-    def reading(self, stepper: TorchStepper, slot: int, said: list[int], past: int = 0) -> PrefillChunk:
+    def chunk(self, model_runner: TorchModelRunner, slot: int, said: list[int], past: int = 0) -> PrefillChunk:
         ids = torch.tensor([*self.prompt, *said])
-        visual = None if past else stepper.look(self.patches, self.grid)[0]
+        visual = None if past else model_runner.encode_images(self.patches, self.grid)[0]
         return PrefillChunk(slot, ids[past:], self.positions(said)[:, past:], past, visual)
 
 
@@ -91,15 +91,15 @@ def texts(reference: Any) -> list[Text]:
 
 
 def test_pictures_look_the_same_alone_and_together(
-    reference: Any, stepper: TorchStepper, texts: list[Text], monkeypatch: pytest.MonkeyPatch
+    reference: Any, model_runner: TorchModelRunner, texts: list[Text], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with torch.inference_mode():
         wanted = reference.model.get_image_features(
             torch.cat([text.patches for text in texts]), GRIDS, return_dict=True
         ).pooler_output
     for most in (1, 300, 10_000):
-        monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner._MAX_PATCHES", {"cpu": most})
-        seen = stepper.look(torch.cat([text.patches for text in texts]), GRIDS)
+        monkeypatch.setattr(model_runner, "max_image_patches", most)
+        seen = model_runner.encode_images(torch.cat([text.patches for text in texts]), GRIDS)
         for one, other in zip(seen, wanted, strict=True):
             torch.testing.assert_close(one, other, **NEAR)
 
@@ -122,76 +122,80 @@ def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
 
 @pytest.mark.parametrize("most", [1, 150, 10_000])
 def test_prompts_of_any_length_are_read_into_any_slots(
-    stepper: TorchStepper, texts: list[Text], most: int, monkeypatch: pytest.MonkeyPatch
+    model_runner: TorchModelRunner, texts: list[Text], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner._MAX_TOKENS", {"cpu": most})
-    stepper.reserve(0, 0)
-    stepper.reserve(4, 128)
+    monkeypatch.setattr(model_runner, "max_prefill_tokens", most)
+    model_runner.resize_cache(0, 0)
+    model_runner.resize_cache(4, 128)
 
-    logits = stepper.read([text.reading(stepper, slot, []) for slot, text in zip((2, 0, 3, 1), texts, strict=True)])
+    logits = model_runner.prefill(
+        [text.chunk(model_runner, slot, []) for slot, text in zip((2, 0, 3, 1), texts, strict=True)]
+    )
 
     torch.testing.assert_close(logits, torch.stack([text.logits([]) for text in texts]), **NEAR)
 
 
-def steps(stepper: TorchStepper, texts: list[Text], saids: list[list[int]], words: list[int]) -> Tensor:
+def steps(model_runner: TorchModelRunner, texts: list[Text], saids: list[list[int]], words: list[int]) -> Tensor:
     for said, word in zip(saids, words, strict=True):
         said.append(word)
     lengths = [len(text.prompt) + len(said) - 1 for text, said in zip(texts, saids, strict=True)]
     positions = [int(text.positions(said)[0, -1]) for text, said in zip(texts, saids, strict=True)]
-    return stepper.step(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
+    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
 
 
-def test_steps_of_rows_of_unlike_length_and_moved_rows(stepper: TorchStepper, texts: list[Text]) -> None:
-    stepper.reserve(0, 0)
-    stepper.reserve(3, 96)
+def test_steps_of_rows_of_unlike_length_and_moved_rows(model_runner: TorchModelRunner, texts: list[Text]) -> None:
+    model_runner.resize_cache(0, 0)
+    model_runner.resize_cache(3, 96)
     texts = [texts[0], texts[3], texts[1]]
     saids: list[list[int]] = [[], [], []]
-    stepper.read([text.reading(stepper, slot, []) for slot, text in enumerate(texts)])
+    model_runner.prefill([text.chunk(model_runner, slot, []) for slot, text in enumerate(texts)])
     for words in ([30, 40, 50], [31, texts[0].image, 51]):
-        logits = steps(stepper, texts, saids, words)
+        logits = steps(model_runner, texts, saids, words)
     torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, saids, strict=True)]), **NEAR)
 
-    stepper.copy(2, 0, len(texts[2].prompt) + 2)  # the first row leaves, the last takes its slot
-    stepper.reserve(4, 200)
+    model_runner.copy_slot(2, 0, len(texts[2].prompt) + 2)  # the first row leaves, the last takes its slot
+    model_runner.resize_cache(4, 200)
     texts, saids = [texts[2], texts[1]], [saids[2], saids[1]]
-    logits = steps(stepper, texts, saids, [60, 61])
+    logits = steps(model_runner, texts, saids, [60, 61])
 
     torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, saids, strict=True)]), **NEAR)
 
 
 def test_the_rest_of_a_prompt_behind_a_beginning_that_another_row_read(
-    stepper: TorchStepper, texts: list[Text]
+    model_runner: TorchModelRunner, texts: list[Text]
 ) -> None:
-    stepper.reserve(0, 0)
-    stepper.reserve(4, 128)
+    model_runner.resize_cache(0, 0)
+    model_runner.resize_cache(4, 128)
     first, short, long = texts[1], texts[1], texts[3]
-    stepper.read([first.reading(stepper, 0, []), long.reading(stepper, 1, [])])
+    model_runner.prefill([first.chunk(model_runner, 0, []), long.chunk(model_runner, 1, [])])
     past = len(first.prompt) - 2
-    stepper.copy(0, 3, past)
-    stepper.copy(1, 2, len(long.prompt))
+    model_runner.copy_slot(0, 3, past)
+    model_runner.copy_slot(1, 2, len(long.prompt))
 
     said = [44, long.image, 46, 47, 48]
-    logits = stepper.read([short.reading(stepper, 3, [], past), long.reading(stepper, 2, said, len(long.prompt))])
+    logits = model_runner.prefill(
+        [short.chunk(model_runner, 3, [], past), long.chunk(model_runner, 2, said, len(long.prompt))]
+    )
 
     torch.testing.assert_close(logits, torch.stack([short.logits([]), long.logits(said)]), **NEAR)
 
 
 @torch.inference_mode()
-def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(stepper: TorchStepper, texts: list[Text]) -> None:
-    stepper.reserve(0, 0)
-    stepper.reserve(2, 128)
+def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(model_runner: TorchModelRunner, texts: list[Text]) -> None:
+    model_runner.resize_cache(0, 0)
+    model_runner.resize_cache(2, 128)
     short, long = texts[0], texts[3]
-    stepper.read([long.reading(stepper, 0, []), long.reading(stepper, 1, [])])
-    for held in stepper._cache._layers.values():
+    model_runner.prefill([long.chunk(model_runner, 0, []), long.chunk(model_runner, 1, [])])
+    for held in model_runner._cache._layers.values():
         for part in held:
             part[0] = torch.nan
 
     for is_wiped in (False, True):
         if is_wiped:
-            stepper.wipe(0)
-        stepper.read([short.reading(stepper, 0, [])])
+            model_runner.zero_slot(0)
+        model_runner.prefill([short.chunk(model_runner, 0, [])])
         saids: list[list[int]] = [[], []]
-        logits = steps(stepper, [short, long], saids, [30, 31])
+        logits = steps(model_runner, [short, long], saids, [30, 31])
         assert bool(logits[0].isfinite().all()) == is_wiped, "without wiping this test would show nothing"
 
     torch.testing.assert_close(logits, torch.stack([short.logits(saids[0]), long.logits(saids[1])]), **NEAR)
@@ -201,17 +205,19 @@ def test_what_pads_a_prompt_is_not_kept() -> None:
     held, new = torch.zeros(3, 1, 6, 2), torch.full((2, 1, 4, 2), torch.nan)
     new[0, :, :2], new[1] = 1, 2
 
-    assert Prompts([2, 0], [2, 4])(held, new) is new
+    assert PrefillWrite([2, 0], [2, 4])(held, new) is new
 
     assert held[:, 0, :, 0].tolist() == [[2, 2, 2, 2, 0, 0], [0] * 6, [1, 1, 0, 0, 0, 0]]
 
 
-def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(stepper: TorchStepper, texts: list[Text]) -> None:
-    stepper.reserve(0, 0)
-    stepper.reserve(1, 128)
+def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(
+    model_runner: TorchModelRunner, texts: list[Text]
+) -> None:
+    model_runner.resize_cache(0, 0)
+    model_runner.resize_cache(1, 128)
     said = [40, texts[2].image, 41]
 
-    logits = stepper.read([texts[2].reading(stepper, 0, said)])
+    logits = model_runner.prefill([texts[2].chunk(model_runner, 0, said)])
 
     torch.testing.assert_close(logits[0], texts[2].logits(said), **NEAR)
 
@@ -219,8 +225,8 @@ def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(stepper: Torch
 def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> None:
     model = load(folder)
     n_before = sum(weights.numel() for weights in model.parameters())
-    pack_vision(model.model.visual)
-    pack_text(model.model.language_model)
+    prepack_vision(model.model.visual)
+    prepack_text(model.model.language_model)
 
     plain = {name: weights.numel() for name, weights in model.named_parameters()}
     ends = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # the table and the head, often one
@@ -231,4 +237,4 @@ def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> Non
 
 @pytest.mark.parametrize("change", [lambda model: model.to(torch.bfloat16), lambda model: model.to("meta")])
 def test_only_float32_in_memory_is_packed(folder: Path, change: Callable[[Any], Any]) -> None:
-    assert not can_pack(change(load(folder)))
+    assert not can_prepack(change(load(folder)))

@@ -282,7 +282,7 @@ def test_options_that_do_not_take_effect_are_noted() -> None:
     panel = Playground([gray(1)], prompt="Hm?", backend="echo", top_k=5)
     panel.run()
 
-    assert "top_k=5 does not take effect" in panel._notes.value
+    assert "top_k=5 is ignored" in panel._notes.value
 
 
 @pytest.mark.parametrize("where", ["in the code", "in files"])

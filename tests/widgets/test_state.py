@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from qwenvl_kit import Result
-from qwenvl_kit.compare.grid import Block
+from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.widgets.code import to_code
 from qwenvl_kit.widgets.state import Photo, State
 
 PHOTOS = (Photo("a", b"1"), Photo("b", b"2"), Photo("c", b"3"))
 
 
-def block(setting: int = 0, repeat: int = 0) -> Block:
-    return Block(setting, repeat, [], None, 28, None)
+def block(setting: int = 0, repeat: int = 0) -> GridCell:
+    return GridCell(setting, repeat, [], None, 28, None)
 
 
 def ready(**asked: Any) -> State:

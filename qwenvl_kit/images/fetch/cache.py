@@ -27,8 +27,8 @@ class FetchCache:
     Examples
     --------
     >>> from qwenvl_kit.images.fetch.dispatch import FetchLimits
-    >>> from qwenvl_kit.images.classify import identify
-    >>> limits, (source,) = FetchLimits(5.0, 1000, False), identify("https://example.org/a.png")
+    >>> from qwenvl_kit.images.classify import classify
+    >>> limits, (source,) = FetchLimits(5.0, 1000, False), classify("https://example.org/a.png")
     >>> with FetchCache() as cache:
     ...     cache.put(source, limits, Fetched(b"..."))
     ...     cache.get(source, limits).data
@@ -63,7 +63,7 @@ class FetchCache:
         kept = self._kept.get((source.key, limits))
         if kept is None:
             return None
-        path, mark = kept
+        path, version = kept
         try:
             with open(path, "rb") as file:
                 held, _ = lease(os.fstat(file.fileno()).st_size, source.label)
@@ -71,7 +71,7 @@ class FetchCache:
         except OSError:  # whoever tidies up temporary folders was faster
             return None
         check_bytes(len(data), source.label, limits)
-        return Fetched(data, mark, held)
+        return Fetched(data, version, held)
 
     def put(self, source: ImageSource, limits: FetchLimits, fetched: Fetched) -> None:
         """Keep what was fetched, where the disk has room."""
@@ -83,7 +83,7 @@ class FetchCache:
                 file.write(fetched.data)
         except OSError:
             return
-        self._kept[source.key, limits] = (path, fetched.mark)
+        self._kept[source.key, limits] = (path, fetched.version)
 
     def _new_path(self, n_bytes: int) -> str | None:
         with self._lock:

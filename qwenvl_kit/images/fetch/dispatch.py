@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,20 +68,20 @@ class FetchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Encoded bytes, and the mark by which their place tells later whether they are still the same.
+    """Encoded bytes, and the version by which their place tells later whether they are still the same.
 
     Attributes
     ----------
     data : bytes
         The file as it is.
-    mark : str or None
+    version : str or None
         A file's time and size, or an address's ETag or date; None where there is none.
     lease : Lease or None
         The memory that `data` takes of what all fetches share, until `release`, or until this object is gone.
     """
 
     data: bytes = field(repr=False)
-    mark: str | None = None
+    version: str | None = None
     lease: Lease | None = field(default=None, repr=False, compare=False)
 
     def release(self) -> None:
@@ -171,7 +170,7 @@ def fetch(source: ImageSource, limits: FetchLimits) -> Fetched:
     Returns
     -------
     Fetched
-        The bytes and their mark.
+        The bytes and their version.
 
     Raises
     ------
@@ -191,28 +190,20 @@ def host_of(source: ImageSource) -> str | None:
     return host_key(source.value) if source.kind in ("url", "remote") else None
 
 
-def is_unchanged(source: ImageSource, mark: str, limits: FetchLimits) -> bool:
-    """Ask the place of a picture once whether it still holds what it held under `mark`; False where it cannot tell."""
+def is_unchanged(source: ImageSource, version: str, limits: FetchLimits) -> bool:
+    """Ask the place of a picture once whether it still holds what it held at `version`; False where it cannot tell."""
     try:
         if source.kind == "path":
             from qwenvl_kit.images.fetch import files
 
-            return files.mark_of(source.value, source.label, limits) == mark
+            return files.version_of(source.value, source.label, limits) == version
         if source.kind == "url":
             from qwenvl_kit.images.fetch import http
 
-            return http.is_unchanged(source.value, source.label, mark, limits)
+            return http.is_unchanged(source.value, source.label, version, limits)
     except Exception:  # noqa: BLE001  # fetching will tell what is wrong
         pass
     return False
-
-
-def close_idle_connections() -> None:
-    """Close the connections that are kept for a next request; those in use stay, and later requests open new ones."""
-    for name, function in (("hosts", "close_idle_connections"), ("tos", "close_idle_connections")):
-        module = sys.modules.get(f"qwenvl_kit.images.{name}")
-        if module is not None:  # else nothing was ever asked for
-            getattr(module, function)()
 
 
 def _reader(source: ImageSource, limits: FetchLimits) -> Callable[[], Fetched]:
@@ -327,7 +318,7 @@ def too_large(label: str, n_bytes: int | None, limits: FetchLimits) -> RowError:
     return RowError("fetch", f"{label} {what}; raise it if you trust it")
 
 
-def too_slow(label: str, limits: FetchLimits) -> RowError:
+def timeout_error(label: str, limits: FetchLimits) -> RowError:
     """Return the fault of a place that did not answer in time."""
     return RowError(
         "fetch", f"{label} was not fetched within timeout_s={limits.timeout_s:g}; raise it if the host is slow"

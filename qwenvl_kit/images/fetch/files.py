@@ -53,22 +53,22 @@ def read(address: str, label: str, limits: FetchLimits) -> Fetched:
             if len(data) > state.st_size:  # it grows
                 data += file.read(limits.max_image_bytes + 1 - len(data))
                 check_bytes(len(data), label, limits)
-            return Fetched(data, _mark(state), held)
+            return Fetched(data, _version(state), held)
     except FileNotFoundError as error:
         raise RowError("fetch", f"{label} does not exist; {_hint(address)}") from error
     except (OSError, ValueError) as error:
         raise RowError("fetch", f"{label} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def mark_of(address: str, label: str, limits: FetchLimits) -> str:
-    """Return the mark that `read` would give now, without reading.
+def version_of(address: str, label: str, limits: FetchLimits) -> str:
+    """Return the version that `read` would give now, without reading.
 
     Raises
     ------
     RowError, OSError, ValueError
         There is none.
     """
-    return _mark(os.stat(_resolve(address, label, limits)))
+    return _version(os.stat(_resolve(address, label, limits)))
 
 
 def _resolve(address: str, label: str, limits: FetchLimits) -> str:
@@ -119,7 +119,7 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
-def _mark(state: os.stat_result) -> str:
+def _version(state: os.stat_result) -> str:
     return f"file:{state.st_mtime_ns}:{state.st_size}"
 
 

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import urllib3
 
 from qwenvl_kit.errors import RowError, printable
-from qwenvl_kit.images.classify import mask
+from qwenvl_kit.images.classify import redact_url
 from qwenvl_kit.images.fetch.dispatch import (
     WITHOUT_LEASE,
     Fetched,
@@ -26,11 +26,11 @@ from qwenvl_kit.images.fetch.dispatch import (
     lease,
     reason,
     sleep_until,
+    timeout_error,
     too_large,
-    too_slow,
 )
 from qwenvl_kit.images.fetch.logs import quiet
-from qwenvl_kit.images.fetch.retry import Passing, host, passing
+from qwenvl_kit.images.fetch.retry import TransientError, host_retry_state, status_error
 from qwenvl_kit.images.fetch.ssrf import BlockedAddressError, OutOfFiles, extend, one_lookup, pool
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def get(address: str, label: str, limits: FetchLimits) -> tuple[bytes, str | Non
     -------
     body : bytes
         What is behind the address.
-    mark : str or None
+    version : str or None
         Its ETag or date, by which `is_unchanged` asks later.
 
     Raises
@@ -82,18 +82,18 @@ def get(address: str, label: str, limits: FetchLimits) -> tuple[bytes, str | Non
             sleep_until(later.at)
         else:
             fetched.release()
-            return fetched.data, fetched.mark
+            return fetched.data, fetched.version
 
 
-def is_unchanged(address: str, label: str, mark: str, limits: FetchLimits) -> bool:
-    """Ask an address once whether what it gave under `mark` is still what it gives, without fetching it again.
+def is_unchanged(address: str, label: str, version: str, limits: FetchLimits) -> bool:
+    """Ask an address once whether what it gave at `version` is still what it gives, without fetching it again.
 
     Raises
     ------
     RowError, RetryAt
         As `HttpGet.try_once`.
     """
-    kind, _, value = mark.partition(":")
+    kind, _, value = version.partition(":")
     condition = {"etag": "If-None-Match", "date": "If-Modified-Since"}.get(kind)
     if condition is None:
         return False
@@ -130,67 +130,69 @@ class HttpGet:
         RowError
             It cannot be had within the limits, of the stage ``fetch``.
         """
-        hop = self.ask()
-        return Fetched(hop.body, hop.mark, hop.lease)
+        response = self.ask()
+        return Fetched(response.body, response.version, response.lease)
 
-    def ask(self) -> _Hop:
+    def ask(self) -> _Response:
         """Do as `try_once`, and return the last answer itself."""
         while True:
-            state = host(host_key(self._address))
-            self._begin(state.resting_until)
+            state = host_retry_state(host_key(self._address))
+            self._begin(state.backoff_until)
             try:
-                hop = self._request()
-            except Passing as fault:
+                response = self._request()
+            except TransientError as fault:
                 at = state.retry_at(fault, self._n_retries, self._left_until())
                 if at is None:
                     tried = f" (asked {self._n_retries + 1} times)" if self._n_retries else ""
                     raise RowError("fetch", f"{fault.message}{tried}") from fault
                 self._n_retries += 1
                 raise RetryAt(at) from fault
-            state.answered()
-            if hop.location is None:
-                return hop
-            self._redirect(hop)
+            state.record_success()
+            if response.location is None:
+                return response
+            self._redirect(response)
 
     def _left_until(self) -> float:
         assert self._deadline is not None, "a request was sent"
         return self._deadline
 
-    def _begin(self, resting_until: float) -> None:
+    def _begin(self, backoff_until: float) -> None:
         """Start the clock with the first request, and send none while the host rests."""
         now = time.monotonic()
         deadline = now + self._limits.timeout_s if self._deadline is None else self._deadline
-        if resting_until > now:
-            if resting_until < deadline:
-                raise RetryAt(resting_until)
+        if backoff_until > now:
+            if backoff_until < deadline:
+                raise RetryAt(backoff_until)
             raise RowError(
                 "fetch",
-                f"{self._label}: the server asked for a pause of {resting_until - now:.0f} s more (Retry-After), which "
+                f"{self._label}: the server asked for a pause of {backoff_until - now:.0f} s more (Retry-After), which "
                 f"timeout_s={self._limits.timeout_s:g} does not allow; raise it, or ask again later",
             )
         self._deadline = deadline
 
-    def _redirect(self, hop: _Hop) -> None:
-        assert hop.location is not None
+    def _redirect(self, response: _Response) -> None:
+        assert response.location is not None
         if self._n_redirects == MAX_REDIRECTS:
             raise RowError("fetch", f"{self._label} redirects more than {MAX_REDIRECTS} times")
         try:
-            target = urljoin(self._address, hop.location)
+            target = urljoin(self._address, response.location)
             scheme = urlsplit(target).scheme
         except ValueError as error:
             raise RowError("fetch", f"{self._label} redirects to what is no valid address") from error
         if scheme not in ("http", "https"):
-            raise RowError("fetch", f"{self._label} redirects to {mask(target)}; only http and https are followed")
+            raise RowError(
+                "fetch", f"{self._label} redirects to {redact_url(target)}; only http and https are followed"
+            )
         if scheme == "http" and urlsplit(self._address).scheme == "https":
             raise RowError(
                 "fetch",
-                f"{self._label} redirects from https to {mask(target)}, which is not followed, since anyone on the way "
-                "could change the picture; give the http:// address itself if that is meant",
+                f"{self._label} redirects from https to {redact_url(target)}, which is not followed, since anyone "
+                "on the way could change the picture; give the http:// address itself if that is meant",
             )
-        self._address, self._private_allowed = target, hop.private
+        self._address, self._private_allowed = target, response.private
         self._n_redirects, self._n_retries = self._n_redirects + 1, 0
 
-    def _request(self) -> _Hop:
+    def _request(self) -> _Response:
         label = self._label
         try:
             with quiet(), one_lookup():
@@ -209,18 +211,18 @@ class HttpGet:
         except urllib3.exceptions.NewConnectionError as error:  # a kind of time-out to urllib3, so it must come first
             raise RowError("fetch", f"{label}: {_refusal(error)}") from error
         except (urllib3.exceptions.TimeoutError, urllib3.exceptions.EmptyPoolError, TimeoutError) as error:
-            raise too_slow(label, self._limits) from error
+            raise timeout_error(label, self._limits) from error
         except (*_BROKEN_OFF, ConnectionError) as error:
             if what := _malformed(error):
                 raise RowError("fetch", f"{label} cannot be read: {what}") from error
-            raise Passing("fetch", f"{label} cannot be read: the connection broke off") from error
+            raise TransientError("fetch", f"{label} cannot be read: the connection broke off") from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise RowError("fetch", f"{label} cannot be read: {_reason(error)}") from error
 
-    def _send(self, *, private: bool) -> _Hop:
+    def _send(self, *, private: bool) -> _Response:
         left = self._left_until() - time.monotonic()
         if left <= 0:
-            raise too_slow(self._label, self._limits)
+            raise timeout_error(self._label, self._limits)
         response = pool(private).request(
             "GET",
             self._address,
@@ -252,25 +254,25 @@ class HttpGet:
             headers[given] = f"{headers[given]}; {cookies}" if given in headers else cookies
         return {**headers, **self._condition}
 
-    def _read(self, response: Any, *, private: bool) -> _Hop:
+    def _read(self, response: Any, *, private: bool) -> _Response:
         label = self._label
         self._cookies.add(self._address, response.headers.getlist("Set-Cookie"))
         if location := response.get_redirect_location():
             if response.length_remaining != 0:
                 response.close()  # its page is not read, and would stand before the next answer
-            return _Hop(private, location=_decoded(location))
+            return _Response(private, location=_decoded(location))
         if response.status == 304 and self._condition:
-            return _Hop(private, is_unchanged=True)
+            return _Response(private, is_unchanged=True)
         if not _is_whole(response):
             words = printable(response.reason or "", _LONGEST_REASON)
-            raise passing(f"{label} answered with status {response.status} {words}".rstrip(), response)
+            raise status_error(f"{label} answered with status {response.status} {words}".rstrip(), response)
         if self._condition:  # it has changed, and will be fetched in its turn
             response.close()
-            return _Hop(private)
+            return _Response(private)
         body, held = self._body(response)
         if not body and response.status != 200:
             raise RowError("fetch", f"{label} answered with status {response.status} and without a body")
-        return _Hop(private, body=body, lease=held, mark=_mark(response.headers))
+        return _Response(private, body=body, lease=held, version=_version(response.headers))
 
     def _body(self, response: Any) -> tuple[bytes, Lease | None]:
         """Read what comes, as it comes, so that a server that drips one byte a second meets the deadline."""
@@ -289,7 +291,7 @@ class HttpGet:
                     extend(response, waited_s)
                 body.write(chunk)
                 if time.monotonic() > self._left_until():
-                    raise too_slow(self._label, self._limits)
+                    raise timeout_error(self._label, self._limits)
         except BaseException:
             if held is not None:
                 held.release()  # the error's traceback would hold it
@@ -298,12 +300,12 @@ class HttpGet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hop:
+class _Response:
     """One answer: the body, or where it points; `private` tells which kind of host gave it."""
 
     private: bool
     body: bytes = b""
-    mark: str | None = None
+    version: str | None = None
     lease: Lease | None = None
     location: str | None = None
     is_unchanged: bool = False
@@ -389,7 +391,7 @@ def _decoded(location: str) -> str:
         return location
 
 
-def _mark(headers: Any) -> str | None:
+def _version(headers: Any) -> str | None:
     """Name what an answer held: by its ETag, else by its date."""
     for kind, name in (("etag", "ETag"), ("date", "Last-Modified")):
         if value := headers.get(name):

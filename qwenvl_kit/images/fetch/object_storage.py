@@ -28,11 +28,11 @@ from qwenvl_kit.images.fetch.dispatch import (
     host_key,
     lease,
     reason,
+    timeout_error,
     too_large,
-    too_slow,
 )
 from qwenvl_kit.images.fetch.logs import quiet
-from qwenvl_kit.images.fetch.retry import Passing, host
+from qwenvl_kit.images.fetch.retry import TransientError, host_retry_state
 from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ class ObjectGet:
             self._deadline = time.monotonic() + self._limits.timeout_s
         try:
             return self._read()
-        except Passing as fault:
-            at = host(self._key).retry_at(fault, self._n_retries, self._deadline)
+        except TransientError as fault:
+            at = host_retry_state(self._key).retry_at(fault, self._n_retries, self._deadline)
             if at is None:
                 tried = f" (asked {self._n_retries + 1} times)" if self._n_retries else ""
                 raise RowError("fetch", f"{fault.message}{tried}") from fault
@@ -136,7 +136,7 @@ class ObjectGet:
         except MissingExtra as error:
             raise RowError("fetch", str(error)) from error
         except TimeoutError as error:
-            raise too_slow(self._label, self._limits) from error
+            raise timeout_error(self._label, self._limits) from error
         except Exception as error:  # each store's client has a hierarchy of its own
             raise RowError("fetch", f"{self._label} cannot be read: {_reason(self._scheme, error)}") from error
 
@@ -207,12 +207,12 @@ class ObjectGet:
             except Exception as error:
                 if type(error).__name__ in _BROKEN_OFF:
                     message = f"{self._label} cannot be read: the connection broke off"
-                    raise Passing("fetch", message) from error
+                    raise TransientError("fetch", message) from error
                 raise
             finally:
                 opened.close()
         if opened.size is not None and body.tell() < opened.size:
-            raise Passing("fetch", f"{self._label} cannot be read: the connection broke off")
+            raise TransientError("fetch", f"{self._label} cannot be read: the connection broke off")
         return body.getvalue()
 
 

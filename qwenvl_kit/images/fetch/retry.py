@@ -19,7 +19,7 @@ from qwenvl_kit.errors import RowError
 
 MAX_RETRIES = 3
 _FIRST_PAUSE_S = 0.1
-_CREDIT, _EARNED = 50.0, 0.2  # retries that a host is worth at first, and what each good answer adds
+RETRY_BUDGET, _REFUND = 50.0, 0.2  # retries that a host is worth at first, and what each good answer adds
 _LONGEST_WAIT_S = 86_400.0
 # urllib3 knows which answers may pass and reads Retry-After in both its forms; its own loop would neither try a body
 # that is cut short while we read it again, nor end at a deadline:
@@ -28,7 +28,7 @@ _POLICY = urllib3.Retry(total=MAX_RETRIES, status_forcelist=(408, 425, 429, 500,
 _random = random.Random()
 
 
-class Passing(RowError):
+class TransientError(RowError):
     """A fault of the stage ``fetch`` that may be gone a moment later.
 
     Attributes
@@ -40,17 +40,17 @@ class Passing(RowError):
     wait_s: float | None = None
 
 
-def passing(message: str, response: Any) -> RowError:
+def status_error(message: str, response: Any) -> RowError:
     """Return the fault for an answer without success: one that may pass, or one that stays."""
     wait_s = _wait_s(response)
     if not _POLICY.is_retry("GET", response.status, wait_s is not None):
         return RowError("fetch", message)
-    fault = Passing("fetch", message)
+    fault = TransientError("fetch", message)
     fault.wait_s = wait_s
     return fault
 
 
-class Host:
+class HostRetryState:
     """The state of one host: until when it rests, and how many retries it is still worth.
 
     A host that answers nothing but errors gets about as many requests as there are pictures, not four times as many.
@@ -58,20 +58,20 @@ class Host:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._credit = _CREDIT
-        self._resting_until = 0.0
+        self._budget = RETRY_BUDGET
+        self._backoff_until = 0.0
 
     @property
-    def resting_until(self) -> float:
+    def backoff_until(self) -> float:
         """Time of ``time.monotonic()`` before which no request is sent."""
-        return self._resting_until
+        return self._backoff_until
 
-    def answered(self) -> None:
+    def record_success(self) -> None:
         """Record a good answer."""
         with self._lock:
-            self._credit = min(_CREDIT, self._credit + _EARNED)
+            self._budget = min(RETRY_BUDGET, self._budget + _REFUND)
 
-    def retry_at(self, fault: Passing, n_retries: int, deadline: float) -> float | None:
+    def retry_at(self, fault: TransientError, n_retries: int, deadline: float) -> float | None:
         """Return the time from which on to try again, or None where there is no further try."""
         now = time.monotonic()
         wait_s = fault.wait_s or 0.0
@@ -84,18 +84,18 @@ class Host:
         """Pay for a retry; a pause that the server named holds for all, and costs nothing."""
         with self._lock:
             if wait_s > 0:
-                self._resting_until = max(self._resting_until, now + wait_s)
+                self._backoff_until = max(self._backoff_until, now + wait_s)
                 return True
-            if self._credit < 1:
+            if self._budget < 1:
                 return False
-            self._credit -= 1
+            self._budget -= 1
             return True
 
 
 @functools.lru_cache(maxsize=1024)
-def host(key: str) -> Host:
-    """Return the one `Host` of this process for a key such as ``https://example.org:443``."""
-    return Host()
+def host_retry_state(key: str) -> HostRetryState:
+    """Return the one `HostRetryState` of this process for a key such as ``https://example.org:443``."""
+    return HostRetryState()
 
 
 def _wait_s(response: Any) -> float | None:
@@ -108,7 +108,7 @@ def _wait_s(response: Any) -> float | None:
 
 def _after_fork() -> None:
     """Begin anew in a forked child: the parent's threads may have held locks, and its random numbers repeat."""
-    host.cache_clear()
+    host_retry_state.cache_clear()
     _random.seed()
 
 

@@ -25,6 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from qwenvl_kit.images.fetch.addresses import is_metadata, is_public
+from qwenvl_kit.images.fetch.idle import register_closer
 from qwenvl_kit.images.fetch.limits import MAX_PER_HOST
 from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 
@@ -64,6 +65,7 @@ def pool(private: bool) -> urllib3.PoolManager:
     return checked
 
 
+@register_closer
 def close_idle_connections() -> None:
     """Close the connections that wait for a next request; those in use stay."""
     _idle.close()

@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.fetch.retry import Passing
+from qwenvl_kit.images.fetch.idle import register_closer
+from qwenvl_kit.images.fetch.retry import TransientError
 
 MAX_RETRIES = 3
 _MAX_CONNECTIONS = 16  # to one bucket
@@ -100,6 +101,7 @@ class TosObject:
         self._output.content.resp.close()
 
 
+@register_closer
 def close_idle_connections() -> None:
     """Close the connections that clients keep for a next request."""
     for client in list(_clients):
@@ -170,7 +172,7 @@ def _failure(error: Any, label: str, settings: Settings) -> RowError:
     """
     cause = getattr(error, "cause", None) or error
     what = f"{settings.endpoint} cannot be reached or its answer is not whole ({type(cause).__name__})"
-    return (Passing if _broke_off(error) else RowError)("fetch", f"{label} cannot be read: {what}")
+    return (TransientError if _broke_off(error) else RowError)("fetch", f"{label} cannot be read: {what}")
 
 
 def _broke_off(error: Exception) -> bool:

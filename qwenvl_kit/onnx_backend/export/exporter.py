@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
 from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config
+from qwenvl_kit.checkpoints.loading import load_config
 from qwenvl_kit.checkpoints.weight_files import weight_files
 from qwenvl_kit.errors import ConfigError, ExportFailed
+from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.onnx_backend.export.graph import OPSET, GraphWriter
 from qwenvl_kit.onnx_backend.export.parity import Parity, verify
 from qwenvl_kit.onnx_backend.export.text import write_decoder
@@ -109,22 +110,22 @@ def to_onnx(
     >>> done.parity.passed  # doctest: +SKIP
     True
     """
-    out, tell = Path(out).expanduser().absolute(), progress or (lambda _: None)
+    out, log = Path(out).expanduser().absolute(), progress or (lambda _: None)
     _check_arguments(out, dtype, quantize, verify_rows)
     checkpoint = _source(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_room(checkpoint, out.parent, dtype, quantize)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        manifest = _write(checkpoint, made, dtype, quantize, tell)
+        manifest = _write(checkpoint, made, dtype, quantize, log)
         parity = None
         if verify_rows:
-            tell(f"comparing {verify_rows} rows with the source")
+            log(f"comparing {verify_rows} rows with the source")
             parity = verify(checkpoint.path, made, pictures, n_rows=verify_rows)
             _check_parity(parity)
             manifest["parity"] = parity.summary()
             _write_manifest(made, manifest)
-        tell("done")
+        log("done")
         _put_in_place(made, out)
     except OSError as error:
         raise ExportFailed(f"the export was not written: {error}; {out} is as it was before") from error
@@ -177,7 +178,7 @@ def _source_bytes(checkpoint: Checkpoint) -> float:
 
 
 def _write(
-    checkpoint: Checkpoint, made: Path, dtype: str, quantize: str | None, tell: Callable[[str], None]
+    checkpoint: Checkpoint, made: Path, dtype: str, quantize: str | None, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write graphs, weights and what else belongs to a model; gives the manifest, which is written last."""
     config = load_config(checkpoint)
@@ -188,11 +189,11 @@ def _write(
         with (made / WEIGHTS_FILE).open("wb") as file:
             writer = WeightsWriter(file, dtype)
             table = writer.store(_TABLE, tensors.get(_TABLE))
-            tell("writing the text model")
+            log("writing the text model")
             decoder = GraphWriter(tensors, writer, plan.scheme)
             write_decoder(decoder, config.text_config, tied=tied)
             decoder.save(made / "decoder.onnx", "decoder")
-            tell("writing the vision tower")
+            log("writing the vision tower")
             tower = GraphWriter(tensors, writer, plan.scheme)
             write_vision(tower, config.vision_config)
             tower.save(made / "vision.onnx", "vision")

@@ -24,9 +24,11 @@ from transformers import (
 )
 
 from qwenvl_kit.checkpoints.checkpoint import find, read
-from qwenvl_kit.checkpoints.hf_logging import quietly
-from qwenvl_kit.checkpoints.preflight import check_checkpoint, load_config, refuse_gaps
+from qwenvl_kit.checkpoints.hf_logging import silence_transformers
+from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.checkpoints.preflight import refuse_gaps
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 from qwenvl_kit.options import Config
 
@@ -147,7 +149,7 @@ def verify(
     """
     if n_tokens < 1 or n_rows < 1 or not batch_sizes:
         raise ConfigError(f"n_rows and n_tokens must be 1 or more; got {n_rows} and {n_tokens}; leave them out")
-    with torch.inference_mode(), quietly():
+    with torch.inference_mode(), silence_transformers():
         exported = OnnxQwenVL.from_pretrained(onnx_dir, threads=threads)
         rows = _rows(exported.processor, _drawn(n_rows) if pictures is None else pictures)
         references = list(_references(_folder(torch_dir), exported.processor, rows, n_tokens))
@@ -277,23 +279,25 @@ def _verdict(frame: pd.DataFrame, tolerance: float) -> tuple[bool, str]:
     largest, ties = float(frame["max_diff"].max()), int(frame["ties"].sum())
     others = round(float(((1 - frame["agreement"]) * frame["new_tokens"]).sum())) - ties
     n_tokens = int(frame["new_tokens"].sum())
-    said = f"{n_tokens - others} of {n_tokens} tokens equal ({ties} ties), largest difference of logits {largest:.1e}"
+    verdict = (
+        f"{n_tokens - others} of {n_tokens} tokens equal ({ties} ties), largest difference of logits {largest:.1e}"
+    )
     if not np.isfinite(largest):
-        return False, f"{said}; some logits are not finite"
+        return False, f"{verdict}; some logits are not finite"
     if others:
-        return False, said
+        return False, verdict
     mean = float(frame["mean_diff"].max())
     allowed = tolerance * max(1.0, float(frame["largest_logit"].max()) / _PLAIN_LOGIT)
-    said += f" of at most {_FAR * allowed:.1e}, mean {mean:.1e} of at most {allowed:.1e}"
-    return mean <= allowed and largest <= _FAR * allowed, said
+    verdict += f" of at most {_FAR * allowed:.1e}, mean {mean:.1e} of at most {allowed:.1e}"
+    return mean <= allowed and largest <= _FAR * allowed, verdict
 
 
 def _rough_verdict(frame: pd.DataFrame) -> tuple[bool, str]:
     """Rounded weights answer otherwise now and then; whether well enough is for a test on real pictures to tell."""
     agreement = float(np.average(frame["agreement"], weights=frame["new_tokens"]))
     largest = float(frame["max_diff"].max())
-    said = f"{agreement:.1%} of tokens equal, largest difference of logits {largest:.1e}"
-    return bool(np.isfinite(largest)) and agreement >= _LEAST_AGREEMENT, said
+    verdict = f"{agreement:.1%} of tokens equal, largest difference of logits {largest:.1e}"
+    return bool(np.isfinite(largest)) and agreement >= _LEAST_AGREEMENT, verdict
 
 
 def _greedy(n_tokens: int) -> GenerationConfig:

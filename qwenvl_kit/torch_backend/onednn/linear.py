@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ROWS = 4  # for which oneDNN chooses the order; measured no slower from 2 to 2000 rows
 
 
-def can_pack(model: Any) -> bool:
+def can_prepack(model: Any) -> bool:
     """Whether all weights of a model are plain float32 in this machine's memory, and oneDNN is there."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -30,7 +30,7 @@ def can_pack(model: Any) -> bool:
     )
 
 
-class PackedLinear(nn.Module):
+class OneDNNLinear(nn.Module):
     """One or several linear layers of the same input as one product.
 
     Parameters
@@ -73,7 +73,7 @@ class PackedLinear(nn.Module):
         return out
 
 
-class PackedMLP(nn.Module):
+class OneDNNMLP(nn.Module):
     """The gated network of a layer.
 
     Parameters
@@ -84,15 +84,15 @@ class PackedMLP(nn.Module):
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate, self.up = PackedLinear([mlp.gate_proj]), PackedLinear([mlp.up_proj])
-        self.down = PackedLinear([mlp.down_proj])
+        self.gate, self.up = OneDNNLinear([mlp.gate_proj]), OneDNNLinear([mlp.up_proj])
+        self.down = OneDNNLinear([mlp.down_proj])
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """States (…, D) through the network, plus `residual` (…, D)."""
         return self.down.plus(self.up.times(states, self.gate.silu(states)), residual)
 
 
-class FusedNorm(nn.Module):
+class OneDNNRMSNorm(nn.Module):
     """Root mean square norm in two passes over the states.
 
     Parameters
@@ -113,7 +113,7 @@ class FusedNorm(nn.Module):
         return normed
 
 
-def pair_halves(linear: nn.Linear, head: int) -> nn.Linear:
+def interleave_rotary(linear: nn.Linear, head: int) -> nn.Linear:
     """Order the outputs of each head so that the two coordinates which rotary positions turn stand side by side.
 
     Queries and keys in one order have the same products as in another.
@@ -143,13 +143,13 @@ def part(linear: nn.Linear, outputs: Tensor) -> nn.Linear:
     return taken
 
 
-def rotation(cos: Tensor, sin: Tensor) -> Tensor:
+def rotary_as_complex(cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions, cosines and sines (…, d) of angles that repeat after half, as complex numbers (…, d/2)."""
     half = cos.shape[-1] // 2
     return torch.complex(cos[..., :half], sin[..., :half])
 
 
-def turn(states: Tensor, rotated: Tensor) -> Tensor:
+def apply_rotary(states: Tensor, rotated: Tensor) -> Tensor:
     """Turn paired coordinates (…, d) by complex numbers (…, d/2): eq. 12 of Su et al. 2021 (arXiv:2104.09864)."""
     pairs = torch.view_as_complex(states.view(*states.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotated).flatten(-2)

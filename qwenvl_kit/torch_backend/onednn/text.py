@@ -1,6 +1,6 @@
-"""The language model of a loaded Qwen2.5-VL in, the same made of packed layers out.
+"""The tokenization model of a loaded Qwen2.5-VL in, the same made of packed layers out.
 
-``generate`` may go on using the model; `PackedText` is the shorter way through it, which asks the last layer for no
+``generate`` may go on using the model; `OneDNNText` is the shorter way through it, which asks the last layer for no
 more than what is sampled from. Rows, prompts and pictures are unknown here.
 """
 
@@ -13,32 +13,39 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qwenvl_kit.torch_backend.onednn.linear import FusedNorm, PackedLinear, PackedMLP, pair_halves, rotation, turn
+from qwenvl_kit.torch_backend.onednn.linear import (
+    OneDNNLinear,
+    OneDNNMLP,
+    OneDNNRMSNorm,
+    apply_rotary,
+    interleave_rotary,
+    rotary_as_complex,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pack_text(text: Any) -> None:
-    """Replace the layers and the last norm of a language model; changed in place.
+def prepack_text(text: Any) -> None:
+    """Replace the layers and the last norm of a tokenization model; changed in place.
 
     Parameters
     ----------
     text : transformers.Qwen2_5_VLTextModel
-        Of a model for which `can_pack` holds.
+        Of a model for which `can_prepack` holds.
     """
     for at, layer in enumerate(text.layers):
-        text.layers[at] = PackedLayer(layer)
-    text.norm = FusedNorm(text.norm)
+        text.layers[at] = OneDNNLayer(layer)
+    text.norm = OneDNNRMSNorm(text.norm)
 
 
-class PackedText:
+class OneDNNText:
     """From embedded tokens to the last hidden states, layer by layer.
 
     Parameters
     ----------
     text : transformers.Qwen2_5_VLTextModel
-        That `pack_text` has changed.
+        That `prepack_text` has changed.
     """
 
     def __init__(self, text: Any) -> None:
@@ -52,7 +59,7 @@ class PackedText:
         The last layer attends from these alone: keys and values are all that it owes the other tokens.
         """
         states = embedded
-        rotated = rotation(*self._text.rotary_emb(embedded, positions))[:, None]  # (B, 1, T, d/2)
+        rotated = rotary_as_complex(*self._text.rotary_emb(embedded, positions))[:, None]  # (B, 1, T, d/2)
         *layers, top = zip(self._text.layers, self._text.config.layer_types, strict=True)
         for layer, kind in layers:
             states = layer.through(states, rotated, masks[kind], cache)
@@ -61,7 +68,7 @@ class PackedText:
         return self._text.norm(states[:, 0])  # type: ignore[no-any-return]
 
 
-class PackedLayer(nn.Module):
+class OneDNNLayer(nn.Module):
     """Attention and the gated network, each with its norm before and its sum after it.
 
     Parameters
@@ -75,11 +82,14 @@ class PackedLayer(nn.Module):
         attention = layer.self_attn
         self._layer, self._head, self._scaling = attention.layer_idx, attention.head_dim, attention.scaling
         self._n_groups = attention.num_key_value_groups
-        self.first_norm, self.second_norm = FusedNorm(layer.input_layernorm), FusedNorm(layer.post_attention_layernorm)
-        self.query = PackedLinear([pair_halves(attention.q_proj, self._head)])
-        self.key_value = PackedLinear([pair_halves(attention.k_proj, self._head), attention.v_proj])
-        self.out = PackedLinear([attention.o_proj])
-        self.mlp = PackedMLP(layer.mlp)
+        self.first_norm, self.second_norm = (
+            OneDNNRMSNorm(layer.input_layernorm),
+            OneDNNRMSNorm(layer.post_attention_layernorm),
+        )
+        self.query = OneDNNLinear([interleave_rotary(attention.q_proj, self._head)])
+        self.key_value = OneDNNLinear([interleave_rotary(attention.k_proj, self._head), attention.v_proj])
+        self.out = OneDNNLinear([attention.o_proj])
+        self.mlp = OneDNNMLP(layer.mlp)
 
     def forward(
         self,
@@ -92,7 +102,7 @@ class PackedLayer(nn.Module):
     ) -> Tensor:
         """States (B, T, D) to states (B, T, D), as transformers' loop calls a layer."""
         held = cache if cache is not None else past_key_values
-        return self.through(hidden_states, rotation(*position_embeddings)[:, None], attention_mask, held)
+        return self.through(hidden_states, rotary_as_complex(*position_embeddings)[:, None], attention_mask, held)
 
     def through(
         self, states: Tensor, rotated: Tensor, mask: Tensor | None, cache: Any, last: Tensor | None = None
@@ -103,7 +113,7 @@ class PackedLayer(nn.Module):
         """
         normed = self.first_norm(states)
         keys, values = self._heads(self.key_value(normed)).chunk(2, dim=1)  # (B, G, T, d)
-        keys = turn(keys, rotated)
+        keys = apply_rotary(keys, rotated)
         if cache is not None:
             keys, values = cache.update(keys, values, self._layer)
         if last is not None:
@@ -111,7 +121,7 @@ class PackedLayer(nn.Module):
             mask = (torch.arange(keys.shape[2]) <= last[:, None])[:, None] if mask is None else mask[rows, :, last]
             mask, rotated = mask[:, :, None], rotated[rows, :, last][:, :, None]
             states, normed = states[rows, last][:, None], normed[rows, last][:, None]
-        queries = turn(self._heads(self.query(normed)), rotated)  # (B, H, T, d)
+        queries = apply_rotary(self._heads(self.query(normed)), rotated)  # (B, H, T, d)
         attended = self._attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
         states = self.out.plus(attended, states)
         return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]

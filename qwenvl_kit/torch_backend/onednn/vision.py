@@ -12,7 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qwenvl_kit.torch_backend.onednn.linear import FusedNorm, PackedLinear, PackedMLP, pair_halves, part, rotation, turn
+from qwenvl_kit.torch_backend.onednn.linear import (
+    OneDNNLinear,
+    OneDNNMLP,
+    OneDNNRMSNorm,
+    apply_rotary,
+    interleave_rotary,
+    part,
+    rotary_as_complex,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 _SILU = ("SiLU", "SiLUActivation")  # torch's and transformers' name for it
 
 
-def quicken(visual: Any) -> None:
+def fuse_vision(visual: Any) -> None:
     """Replace parts of a vision tower that has no hooks of accelerate's and attends with ``sdpa``.
 
     Parameters
@@ -34,20 +42,20 @@ def quicken(visual: Any) -> None:
         block.mlp = InPlaceMLP(block.mlp)
 
 
-def pack_vision(visual: Any) -> None:
+def prepack_vision(visual: Any) -> None:
     """Replace all products of a vision tower by packed ones, whose plain weights are let go; changed in place.
 
     Parameters
     ----------
     visual : transformers.Qwen2_5_VisionTransformerPretrainedModel
-        Of a model for which `can_pack` holds.
+        Of a model for which `can_prepack` holds.
     """
-    visual.patch_embed = PackedLinear([visual.patch_embed.proj])
+    visual.patch_embed = OneDNNLinear([visual.patch_embed.proj])
     for at, block in enumerate(visual.blocks):
-        visual.blocks[at] = PackedBlock(block)
+        visual.blocks[at] = OneDNNBlock(block)
     merger = visual.merger
-    merger.ln_q = FusedNorm(merger.ln_q)
-    merger.mlp = nn.Sequential(PackedLinear([merger.mlp[0]]), merger.mlp[1], PackedLinear([merger.mlp[2]]))
+    merger.ln_q = OneDNNRMSNorm(merger.ln_q)
+    merger.mlp = nn.Sequential(OneDNNLinear([merger.mlp[0]]), merger.mlp[1], OneDNNLinear([merger.mlp[2]]))
 
 
 class LinearPatches(nn.Module):
@@ -82,7 +90,7 @@ class WindowedAttention(nn.Module):
         return self.proj(attended)  # type: ignore[no-any-return]
 
 
-class PackedBlock(nn.Module):
+class OneDNNBlock(nn.Module):
     """Windowed attention and the gated network of a block, each with its norm before and its sum after it."""
 
     def __init__(self, block: Any) -> None:
@@ -91,17 +99,17 @@ class PackedBlock(nn.Module):
         self._n_heads, self._scaling = attention.num_heads, attention.scaling
         width = attention.qkv.in_features
         query, key, value = (part(attention.qkv, outputs) for outputs in torch.arange(3 * width).view(3, width))
-        query, key = (pair_halves(each, width // self._n_heads) for each in (query, key))
-        self.first_norm, self.second_norm = FusedNorm(block.norm1), FusedNorm(block.norm2)
-        self.qkv, self.out = PackedLinear([query, key, value]), PackedLinear([attention.proj])
-        self.mlp = PackedMLP(block.mlp)
+        query, key = (interleave_rotary(each, width // self._n_heads) for each in (query, key))
+        self.first_norm, self.second_norm = OneDNNRMSNorm(block.norm1), OneDNNRMSNorm(block.norm2)
+        self.qkv, self.out = OneDNNLinear([query, key, value]), OneDNNLinear([attention.proj])
+        self.mlp = OneDNNMLP(block.mlp)
 
     def forward(
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
     ) -> Tensor:
         """States (P, D) to states (P, D), as transformers' loop calls a block."""
         qkv = self.qkv(self.first_norm(hidden_states)).view(len(hidden_states), 3, self._n_heads, -1)  # (P, 3, H, d)
-        turned = turn(qkv[:, :2], rotation(*position_embeddings)[:, None, None])
+        turned = apply_rotary(qkv[:, :2], rotary_as_complex(*position_embeddings)[:, None, None])
         attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
         states = self.out.plus(attended, hidden_states)
         return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]

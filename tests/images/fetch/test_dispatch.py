@@ -184,14 +184,14 @@ def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_is_unchanged_until_it_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
-    mark = fetch(source(str(path)), LIMITS).mark
-    assert mark is not None
+    version = fetch(source(str(path)), LIMITS).version
+    assert version is not None
 
-    assert is_unchanged(source(str(path)), mark, LIMITS)
+    assert is_unchanged(source(str(path)), version, LIMITS)
     path.write_bytes(b"other data")
-    assert not is_unchanged(source(str(path)), mark, LIMITS)
+    assert not is_unchanged(source(str(path)), version, LIMITS)
     path.unlink()
-    assert not is_unchanged(source(str(path)), mark, LIMITS)
+    assert not is_unchanged(source(str(path)), version, LIMITS)
 
 
 # ------------------------------------------------------------------ stores of objects

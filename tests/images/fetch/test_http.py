@@ -163,14 +163,14 @@ def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("kind", ["etag", "date"])
 def test_an_address_is_asked_whether_it_changed_without_fetching_it_again(server: Any, kind: str) -> None:
     url = server.url(f"marked/{kind}")
-    _, mark = http.get(url, "the picture", LIMITS)
-    assert mark is not None
-    assert mark.startswith(kind)
+    _, version = http.get(url, "the picture", LIMITS)
+    assert version is not None
+    assert version.startswith(kind)
 
-    assert http.is_unchanged(url, "the picture", mark, LIMITS)
+    assert http.is_unchanged(url, "the picture", version, LIMITS)
     assert server.bodies == 1
     assert not http.is_unchanged(url, "the picture", f"{kind}:another", LIMITS)
-    assert not http.is_unchanged(server.url("good"), "the picture", mark, LIMITS), "no answer of 304 is a change"
+    assert not http.is_unchanged(server.url("good"), "the picture", version, LIMITS), "no answer of 304 is a change"
 
 
 def test_connections_are_kept_for_the_next_picture(server: Any) -> None:

@@ -69,8 +69,8 @@ READ = """
 import sys
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch
-from qwenvl_kit.images.classify import identify
-(source,) = identify(sys.argv[1], "image_url")
+from qwenvl_kit.images.classify import classify
+(source,) = classify(sys.argv[1], "image_url")
 try:
     print(fetch(source, FetchLimits(60, 1000, True)).data, end="")
 except RowError as error:

@@ -15,7 +15,7 @@ import urllib3
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.fetch import http, retry, ssrf
 from qwenvl_kit.images.fetch.dispatch import FetchLimits, RetryAt, host_key
-from qwenvl_kit.images.fetch.retry import Host, Passing
+from qwenvl_kit.images.fetch.retry import HostRetryState, TransientError
 
 LIMITS = FetchLimits(timeout_s=10, max_image_bytes=100_000, allow_private_hosts=True)
 
@@ -23,7 +23,7 @@ LIMITS = FetchLimits(timeout_s=10, max_image_bytes=100_000, allow_private_hosts=
 @pytest.fixture(autouse=True)
 def _strangers() -> Iterator[None]:
     """No test knows the hosts of another."""
-    retry.host.cache_clear()
+    retry.host_retry_state.cache_clear()
     yield
     for private in (True, False):
         ssrf.pool(private).clear()
@@ -78,7 +78,7 @@ def test_an_odd_retry_after_is_passed_over(server: Any) -> None:
 
 def test_a_host_that_asks_for_a_pause_rests_for_all(server: Any) -> None:
     url = server.url("flaky/1/busy/1")
-    host = retry.host(host_key(url))
+    host = retry.host_retry_state(host_key(url))
 
     with pytest.raises(RetryAt) as later:
         http.HttpGet(url, "the picture", LIMITS).try_once()
@@ -87,12 +87,12 @@ def test_a_host_that_asks_for_a_pause_rests_for_all(server: Any) -> None:
         http.HttpGet(server.url("good"), "another", LIMITS).try_once()
 
     assert later.value.at - time.monotonic() > 0.5
-    assert abs(other.value.at - host.resting_until) < 0.5
+    assert abs(other.value.at - host.backoff_until) < 0.5
     assert len(server.paths) == n_asked
 
 
 def test_pauses_grow_and_differ() -> None:
-    host, fault, now = Host(), Passing("fetch", "busy"), time.monotonic()
+    host, fault, now = HostRetryState(), TransientError("fetch", "busy"), time.monotonic()
 
     granted = [[host.retry_at(fault, n_retries, now + 100) for n_retries in range(4)] for _ in range(10)]
 
@@ -104,10 +104,10 @@ def test_pauses_grow_and_differ() -> None:
 
 
 def test_what_cannot_be_had_before_the_deadline_is_not_tried_again() -> None:
-    fault = Passing("fetch", "busy")
+    fault = TransientError("fetch", "busy")
     fault.wait_s = 5.0
 
-    assert Host().retry_at(fault, 0, time.monotonic() + 1) is None
+    assert HostRetryState().retry_at(fault, 0, time.monotonic() + 1) is None
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_what_cannot_be_had_before_the_deadline_is_not_tried_again() -> None:
 def test_no_retry_after_hurts_anyone(value: str) -> None:
     response = urllib3.HTTPResponse(status=503, headers={"Retry-After": value})
 
-    fault = retry.passing("busy", response)
+    fault = retry.status_error("busy", response)
 
-    assert isinstance(fault, Passing)
+    assert isinstance(fault, TransientError)
     assert fault.wait_s is None or 0 <= fault.wait_s <= 86_400
 
 

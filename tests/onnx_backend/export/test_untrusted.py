@@ -12,8 +12,8 @@ import pytest
 
 from qwenvl_kit import CheckpointError, Config, MissingExtra
 from qwenvl_kit.demo import model_dir
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.export import OnnxQwenVL, to_onnx, verify
-from qwenvl_kit.inference.backend import make_spec
 from qwenvl_kit.onnx_backend import require as onnx_extra
 from qwenvl_kit.onnx_backend.manifest import MANIFEST, Export, describe_file, read_export
 

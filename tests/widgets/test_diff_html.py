@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_kit.widgets.marks import mark
+from qwenvl_kit.widgets.diff_html import diff_html
 
 
 def plain(marked: str) -> str:
@@ -22,7 +22,7 @@ texts = st.text(st.sampled_from("红蓝色的ab c.<&"), max_size=30)
 
 @given(texts, texts)
 def test_without_what_was_left_out_the_marked_text_is_the_answer(said: str, wanted: str) -> None:
-    marked = mark(said, wanted)
+    marked = diff_html(said, wanted)
     kept = re.sub(r"<del>\[−.*?\]</del>", "", marked)
     kept = re.sub(r"<ins>\[\+(.*?)\]</ins>", r"\1", kept)
 
@@ -39,13 +39,13 @@ def test_without_what_was_left_out_the_marked_text_is_the_answer(said: str, want
     ],
 )
 def test_signs_tell_what_was_added_and_what_left_out(said: str, wanted: str, marked: str) -> None:
-    assert plain(mark(said, wanted)) == marked
+    assert plain(diff_html(said, wanted)) == marked
 
 
 def test_markup_in_the_texts_is_escaped() -> None:
-    assert "<script" not in mark("a <script> b", "a b")
+    assert "<script" not in diff_html("a <script> b", "a b")
 
 
 @pytest.mark.parametrize("text", ["的" * 1000, "的一" * 500, "的一是" * 300])
 def test_made_up_texts_that_would_take_long_to_compare_are_given_without_marks(text: str) -> None:
-    assert mark(text, text[1:] + "了") == text
+    assert diff_html(text, text[1:] + "了") == text

@@ -15,7 +15,7 @@ _MOST_PAIRS = 8_000
 _LEAST_ALIKE = 0.4  # marks in a text that is another one altogether only hide it
 
 
-def mark(said: str, wanted: str) -> str:
+def diff_html(said: str, wanted: str) -> str:
     """HTML of `said`, with ``[+…]`` around what `wanted` lacks and ``[−…]`` around what only `wanted` has.
 
     Texts that have little in common, or whose pieces repeat so often that comparing would take long, are given without
@@ -23,7 +23,7 @@ def mark(said: str, wanted: str) -> str:
 
     Examples
     --------
-    >>> mark("a large red ring", "a large red heart")
+    >>> diff_html("a large red ring", "a large red heart")
     'a large red <del>[−heart]</del><ins>[+ring]</ins>'
     """
     if said == wanted or len(said) > _LONGEST or len(wanted) > _LONGEST:

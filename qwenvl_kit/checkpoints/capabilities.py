@@ -1,0 +1,180 @@
+"""Compare the options of a config with what a backend and a device can do.
+
+A backend states its `Capabilities`. Each option beyond them becomes an `IgnoredOption`, or is refused where the caller
+passed it and another value would give an answer of another kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import option_docs
+
+if TYPE_CHECKING:
+    from qwenvl_kit.options import Config
+
+SIXTEEN_BIT = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that a model runs on.
+
+    Attributes
+    ----------
+    name : str
+        ``cpu``, ``cuda:0`` or the like.
+    is_cuda : bool
+        Whether CUDA computes.
+    flash_attention : str or None
+        Version of the flash-attn package; None where it is not installed.
+    """
+
+    name: str
+    is_cuda: bool = False
+    flash_attention: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedOption:
+    """An option of which a backend supports one value.
+
+    Attributes
+    ----------
+    option : str
+        Its name.
+    value : object
+        The value that runs.
+    reason : str
+        Why no other does, such as ``backend='onnx' does not support beam search``.
+    instead : str
+        What happens in place of another value, such as ``running in eager mode``.
+    remedy : str
+        What to do. Where it is given, another value that the caller passed is refused and not ignored.
+    """
+
+    option: str
+    value: Any
+    reason: str
+    instead: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do; everything, where nothing is stated.
+
+    Attributes
+    ----------
+    fixed : tuple of FixedOption
+        Options of which it supports one value.
+    attention : str or None
+        Its only attention; None where dtype and device decide between sdpa and flash-attention.
+    """
+
+    fixed: tuple[FixedOption, ...] = ()
+    attention: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoredOption:
+    """An option that is not honoured as it stands, and why.
+
+    Attributes
+    ----------
+    option : str
+        Its name.
+    asked : object
+        Its value.
+    instead : str
+        What happens instead, such as ``using sdpa``.
+    reason : str
+        Why.
+    remedy : str
+        What to do; empty where a caller who passed the option is warned only.
+    """
+
+    option: str
+    asked: Any
+    instead: str
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.asked!r} is ignored ({self.reason}); {self.instead}."
+
+
+def check_fixed(config: Config, capabilities: Capabilities) -> tuple[IgnoredOption, ...]:
+    """Return options with a value that the backend does not support.
+
+    Raises
+    ------
+    ConfigError
+        The caller passed such a value, and the backend refuses it.
+    """
+    ignored = tuple(
+        IgnoredOption(one.option, getattr(config, one.option), one.instead, one.reason, one.remedy)
+        for one in capabilities.fixed
+        if getattr(config, one.option) != one.value
+    )
+    refused = [one for one in ignored if one.remedy and one.option in config.explicit]
+    if refused:
+        raise ConfigError(" ".join(f"{one.reason} ({one.option}={one.asked!r}). {one.remedy}" for one in refused))
+    return ignored
+
+
+def choose_attention(
+    config: Config, capabilities: Capabilities, device: Device, dtype: str, *, compiles: bool
+) -> tuple[str, tuple[IgnoredOption, ...]]:
+    """Return the attention that runs, with a note where flash-attention was asked for and cannot."""
+    attention, reason = _attention(config, capabilities, device, dtype, compiles=compiles)
+    if reason is None or not config.use_flash_attention_2:
+        return attention, ()
+    return attention, (IgnoredOption("use_flash_attention_2", True, f"using {attention}", reason),)
+
+
+def check_compilation(config: Config) -> tuple[IgnoredOption, ...]:
+    """Return a note where another option excludes compiled decode steps."""
+    if not config.torch_compile:
+        return ()
+    if config.device_map is not None:
+        reason = "device_map moves modules between devices"
+    elif config.num_beams > 1:
+        reason = f"num_beams={config.num_beams} runs through transformers' generate"
+    else:
+        return ()
+    return (IgnoredOption("torch_compile", True, "running in eager mode", reason),)
+
+
+def check_sampling(config: Config) -> tuple[IgnoredOption, ...]:
+    """Return sampling options that differ from their defaults though nothing is sampled."""
+    if config.do_sample:
+        return ()
+    defaults = {option.name: option.default for option in option_docs()}
+    search = "using beam search" if config.num_beams > 1 else "using greedy search"
+    return tuple(
+        IgnoredOption(name, getattr(config, name), search, "do_sample=False")
+        for name in ("temperature", "top_k", "top_p")
+        if getattr(config, name) != defaults[name]
+    )
+
+
+def _attention(
+    config: Config, capabilities: Capabilities, device: Device, dtype: str, *, compiles: bool
+) -> tuple[str, str | None]:
+    """Return the attention that runs, and why flash-attention does not."""
+    if capabilities.attention is not None:
+        return capabilities.attention, f"backend={config.backend!r} has its own attention"
+    if not config.use_flash_attention_2:
+        return "sdpa", None
+    if not device.is_cuda:
+        return "sdpa", f"the model runs on {device.name}, not on CUDA"
+    if dtype not in SIXTEEN_BIT:
+        return "sdpa", f"dtype={dtype!r} has no flash-attention kernel"
+    if device.flash_attention is None:
+        return "sdpa", "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
+    if compiles:
+        return "sdpa", "torch_compile=True needs attention over a fixed shape"
+    return "flash_attention_2", None

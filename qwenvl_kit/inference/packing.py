@@ -1,0 +1,57 @@
+"""Pack images and prompts into forward passes that fill a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFILL_TOKENS = {"cpu": 640, "cuda": 8192}  # in one pass, padding included: what fills a device, and its caches
+_IMAGE_PATCHES = {"cpu": 1024, "cuda": 16384}  # in one pass
+
+
+def max_prefill_tokens(device: torch.device) -> int:
+    """Return the most tokens of one prefill pass, padding included; a longer prompt has a pass of its own."""
+    return _PREFILL_TOKENS["cpu" if device.type == "cpu" else "cuda"]
+
+
+def max_image_patches(device: torch.device) -> int:
+    """Return the most patches of one pass of the vision tower; a larger image has a pass of its own."""
+    return _IMAGE_PATCHES["cpu" if device.type == "cpu" else "cuda"]
+
+
+def pack(items: Iterable[int], fits: Callable[[list[int]], bool]) -> list[list[int]]:
+    """Split items into consecutive batches, each as long as it fits.
+
+    Parameters
+    ----------
+    items : iterable of int
+        Kept in order.
+    fits : callable
+        Return whether a batch of two or more items fits one pass; a single item always has one.
+
+    Examples
+    --------
+    >>> pack(range(5), lambda batch: sum(batch) < 6)
+    [[0, 1, 2], [3], [4]]
+    """
+    batches: list[list[int]] = []
+    for item in items:
+        if batches and fits([*batches[-1], item]):
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches
+
+
+def pack_sizes(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Split the indices of `sizes` into consecutive batches of up to `limit` in sum.
+
+    Examples
+    --------
+    >>> pack_sizes([3, 4, 9, 1, 2], 8)
+    [[0, 1], [2], [3, 4]]
+    """
+    return pack(range(len(sizes)), lambda batch: sum(sizes[at] for at in batch) <= limit)
