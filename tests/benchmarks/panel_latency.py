@@ -32,7 +32,7 @@ WATCH = """([act, done]) => new Promise(resolve => {
   const before = prompt();
   const started = performance.now();
   const checks = {
-    answered: () => /Looking.*[^0-9][1-9]\\d* of 240/.test(state()),
+    answered: () => /Running.*[^0-9][1-9]\\d* of 240/.test(state()),
     calculated: () => prompt() !== before && /\\d/.test(prompt()),
     stopped: () => /Stopped|Done/.test(state()),
   };
