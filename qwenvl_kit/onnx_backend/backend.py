@@ -106,9 +106,9 @@ def spec(config: Config) -> OnnxSpec:
     from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.onnx_backend.session import execution_provider
 
-    folder = locate(config)
+    folder = locate(config.model)
     if not is_export(folder):
-        find(config)  # what is no checkpoint either is said as such
+        find(config.model)  # raises if it is no checkpoint either
         raise CheckpointError(
             f"model_name={config.model_name!r} is a checkpoint, not an ONNX export; make one with qwenvl-kit export "
             f"{config.model_name} OUT, and pass model_name='OUT'"
@@ -165,7 +165,7 @@ def _device(config: Config, provider: str) -> Device:
     if provider.startswith("CUDA"):
         from qwenvl_kit.checkpoints.devices import find_device
 
-        return find_device(config)
+        return find_device(config.model)
     if config.rank is not None:
         raise ConfigError(
             f"rank={config.rank} asks for a GPU, but ONNX Runtime runs on {provider} here; pass rank=None, or install "
