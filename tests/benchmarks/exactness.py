@@ -1,4 +1,4 @@
-"""How far float32 logits are from those in float64: transformers', this kit's on torch, and an export's.
+"""Measure the distance of float32 logits from float64: transformers, this kit on torch, and an export.
 
 ``python tests/benchmarks/exactness.py --model DIR --export DIR`` with the model that ``contenders.py DIR`` wrote and an
 export of it. A difference between two backends that is no larger than these says nothing about either.
@@ -12,24 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import MODEL, Ours, Rows, _requests, make_pictures
+from contenders import MODEL, Ours, Rows, _requests, make_images
 from contest import RESULTS, machine
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
-from qwenvl_kit.inference.sequence import Sequence
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--export", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     asked = parser.parse_args()
-    n = asked.pictures
-    ours, rows = Ours("torch", asked.model), Rows(make_pictures(n), ["What is it?"] * n, [1] * n)
+    n = asked.images
+    ours, rows = Ours("torch", asked.model), Rows(make_images(n), ["What is it?"] * n, [1] * n)
     wanted = _logits(TorchModelRunner(_load(asked.model, torch.float64)), ours, rows, torch.float64)
     model_runners: dict[str, ModelRunner] = {
         "transformers": TorchModelRunner(_load(asked.model, torch.float32)),
@@ -59,16 +58,16 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 def _logits(model_runner: ModelRunner, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
     """Logits (n, V) of each prompt's last token."""
-    tokenization = ours.backend.tokenization
-    encoded = [tokenization.encoder.encode(request) for request in _requests(rows)]
-    patches = torch.cat([one.pixel_values for one in encoded]).to(dtype)
-    seen = model_runner.encode_images(patches, torch.cat([one.grid for one in encoded]))
-    readings = []
-    for slot, (one, visual) in enumerate(zip(encoded, seen, strict=True)):
-        row = Sequence(one, image_id=tokenization.image_id, merge=tokenization.merge, device=torch.device("cpu"))
-        readings.append(PrefillChunk(slot, row.ids, row.positions(), image_features=visual))
-    model_runner.resize_cache(len(readings), max(len(reading.ids) for reading in readings) + 1)
-    return model_runner.prefill(readings).double()
+    processor = ours.backend.tokenization.processor
+    sequences = [processor.encode(request) for request in _requests(rows)]
+    patches = torch.cat([processor.patchify(image) for one in sequences for image in one.request.images]).to(dtype)
+    features = model_runner.encode_images(patches, torch.cat([one.grid for one in sequences]))
+    chunks = [
+        PrefillChunk(slot, one.ids, one.positions(), image_features=visual)
+        for slot, (one, visual) in enumerate(zip(sequences, features, strict=True))
+    ]
+    model_runner.resize_cache(len(chunks), max(len(chunk.ids) for chunk in chunks) + 1)
+    return model_runner.prefill(chunks).double()
 
 
 if __name__ == "__main__":
