@@ -1,7 +1,4 @@
-"""The frozen values that travel between the steps: image source → picture → request → result.
-
-They know nothing of each other's makers: no frame, no URL client, no tensor appears here.
-"""
+"""Frozen values that pass between the steps: image source → loaded image → request → result."""
 
 from __future__ import annotations
 
@@ -21,19 +18,19 @@ FinishReason = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One picture as the caller gave it, classified but not yet read.
+    """One image of a cell, classified but not yet read.
 
     Attributes
     ----------
     kind : str
-        ``url`` (http, https), ``path``, ``remote`` (s3, tos and what else fsspec opens), ``base64``, ``bytes``,
+        ``url`` (http, https), ``path``, ``remote`` (s3, tos and other schemes of fsspec), ``base64``, ``bytes``,
         ``pil`` or ``array``.
     value : object
-        The cell itself, or the address in it.
+        The content of the cell, or its URL or path.
     label : str
         A short name for messages, free of secrets.
     key : str
-        Equal for equal pictures within a run; rows that share it share one fetch.
+        Equal for equal images within a run; rows that share it share one fetch.
     """
 
     kind: SourceKind
@@ -44,20 +41,20 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """A picture ready for a model.
+    """An image ready for a model.
 
     Attributes
     ----------
     pixels : uint8 array (H, W, 3)
-        RGB, upright, already of the size the model sees.
+        RGB, upright, resized.
     digest : str
-        Of the encoded bytes, or of the raw pixels where there were none. With `size` it names the content.
+        Digest of the encoded bytes, or of the raw pixels of an image in memory. With `size` it identifies `pixels`.
     source_size : tuple of int
         ``(height, width)`` in pixels before resizing.
     label : str
         A short name for messages, free of secrets.
     version : str or None
-        By which the picture's place tells later whether it still holds the same: an ETag, or time and size.
+        ETag or date of a URL, time and size of a file: equal as long as the source is unchanged.
     """
 
     pixels: NDArray[np.uint8]
@@ -68,14 +65,14 @@ class LoadedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(height, width)`` in pixels that the model sees."""
+        """``(height, width)`` of `pixels`."""
         height, width = self.pixels.shape[:2]
         return int(height), int(width)
 
 
 @dataclass(frozen=True, slots=True)
 class PatchGeometry:
-    """How a checkpoint cuts pictures into tokens.
+    """Patch size, merge size and pixel limits of a checkpoint.
 
     Attributes
     ----------
@@ -84,7 +81,7 @@ class PatchGeometry:
     merge : int
         Patches per side that become one visual token.
     min_pixels, max_pixels : int
-        Limits on the area of a picture, in pixels.
+        Limits on the area of a resized image, in pixels.
     """
 
     patch: int = 14
@@ -100,7 +97,7 @@ class PatchGeometry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One question to a model; `row` is handed back with its `Result`."""
+    """One prompt with its images; its `Result` has the same `row`."""
 
     row: int
     images: tuple[LoadedImage, ...]
@@ -112,7 +109,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one row.
+    """The outcome of one row.
 
     Attributes
     ----------
@@ -120,19 +117,19 @@ class Result:
         The answer; None unless `status` is ``ok``.
     status : {"ok", "null_image", "error", "cancelled"}
     error, stage : str or None
-        What went wrong, and where.
+        Message and stage of the error.
     finish_reason : {"stop", "length", "repetition"} or None
-        ``length`` when the answer was cut by ``max_caption_length``, ``repetition`` when by ``stop_repetition``.
+        ``length`` where ``max_caption_length`` ended the answer, ``repetition`` where ``stop_repetition`` did.
     prompt_tokens, new_tokens : int or None
-        Counts of tokens, visual ones among the former.
+        Counts of tokens; the prompt's include visual ones.
     height, width : int or None
-        Size in pixels that the model saw (of the row's first picture).
+        Size in pixels of the row's first image, resized.
     seconds : float
         The row's share of the backend's time.
     cached : bool
-        The answer was taken from an equal row or from the store.
+        The answer comes from an equal row or from the store.
     flag : str or None
-        Why an answer should not be believed as it stands, such as one that repeats itself to its end.
+        Warning on the answer, such as that it repeats itself to its end.
     """
 
     row: int
@@ -150,11 +147,11 @@ class Result:
     flag: str | None = None
 
     def for_row(self, row: int, *, cached: bool = False) -> Result:
-        """The same result under another row number; a cached one cost no time."""
+        """Return the result under another row number; a cached one took no time."""
         return replace(self, row=row, cached=True, seconds=0.0) if cached else replace(self, row=row)
 
     @classmethod
     def failed(cls, row: int, error: RowError, *, size: tuple[int, int] | None = None) -> Result:
-        """The result of a row that met `error`."""
+        """Return the result of a row with an error."""
         height, width = size or (None, None)
         return cls(row, "error", error=error.message, stage=error.stage, height=height, width=width)
