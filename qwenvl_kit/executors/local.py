@@ -135,7 +135,7 @@ def run_spec(
     plan = make_plan(cells, prompts, config.image_src_type)
     for result in plan.results:
         collector.add(result)
-    loader = ImageLoader.of(config, Sizing.of(config, spec.geometry), cancel=control.cancel, cache=cache)
+    loader = ImageLoader.of(config.fetch, Sizing.of(config.image, spec.geometry), cancel=control.cancel, cache=cache)
     prefetcher = ImagePrefetcher(
         plan,
         loader,
