@@ -159,7 +159,7 @@ def test_memory_too_small_for_one_row_is_that_rows_error(
 def test_beams_that_run_out_of_memory_halve_their_batch(
     published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = BeamSearch._generate
+    generate = BeamSearch.generate_batch
 
     def scarce(self: BeamSearch, batch: list[Any], *rest: Any) -> Any:
         if len(batch) > 2:
@@ -168,7 +168,7 @@ def test_beams_that_run_out_of_memory_halve_their_batch(
 
     options = {"model_name": str(published), "max_caption_length": 4, "batch_size": 8, "num_beams": 2, **EXACT}
     whole = pd.Series(pictures[:8]).vl.caption(**options)
-    monkeypatch.setattr(BeamSearch, "_generate", scarce)
+    monkeypatch.setattr(BeamSearch, "generate_batch", scarce)
     halved = pd.Series(pictures[:8]).vl.caption(**options)
 
     assert halved.tolist() == whole.tolist()

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, _upload
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
 from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
@@ -115,9 +115,9 @@ def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
         def to(self, device: torch.device, *, non_blocking: bool = False) -> tuple[str, bool, bool]:
             return device.type, self.is_pinned, non_blocking
 
-    assert _upload(Patches(), torch.device("cuda")) == ("cuda", True, True)  # type: ignore[arg-type, comparison-overlap]
+    assert upload(Patches(), torch.device("cuda")) == ("cuda", True, True)  # type: ignore[arg-type, comparison-overlap]
     here = torch.ones(2)
-    assert _upload(here, torch.device("cpu")) is here
+    assert upload(here, torch.device("cpu")) is here
 
 
 @pytest.mark.parametrize("most", [1, 150, 10_000])
@@ -186,7 +186,7 @@ def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(model_runner: TorchMo
     model_runner.resize_cache(2, 128)
     short, long = texts[0], texts[3]
     model_runner.prefill([long.chunk(model_runner, 0, []), long.chunk(model_runner, 1, [])])
-    for held in model_runner._cache._layers.values():
+    for held in model_runner.cache.layers.values():
         for part in held:
             part[0] = torch.nan
 
