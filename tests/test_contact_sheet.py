@@ -20,6 +20,7 @@ from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, Config, ConfigError, UnknownOption, thumbnails
 from qwenvl_kit.contact_sheet import SHOW_OPTIONS, _image_column
+from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.thumbnails import Thumbnailer, together
 
 
@@ -38,7 +39,7 @@ def test_the_column_of_pictures_is_found_and_the_others_are_written_below() -> N
     shown = df.vl.show()
 
     assert shown.html.count("<img") == 1
-    assert "no picture" in shown.html
+    assert "no image" in shown.html
     assert "second" in shown.html
     assert (shown.n_shown, shown.n_rows) == (2, 2)
 
@@ -51,7 +52,7 @@ def test_captions_labels_and_names_are_escaped_also_in_the_alternative_text() ->
 
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 5
-    assert 'alt="row &quot;&gt;' in page
+    assert 'alt="row &#34;&gt;' in page
 
 
 def test_rows_and_bytes_are_bounded_and_the_page_says_so() -> None:
@@ -74,7 +75,7 @@ def test_a_broken_picture_says_why_beside_the_others() -> None:
 
 
 def test_a_frame_without_pictures_says_how_to_name_the_column() -> None:
-    with pytest.raises(ColumnNotFound, match=r"name it: df.vl.show\('column'\); the frame has: 'text'"):
+    with pytest.raises(ColumnNotFound, match=r"Name one with df.vl.show\('column'\). The frame has: 'text'"):
         pd.DataFrame({"text": ["word"]}).vl.show()
 
 
@@ -96,7 +97,7 @@ class Unwritable:
 def test_captions_that_cannot_be_written_or_are_long_do_not_end_the_sheet() -> None:
     df = pd.DataFrame({"image": [gray(1)], "odd": [Unwritable()], "bytes": [bytes(10_000_000)]})
     page = df.vl.show("image").html
-    assert "(Unwritable that cannot be written: RuntimeError)" in page
+    assert "(Unwritable without a text: RuntimeError)" in page
     assert "(10000000 bytes)" in page
     assert len(page) < 20_000
 
@@ -146,7 +147,7 @@ def test_show_spells_its_options_out_and_refuses_others() -> None:
     df = pd.DataFrame({"image": [gray(1)]})
     assert set(SHOW_OPTIONS) < set(inspect.signature(df.vl.show).parameters)
     assert "model_name" not in inspect.signature(df.vl.show).parameters
-    with pytest.raises(UnknownOption, match="did you mean 'timeout_s'"):
+    with pytest.raises(UnknownOption, match="Did you mean 'timeout_s'"):
         df.vl.show(timeouts=1)
     with pytest.raises(UnknownOption, match=r"show\(\) has no option 'model_name'"):
         df.vl.show(model_name="demo")
@@ -159,26 +160,25 @@ def test_whatever_a_library_raises_becomes_a_sentence(monkeypatch: pytest.Monkey
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(thumbnails, "load", broken)
+    monkeypatch.setattr(ImageLoader, "load", broken)
     assert thumbnails.thumbnail(gray(1)).startswith("decode: ")
     monkeypatch.undo()
     monkeypatch.setattr(thumbnails, "jpeg_uri", broken)
     assert thumbnails.thumbnail(gray(1)).startswith("resize: ")
     monkeypatch.undo()
-    monkeypatch.setattr(thumbnails, "classify", broken)
-    assert thumbnails.thumbnail(gray(1)).startswith("fetch: ")
+    assert thumbnails.thumbnail(type("Lazy", (), {"__array__": broken})()).startswith("fetch: ")
 
 
 def test_thumbnails_together_take_no_longer_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    load = thumbnails.load
+    load = ImageLoader.load
 
-    def slow(source: Any, *rest: Any) -> Any:
+    def slow(loader: ImageLoader, source: Any) -> Any:
         if source.kind == "path":
             release.wait(20)
-        return load(source, *rest)
+        return load(loader, source)
 
-    monkeypatch.setattr(thumbnails, "load", slow)
+    monkeypatch.setattr(ImageLoader, "load", slow)
     maker = Thumbnailer.of(Config(timeout_s=1))
     started = time.monotonic()
     cells = [gray(1), *["slow.png"] * 60]
@@ -189,8 +189,8 @@ def test_thumbnails_together_take_no_longer_than_they_may(monkeypatch: pytest.Mo
     assert took < 5
     assert (found[0] or "").startswith("data:image/jpeg")
     assert found[1:] == [None] * 60
-    assert "slow.png was not fetched within timeout_s=1" in maker.late("slow.png", 1)
-    assert "slow.png was not there within 0.5 s" in maker.late("slow.png", 0.5)
+    assert "slow.png: Not fetched within timeout_s=1" in maker.late("slow.png", 1)
+    assert "slow.png: Not loaded within 0.5 s" in maker.late("slow.png", 0.5)
 
 
 def test_captions_may_be_tuples_that_are_labels() -> None:

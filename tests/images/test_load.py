@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images import Limits, Sizing, classify, load
+from qwenvl_kit.images import ImageLoader, Sizing, classify
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import LoadedImage, PatchGeometry
 
@@ -32,7 +32,7 @@ def jpeg(size: tuple[int, int], **options: object) -> bytes:
 def loaded(cell: object, **options: object) -> LoadedImage:
     config = Config(**options)  # type: ignore[arg-type]
     (source,) = classify(cell, config.image_src_type)
-    return load(source, Sizing.of(config, PatchGeometry()), Limits.of(config))
+    return ImageLoader.of(config, Sizing.of(config, PatchGeometry())).load(source)
 
 
 def test_equal_bytes_have_equal_digests_however_they_came(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_draft_decoding_changes_pixels_a_little_and_sizes_not_at_all() -> None:
     data = jpeg((1600, 1200))
 
     exact = loaded(data, max_pixels=200 * 200)
-    draft = loaded(data, max_pixels=200 * 200, decode="draft")
+    draft = loaded(data, max_pixels=200 * 200, image_decode="draft")
 
     assert exact.size == draft.size
     assert exact.source_size == draft.source_size == (1200, 1600)
@@ -69,20 +69,20 @@ def test_draft_decoding_never_enlarges_what_it_made_small() -> None:
     turned[0x0112] = 6
     data = jpeg((1600, 400), exif=turned)
 
-    picture = loaded(data, resized_height=1600, resized_width=400, decode="draft")
+    picture = loaded(data, resized_height=1600, resized_width=400, image_decode="draft")
 
     assert picture.source_size == (1600, 400)
     assert np.array_equal(picture.pixels, loaded(data, resized_height=1600, resized_width=400).pixels)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("decode", ["exact", "draft"])
-def test_a_picture_on_its_side_is_not_squeezed(form: str, decode: str) -> None:
+@pytest.mark.parametrize("image_decode", ["exact", "draft"])
+def test_a_picture_on_its_side_is_not_squeezed(form: str, image_decode: str) -> None:
     on_its_side = Image.Exif()
     on_its_side[0x0112] = 6
     data = encoded(Image.new("RGB", (280, 112)), form, exif=on_its_side)
 
-    picture = loaded(data, decode=decode)
+    picture = loaded(data, image_decode=image_decode)
 
     assert picture.source_size == picture.size == (280, 112)
 
@@ -91,9 +91,9 @@ def test_faults_name_the_source(tmp_path: Path) -> None:
     path = tmp_path / "needle.png"
     path.write_bytes(encoded(Image.new("L", (201, 1)), "PNG"))
 
-    with pytest.raises(RowError, match=r"needle\.png: a picture of 201×1 is too long"):
+    with pytest.raises(RowError, match=r"needle\.png: Aspect ratio 201:1 of a 201×1 image"):
         loaded(str(path))
-    with pytest.raises(RowError, match=r"needle\.png has 201×1 = 201 pixels"):
+    with pytest.raises(RowError, match=r"needle\.png: The image of 201×1 = 201 pixels"):
         loaded(str(path), max_image_pixels=200)
 
 
@@ -140,9 +140,9 @@ def _png(size: tuple[int, int]) -> bytes:
 
 @given(st.text(max_size=60))
 def test_arbitrary_text_is_a_picture_or_a_row_error(text: str) -> None:
-    limits = Limits.of(Config(timeout_s=0.001, allow_private_hosts=False))
+    loader = ImageLoader.of(Config(timeout_s=0.001, allow_private_hosts=False), Sizing(PatchGeometry()))
 
-    assert outcome(lambda: [load(source, Sizing(PatchGeometry()), limits) for source in classify(text)]) in OUTCOMES
+    assert outcome(lambda: [loader.load(source) for source in classify(text)]) in OUTCOMES
 
 
 def outcome(work: Callable[[], object]) -> str:

@@ -1,4 +1,4 @@
-"""W5: JPEGs of 12 megapixels for a model that takes a second for eight of them: how long does it wait for pictures?"""
+"""Measure how long a model with 1 s per batch of 8 waits for 12-megapixel JPEGs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from contest import RESULTS, machine
 from PIL import Image
 
 from qwenvl_kit import Config
+from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.executors.specs import make_spec
-from qwenvl_kit.pipeline import run
 
 WANTED = 0.95
 BATCH, SECONDS_PER_BATCH = 8, 1.0
@@ -39,7 +39,7 @@ def main() -> int:
         spec = replace(make_spec(config), seconds_per_batch=SECONDS_PER_BATCH)  # type: ignore[type-var]
         cells = _write(Path(folder), asked.rows)
         started = time.perf_counter()
-        done = run(cells, ["What?"] * len(cells), config, spec, lambda: nullcontext(spec.load()))
+        done = run_spec(cells, ["What?"] * len(cells), config, spec, lambda: nullcontext(spec.load()))
         seconds = time.perf_counter() - started
     assert all(result.status == "ok" for result in done.results)
     busy = sum(result.seconds for result in done.results) / seconds
@@ -55,12 +55,12 @@ def main() -> int:
     }
     print(json.dumps(found, indent=1))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "w5_feeding.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "feeding.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0 if found["busy"] >= WANTED else 1
 
 
 def _write(folder: Path, n_rows: int) -> list[str]:
-    """Files of one photograph-like picture; bytes after the end of a JPEG make each another one."""
+    """Files of one photograph-like image; bytes after the end of a JPEG make each another one."""
     draw = np.random.default_rng(0)
     coarse = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((4000, 3000))
     buffer = io.BytesIO()
