@@ -1,4 +1,4 @@
-"""Compiled steps have one shape, recordings are made anew for new memory, and a failed compilation says what to do.
+"""Compiled steps have one shape, graphs are recorded anew for new memory, and a failed compilation names the fix.
 
 A GPU is pretended here: its graphs are closures that run again on replay.
 """
@@ -133,5 +133,5 @@ def test_where_torch_cannot_compile_the_message_says_what_to_install(tmp_path: P
     )
 
     assert ended.returncode == 1
-    said = ended.stderr.splitlines()[-1]  # what a user reads last
-    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*\. Install a C\+\+", said)
+    message = ended.stderr.splitlines()[-1]  # what a user reads last
+    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*\. Install a C\+\+", message)
