@@ -22,8 +22,8 @@ from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
 from qwenvl_kit.pipeline.run import collect, generate
 from qwenvl_kit.pipeline.run_record import RunClock, make_record
 from qwenvl_kit.pipeline.source_index import SourceIndex
-from qwenvl_kit.pipeline.threads import release_openmp_threads
 from qwenvl_kit.store import open_store
+from qwenvl_kit.torch_backend.openmp import release_openmp_threads
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Backend, BackendSpec
