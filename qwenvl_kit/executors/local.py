@@ -141,7 +141,9 @@ def run_spec(
         loader,
         CacheKeyBuilder(spec.resolved, config.system_prompt),
         collector,
-        source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources) if store is not None else None,
+        source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources)
+        if store is not None
+        else None,
         system=config.system_prompt,
         max_new_tokens=config.max_caption_length,
         cancel=control.cancel,

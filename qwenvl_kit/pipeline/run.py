@@ -61,7 +61,9 @@ class Outcome(NamedTuple):
     failure: BaseException | None
 
 
-def collect(work: Callable[[], None], collector: ResultCollector, cancel: threading.Event, *, show_progress: bool) -> Outcome:
+def collect(
+    work: Callable[[], None], collector: ResultCollector, cancel: threading.Event, *, show_progress: bool
+) -> Outcome:
     """Run `work` in a thread and wait until it ends; an exception of it is the outcome's failure.
 
     Ctrl-C cancels the run and waits for `work` to end. A second Ctrl-C does not wait.
