@@ -13,12 +13,12 @@ import pandas as pd
 
 from qwenvl_kit.columns import column_names, has_column, pick_column, shown
 from qwenvl_kit.compare import Comparison, compare
-from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, ShowOptions, contact_sheet, show_config
+from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ColumnNotFound, ConfigError
 from qwenvl_kit.executors import execute
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
-from qwenvl_kit.options import Config, Options
+from qwenvl_kit.options import Config, FetchKeywords, Options
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.results import result_frame, return_or_raise, text_series
 from qwenvl_kit.signatures import expand_options
@@ -287,7 +287,7 @@ class FrameAccessor:
         *,
         n_rows: int = 24,
         max_bytes: int = MAX_BYTES,
-        **options: Unpack[ShowOptions],
+        **options: Unpack[FetchKeywords],
     ) -> ContactSheet:
         """Show the pictures of a column as thumbnails, with the other columns' texts below them.
 

@@ -1,29 +1,24 @@
-"""Show a frame's column of images as a page of thumbnails, bounded in rows and bytes.
-
-Every text is escaped: captions and cells are strangers' words.
-"""
+"""Show a frame's column of images as a page of thumbnails, bounded in rows and bytes, with escaped texts."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypedDict
 
 import pandas as pd
 from PIL import Image
 
 from qwenvl_kit.columns import column_names, is_same_label
 from qwenvl_kit.errors import ColumnNotFound, UnknownOption
-from qwenvl_kit.html import escape, plain
+from qwenvl_kit.html import plain, render
 from qwenvl_kit.images import is_null
-from qwenvl_kit.options import Config, ImageSrcType
+from qwenvl_kit.options import Config, FetchKeywords, FetchOptions, names_of, suggest
 from qwenvl_kit.prompts import is_missing
 from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
 
-__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "ShowOptions", "contact_sheet", "show_config", "thumbnail"]
+__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "contact_sheet", "show_config", "thumbnail"]
 
 MAX_BYTES = 500_000
 _LONGEST_TEXT = 500
@@ -51,40 +46,33 @@ _STYLE = """
 .qwenvl-sheet dl { margin: 0; font-size: 12px; line-height: 1.4; overflow-wrap: anywhere; }
 .qwenvl-sheet dt { opacity: .65; } .qwenvl-sheet dd { margin: 0 0 4px; }
 """
+_FIGURE = """<figure>{% if is_image %}<img src="{{ image }}" alt="{{ alt }}">{% else %}<p>{{ image }}</p>{% endif %}<dl>
+{%- for name, text in texts %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl></figure>"""
+_PAGE = (
+    f"<style>{_STYLE}</style>"
+    + """<div class="qwenvl-sheet">{% for figure in figures %}{{ figure }}{% endfor %}</div>{% if n_shown < n_rows %}
+<p>{{ n_shown }} of {{ n_rows }} rows are shown
+{%- if max_bytes %}; the limit of {{ max_bytes }} bytes was reached{% endif %}: see n_rows and
+max_bytes.</p>{% endif %}"""
+)
 
 
-class ShowOptions(TypedDict, total=False):
-    """The options of `Config` that say how images are read."""
-
-    image_src_type: ImageSrcType
-    timeout_s: float
-    max_image_bytes: int
-    max_image_pixels: int
-    decode_timeout_s: float
-    allow_private_hosts: bool
-    headers: Mapping[str, str] | None
-    extra_schemes: Sequence[str]
-    local_paths: bool | str
+SHOW_OPTIONS = names_of(FetchOptions)
 
 
-SHOW_OPTIONS = tuple(ShowOptions.__annotations__)
-
-
-def show_config(options: ShowOptions) -> Config:
-    """Return the config of options that say how images are read.
+def show_config(options: FetchKeywords) -> Config:
+    """Return the config of options that concern reading images.
 
     Raises
     ------
     UnknownOption
         An option is none of `SHOW_OPTIONS`.
     ConfigError
-        One breaks its rule.
+        A value is invalid.
     """
     for name in options:
         if name not in SHOW_OPTIONS:
-            near = difflib.get_close_matches(name, SHOW_OPTIONS, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]!r}?" if near else f"options are: {', '.join(SHOW_OPTIONS)}"
-            raise UnknownOption(f"show() has no option {name!r}; {fix}")
+            raise UnknownOption(f"show() has no option {name!r}. {suggest(name, SHOW_OPTIONS)}")
     return Config(**options)
 
 
@@ -95,9 +83,9 @@ class ContactSheet:
     Attributes
     ----------
     html : str
-        The page's part, complete in itself.
+        A self-contained HTML fragment.
     n_shown, n_rows : int
-        Rows that are shown, and rows that there are.
+        Rows shown, and rows of the frame.
     """
 
     html: str
@@ -120,7 +108,7 @@ def contact_sheet(
     max_bytes: int,
     config: Config,
 ) -> ContactSheet:
-    """Make thumbnails of a column; see ``df.vl.show``. `column` and `captions` stand in the frame once each."""
+    """Return the thumbnails of a column; see ``df.vl.show``. The labels are unique columns of the frame."""
     at = _image_column(frame) if column is None else _position(frame, column)
     named = [place for place in range(frame.shape[1]) if place != at]
     if captions is not None:
@@ -136,9 +124,14 @@ def contact_sheet(
         if size > max_bytes:
             break
         figures.append(figure)
-    note = _note(len(figures), len(frame), limited=len(figures) < len(images), max_bytes=max_bytes)
-    page = f'<style>{_STYLE}</style><div class="qwenvl-sheet">{"".join(figures)}</div>{note}'
-    return ContactSheet(page, len(figures), len(frame))
+    page = render(
+        _PAGE,
+        figures=figures,
+        n_shown=len(figures),
+        n_rows=len(frame),
+        max_bytes=max_bytes if len(figures) < len(images) else 0,
+    )
+    return ContactSheet(str(page), len(figures), len(frame))
 
 
 def _position(frame: pd.DataFrame, column: Hashable) -> int:
@@ -152,7 +145,7 @@ def _image_column(frame: pd.DataFrame) -> int:
         if _looks_like_image(first):
             return position
     raise ColumnNotFound(
-        f"no column seems to hold pictures; name it: df.vl.show('column'); the frame has: {column_names(frame)}"
+        f"No column contains images. Name one with df.vl.show('column'). The frame has: {column_names(frame)}."
     )
 
 
@@ -183,19 +176,10 @@ def _looks_like_base64(text: str) -> bool:
 
 def _figure(label: object, image: str, texts: Sequence[tuple[Hashable, object]]) -> str:
     row = _text(label)
-    written = [(plain(name, _LONGEST_NAME), _text(value)) for name, value in texts]
-    alt = escape(f"row {row}: {' '.join(text for _, text in written)}"[:_LONGEST_TEXT])
-    head = f'<img src="{image}" alt="{alt}">' if image.startswith("data:") else f"<p>{escape(image)}</p>"
-    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in written)
-    return f"<figure>{head}<dl><dt>row</dt><dd>{escape(row)}</dd>{entries}</dl></figure>"
+    named = [(plain(name, _LONGEST_NAME), _text(value)) for name, value in texts]
+    alt = f"row {row}: {' '.join(text for _, text in named)}"[:_LONGEST_TEXT]
+    return render(_FIGURE, is_image=image.startswith("data:"), image=image, alt=alt, texts=[("row", row), *named])
 
 
 def _text(value: object) -> str:
     return "–" if is_missing(value) else plain(value, _LONGEST_TEXT)
-
-
-def _note(n_shown: int, n_rows: int, *, limited: bool, max_bytes: int) -> str:
-    if n_shown == n_rows:
-        return ""
-    why = f"; the limit of {max_bytes} bytes was reached" if limited else ""
-    return f"<p>{n_shown} of {n_rows} rows are shown{why}: see n_rows and max_bytes.</p>"

@@ -52,7 +52,7 @@ def test_captions_labels_and_names_are_escaped_also_in_the_alternative_text() ->
 
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 5
-    assert 'alt="row &quot;&gt;' in page
+    assert 'alt="row &#34;&gt;' in page
 
 
 def test_rows_and_bytes_are_bounded_and_the_page_says_so() -> None:
@@ -75,7 +75,7 @@ def test_a_broken_picture_says_why_beside_the_others() -> None:
 
 
 def test_a_frame_without_pictures_says_how_to_name_the_column() -> None:
-    with pytest.raises(ColumnNotFound, match=r"name it: df.vl.show\('column'\); the frame has: 'text'"):
+    with pytest.raises(ColumnNotFound, match=r"Name one with df.vl.show\('column'\). The frame has: 'text'"):
         pd.DataFrame({"text": ["word"]}).vl.show()
 
 
@@ -97,7 +97,7 @@ class Unwritable:
 def test_captions_that_cannot_be_written_or_are_long_do_not_end_the_sheet() -> None:
     df = pd.DataFrame({"image": [gray(1)], "odd": [Unwritable()], "bytes": [bytes(10_000_000)]})
     page = df.vl.show("image").html
-    assert "(Unwritable that cannot be written: RuntimeError)" in page
+    assert "(Unwritable without a text: RuntimeError)" in page
     assert "(10000000 bytes)" in page
     assert len(page) < 20_000
 
@@ -147,7 +147,7 @@ def test_show_spells_its_options_out_and_refuses_others() -> None:
     df = pd.DataFrame({"image": [gray(1)]})
     assert set(SHOW_OPTIONS) < set(inspect.signature(df.vl.show).parameters)
     assert "model_name" not in inspect.signature(df.vl.show).parameters
-    with pytest.raises(UnknownOption, match="did you mean 'timeout_s'"):
+    with pytest.raises(UnknownOption, match="Did you mean 'timeout_s'"):
         df.vl.show(timeouts=1)
     with pytest.raises(UnknownOption, match=r"show\(\) has no option 'model_name'"):
         df.vl.show(model_name="demo")

@@ -83,4 +83,4 @@ def test_tab_and_question_mark_show_every_option() -> None:
         shown = inspect.signature(door).parameters
         assert set(option_names()) <= set(shown), door
         assert "options" not in shown
-        assert "largest decoded picture" in (door.__doc__ or "")
+        assert "maximum size of a decoded image" in (door.__doc__ or "")

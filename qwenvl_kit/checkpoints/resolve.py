@@ -21,12 +21,14 @@ from qwenvl_kit.checkpoints.capabilities import (
 )
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
+from qwenvl_kit.options import FORMER_NAMES
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import PatchGeometry
 
 _EVERYTHING = Capabilities()
+_RECORDED_AS = {current: former for former, current in FORMER_NAMES.items()}  # records keep the first name
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def resolve(
         resized_width=config.resized_width,
         min_pixels=geometry.min_pixels,
         max_pixels=geometry.max_pixels,
-        decode=config.decode,
+        decode=config.image_decode,
         do_sample=sampling,
         temperature=config.temperature if sampling else None,
         top_k=(config.top_k or None) if sampling else None,
@@ -216,7 +218,7 @@ def warn_ignored_options(config: Config, resolved: ResolvedConfig) -> None:
 
 def asked_record(config: Config) -> dict[str, Any]:
     """Return the caller's options as plain JSON values; of headers the names only, since values may be secrets."""
-    asked = {name: _plain(getattr(config, name)) for name in sorted(config.explicit)}
+    asked = {_RECORDED_AS.get(name, name): _plain(getattr(config, name)) for name in sorted(config.explicit)}
     if config.headers is not None:
         asked["headers"] = sorted(config.headers)
     return asked

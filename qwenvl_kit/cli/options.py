@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from qwenvl_kit.options import Config, OptionDoc, option_docs
+from qwenvl_kit.options import FORMER_NAMES, Config, OptionDoc, option_docs
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,8 @@ def _add(group: argparse._ArgumentGroup, option: OptionDoc) -> None:
     else:
         settings["type"] = _READERS[option.kind]
         settings["metavar"] = option.kind.split(" ")[0].upper()
-    group.add_argument(f"--{option.name.replace('_', '-')}", **settings)
+    names = (option.name, *(former for former, current in FORMER_NAMES.items() if current == option.name))
+    group.add_argument(*(f"--{name.replace('_', '-')}" for name in names), **settings)
 
 
 def _int_or_none(text: str) -> int | None:

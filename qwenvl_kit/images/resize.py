@@ -62,7 +62,7 @@ class Sizing:
             replace(geometry, min_pixels=least, max_pixels=most),
             config.resized_height,
             config.resized_width,
-            config.decode == "draft",
+            config.image_decode == "draft",
         )
 
     def target(self, source_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Panels for notebooks: pictures, parameters and answers side by side, while the kernel stays free.
+"""Panels for notebooks: images, parameters and answers side by side, with a responsive kernel.
 
 >>> from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from qwenvl_kit.errors import MissingExtra
 
 try:
-    import anywidget  # noqa: F401  # all of the extra is needed, and told at once
+    import anywidget  # noqa: F401  # checked at once for the whole extra
     import ipywidgets  # noqa: F401
 except ImportError as error:
     raise MissingExtra("qwenvl_kit.widgets", "notebook") from error

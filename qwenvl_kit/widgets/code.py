@@ -1,4 +1,4 @@
-"""A panel's state in, Python that does the same out: it runs as pasted, pictures included."""
+"""Write a panel's next run as Python code, images included."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.widgets.state import State
 
 MAX_INLINE = 200_000
-# What was in memory as pixels must be pixels again: a sampled answer depends on the bytes that a picture came in.
+# Pixels in memory stay pixels: a sampled answer depends on the bytes of its image.
 _PIXELS = (
     ["import base64", "import io", "from pathlib import Path", "", "import numpy as np", "from PIL import Image"],
     ["", "", "def pixels(png):", '    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))', ""],
@@ -29,25 +29,25 @@ _SUFFIX = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
 
 
 def to_code(state: State, *, folder: str | os.PathLike[str] | None = None) -> str:
-    """Write the next run as code.
+    """Return the next run as code.
 
     Parameters
     ----------
     state : State
-        What the panel asks.
+        The panel's state.
     folder : path, optional
-        Where to write pictures that are in memory, for the code to read; without it they stand in the code as base64.
+        Folder to write images in memory to; by default the code contains them as base64.
 
     Raises
     ------
     ConfigError
-        The pictures are too large to stand in the code and no folder was given.
+        The images are too large for the code, and `folder` is None.
     """
-    cells = [_cell(state.photos[at].cell, f"{at}", folder) for at in sorted(state.chosen)]
+    cells = [_cell(state.images[at].cell, f"{at}", folder) for at in sorted(state.chosen)]
     if (size := sum(map(len, cells))) > MAX_INLINE:
         raise ConfigError(
-            f"pictures in the code must be {MAX_INLINE} characters at most; got {size}; call "
-            "to_code(folder='pictures') to write them to files that the code reads"
+            f"The images take {size} characters of code, more than {MAX_INLINE}. Call to_code(folder='images') to "
+            "write them to files."
         )
     lines = ["import pandas as pd", "", "import qwenvl_kit  # registers df.vl"]
     if any("pixels(" in cell for cell in cells):
@@ -58,7 +58,7 @@ def to_code(state: State, *, folder: str | os.PathLike[str] | None = None) -> st
 
 
 def _call(state: State) -> list[str]:
-    # Cells that were bytes or pixels are data URIs or files by now; the code tells each by its value.
+    # Bytes and pixels have become data URIs or files, which image_src_type='auto' recognises.
     options = [_option(name, value) for name, value in state.asked.items() if name != "image_src_type"]
     if not state.vary:
         return ["frame = df.vl.run(", '    "image",', *options, ")", "frame"]
@@ -71,7 +71,7 @@ def _call(state: State) -> list[str]:
 def _option(name: str, value: Any) -> str:
     if name == "headers" and value:
         places = ", ".join(f"{header!r}: ..." for header in value)
-        return f"    headers={{{places}}},  # put the values in; they may be secrets, and are kept out of code"
+        return f"    headers={{{places}}},  # add the values, which are omitted as possible secrets"
     return f"    {name}={value!r},"
 
 
@@ -95,15 +95,15 @@ def _cell(cell: Any, name: str, folder: str | os.PathLike[str] | None) -> str:
     if folder is None:
         text = base64.b64encode(data).decode()
         return repr(f"data:;base64,{text}") if is_encoded else f'pixels(base64.b64decode("{text}"))'
-    place = Path(folder) / f"picture-{name}{_SUFFIX.get(data[:4], '.jpg')}"
+    place = Path(folder) / f"image-{name}{_SUFFIX.get(data[:4], '.jpg')}"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(data)
     return repr(str(place)) if is_encoded else f"pixels(Path({str(place)!r}).read_bytes())"
 
 
 def _png(cell: Any) -> bytes:
-    """Keep the pixels of what is in memory: PNG loses none."""
-    most = 10**9  # it is in memory already
+    """Return an image in memory as PNG, which is lossless."""
+    most = 10**9  # already in memory
     pixels = (
         decode_pil(cell, max_image_pixels=most)
         if isinstance(cell, Image.Image)

@@ -1,4 +1,4 @@
-"""Options in, labelled controls out, and what people set in them back as options."""
+"""Make labelled controls of options, and read the options back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.options import OptionDoc, option_docs
+from qwenvl_kit.options import Choice, OptionDoc, option_docs
 
 _STYLE = {"description_width": "170px"}
 _LAYOUT = {"width": "360px"}
@@ -20,7 +20,6 @@ _RANGES: dict[str, tuple[float, float, float]] = {
     "max_caption_length": (1, 8192, 1),
     "num_beams": (1, 16, 1),
 }
-_CHOICES = {"dtype": ("bfloat16", "float16", "float32"), "decode": ("exact", "draft")}
 _SHOWN = (
     "model_name",
     "model_path",
@@ -50,9 +49,9 @@ class Controls:
     Attributes
     ----------
     box : Widget
-        All of them, to be shown.
+        The widget that contains them.
     by_name : dict
-        Each by its option's name.
+        Controls by option name.
     """
 
     box: widgets.Widget
@@ -60,7 +59,7 @@ class Controls:
     _given: Mapping[str, Any]
 
     def read(self) -> dict[str, Any]:
-        """The options that were given, or that people set to something else than the default."""
+        """Return the given options, and those whose control differs from the default."""
         docs = {option.name: option for option in option_docs()}
         asked = dict(self._given)
         for name, control in self.by_name.items():
@@ -70,20 +69,20 @@ class Controls:
         return asked
 
     def lock(self, locked: bool) -> None:
-        """Keep them as they are while a run is at work."""
+        """Disable the controls during a run."""
         for control in self.by_name.values():
             control.disabled = locked
 
 
 def make_controls(given: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Controls:
-    """Make a control for each option that people turn; those in `hidden` are the panel's own.
+    """Make a control for each shown option but those in `hidden`.
 
     Parameters
     ----------
     given : mapping
-        Options passed to the panel; ones without a control travel along as they are.
+        Options passed to the panel; options without a control are kept unchanged.
     hidden : tuple of str
-        Options that get no control here.
+        Options with controls of the panel's own.
     """
     docs = {option.name: option for option in option_docs()}
     by_name = {name: _control(docs[name], given.get(name, docs[name].default)) for name in _SHOWN if name not in hidden}
@@ -92,7 +91,7 @@ def make_controls(given: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Con
 
 
 def numbers(text: str, name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """Read a list of numbers as people write them: commas or spaces between, ``original`` for None.
+    """Parse numbers with commas or spaces between; ``original`` is None.
 
     Examples
     --------
@@ -102,7 +101,7 @@ def numbers(text: str, name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]
     Raises
     ------
     ConfigError
-        Something there is no such number.
+        A part is not a number.
     """
     found: list[Any] = []
     for part in text.replace(",", " ").replace("，", " ").split():
@@ -112,15 +111,16 @@ def numbers(text: str, name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]
         try:
             found.append(kind(part))
         except ValueError:
-            whole = "whole numbers" if kind is int else "numbers"
-            raise ConfigError(f"{name} must be {whole} with commas between; got {part!r}; write 56, 112") from None
+            kinds = "integers" if kind is int else "numbers"
+            message = f"{name} contains {part!r}. Enter {kinds} with commas between, such as 56, 112."
+            raise ConfigError(message) from None
     return tuple(dict.fromkeys(found))
 
 
 def _control(option: OptionDoc, value: Any) -> Any:
     shared = {"description": option.name, "tooltip": option.doc, "style": _STYLE, "layout": _LAYOUT}
-    if option.name in _CHOICES:
-        return widgets.Dropdown(options=_CHOICES[option.name], value=value, **shared)
+    if isinstance(option.rule, Choice):
+        return widgets.Dropdown(options=option.rule.values, value=value, **shared)
     if option.kind == "bool":
         return widgets.Checkbox(value=value, indent=True, **shared)
     if option.name in _RANGES:
@@ -132,7 +132,7 @@ def _control(option: OptionDoc, value: Any) -> Any:
 
 
 def _value(option: OptionDoc, value: Any) -> Any:
-    """What a control holds as the option's value; what cannot be read goes on as text, for `Config` to refuse."""
+    """Return a control's value as the option's; text that is not a number stays text, which `Config` rejects."""
     if not isinstance(value, str) or option.kind == "str":
         return round(value, 6) if isinstance(value, float) else value  # sliders add steps up: 1.0000000000000002
     text = value.strip()

@@ -1,49 +1,58 @@
-"""Two texts in, one marked text out: what was added and what was left out, told by signs and not by colour alone."""
+"""Mark the differences of two texts in HTML, by signs as well as by colour."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
 from qwenvl_kit.compare.metrics import tokens
-from qwenvl_kit.html import escape
+from qwenvl_kit.html import render
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _LONGEST = 2_000
-# SequenceMatcher goes over all pairs of equal pieces once a match: a made-up text of one character took it 7 s.
-_MOST_PAIRS = 8_000
-_LEAST_ALIKE = 0.4  # marks in a text that is another one altogether only hide it
+# SequenceMatcher visits all pairs of equal pieces once a match: 7 s for a long text of one repeated character.
+_MAX_PAIRS = 8_000
+_MIN_RATIO = 0.4  # marks hide a text that is altogether different
+_TEMPLATE = """{% for kind, text in parts %}{% if kind == "keep" %}{{ text }}{% elif kind == "del" -%}
+<del>[−{{ text }}]</del>{% else %}<ins>[+{{ text }}]</ins>{% endif %}{% endfor %}"""
 
 
-def diff_html(said: str, wanted: str) -> str:
-    """HTML of `said`, with ``[+…]`` around what `wanted` lacks and ``[−…]`` around what only `wanted` has.
+def diff_html(answer: str, reference: str) -> Markup:
+    """Return HTML of `answer`, with ``[+…]`` around additions and ``[−…]`` around omissions.
 
-    Texts that have little in common, or whose pieces repeat so often that comparing would take long, are given without
-    marks.
+    Dissimilar texts, and texts with so many repetitions that comparing takes long, are returned unmarked.
 
     Examples
     --------
-    >>> diff_html("a large red ring", "a large red heart")
-    'a large red <del>[−heart]</del><ins>[+ring]</ins>'
+    >>> print(diff_html("a large red ring", "a large red heart"))
+    a large red <del>[−heart]</del><ins>[+ring]</ins>
     """
-    if said == wanted or len(said) > _LONGEST or len(wanted) > _LONGEST:
-        return escape(said)
-    ours, theirs = _pieces(said), _pieces(wanted)
-    if _n_pairs(ours, theirs) > _MOST_PAIRS:
-        return escape(said)
+    return render(_TEMPLATE, parts=list(_diff(answer, reference)))
+
+
+def _diff(answer: str, reference: str) -> Iterator[tuple[str, str]]:
+    """Yield kind (``keep``, ``del`` or ``ins``) and text of each part."""
+    if answer == reference or len(answer) > _LONGEST or len(reference) > _LONGEST:
+        yield "keep", answer
+        return
+    ours, theirs = _pieces(answer), _pieces(reference)
     matched = SequenceMatcher(None, theirs, ours, autojunk=False)
-    if matched.ratio() < _LEAST_ALIKE:
-        return escape(said)
-    parts: list[str] = []
+    if _n_pairs(ours, theirs) > _MAX_PAIRS or matched.ratio() < _MIN_RATIO:
+        yield "keep", answer
+        return
     for kind, a, b, c, d in matched.get_opcodes():
         if kind == "equal":
-            parts.append(escape("".join(ours[c:d])))
+            yield "keep", "".join(ours[c:d])
             continue
-        if b > a:
-            parts.append(_wrapped("del", "−", "".join(theirs[a:b])))
-        if d > c:
-            parts.append(_wrapped("ins", "+", "".join(ours[c:d])))
-    return "".join(parts)
+        for tag, text in (("del", "".join(theirs[a:b])), ("ins", "".join(ours[c:d]))):
+            inner = text.rstrip()
+            if inner:
+                yield tag, inner
+            yield "keep", text[len(inner) :]
 
 
 def _n_pairs(ours: Sequence[str], theirs: Sequence[str]) -> int:
@@ -52,7 +61,7 @@ def _n_pairs(ours: Sequence[str], theirs: Sequence[str]) -> int:
 
 
 def _pieces(text: str) -> list[str]:
-    """Tokens with the white space that follows each, so that the pieces joined are the text."""
+    """Return tokens with the white space after each; joined, they are the text."""
     found: list[str] = []
     at = 0
     for token in tokens(text):
@@ -62,9 +71,3 @@ def _pieces(text: str) -> list[str]:
         at = start + len(token)
         found.append(text[start:at])
     return found
-
-
-def _wrapped(tag: str, sign: str, text: str) -> str:
-    inner = text.rstrip()
-    space = text[len(inner) :]
-    return f"<{tag}>[{sign}{escape(inner)}]</{tag}>{space}" if inner else space

@@ -1,7 +1,4 @@
-"""Pictures that answer to the hand: a before/after slider and the grid of visual tokens.
-
-The scripts travel inside the widgets: nothing is fetched from anywhere.
-"""
+"""Interactive images: a before/after slider and the grid of visual tokens. Their scripts need no network."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ def _text(name: str) -> str:
 
 
 class BeforeAfter(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types here
-    """Two pictures in one frame, divided by a slider.
+    """Two images in one frame, divided by a slider.
 
     Attributes
     ----------
     before, after : str
-        Data URIs; nothing is shown where `before` is empty.
+        Data URIs; hidden where `before` is empty.
     before_label, after_label, alt : str
-        What they are, for people and for screen readers.
+        Labels and alternative text.
     position : int
-        Percent of the width that shows `before`.
+        Percent of the width of `before`.
 
     Examples
     --------
@@ -46,16 +43,16 @@ class BeforeAfter(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has n
 
 
 class TokenGrid(anywidget.AnyWidget):  # type: ignore[misc]
-    """A picture with the frame of every visual token over it.
+    """An image with every visual token framed.
 
     Attributes
     ----------
     picture : str
-        A data URI; nothing is shown where it is empty.
+        A data URI; hidden where it is empty.
     rows, columns : int
-        Visual tokens down and across.
+        Number of visual tokens down and across.
     alt : str
-        What the picture is.
+        Alternative text.
 
     Examples
     --------

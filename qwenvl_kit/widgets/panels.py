@@ -11,9 +11,10 @@ from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import Options
 from qwenvl_kit.widgets.controls import numbers
 from qwenvl_kit.widgets.gallery import Pictures
+from qwenvl_kit.widgets.images import model_input_uri
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
 from qwenvl_kit.widgets.panel import Panel
-from qwenvl_kit.widgets.render import setting_label, thumbnailer, tokens_picture
+from qwenvl_kit.widgets.render import setting_label, thumbnailer_of
 from qwenvl_kit.widgets.state import Place
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,23 +24,23 @@ _STYLE = {"description_width": "170px"}
 
 
 class Playground(Panel):
-    """Ask the model about pictures, turn any parameter, and see what changes from one run to the next.
+    """Run prompts on images, change parameters, and compare each run with the one before.
 
     Parameters
     ----------
     pictures : DataFrame, Series or sequence, optional
-        Pictures to offer; more can be uploaded. The first 24 are offered.
+        Images to offer, at most 24; more can be uploaded.
     column : label
         Their column where `pictures` is a DataFrame.
     **options
-        Those of `Config`, as the controls stand at first; ``prompt`` among them.
+        Initial options of `Config`, with ``prompt``.
 
     Raises
     ------
     ColumnNotFound
-        There is no such column.
+        The frame has no such column.
     ConfigError, UnknownOption
-        An option breaks its rule, or does not exist.
+        An option is invalid or unknown.
 
     Examples
     --------
@@ -55,14 +56,14 @@ class Playground(Panel):
 
 
 class DtypeCompare(Panel):
-    """What a dtype changes: answers side by side, differences from the first one marked, seconds and memory.
+    """Compare dtypes: answers side by side, with differences from the first dtype, seconds and memory.
 
     Parameters
     ----------
     pictures, column, **options
         As for `Playground`.
     dtypes : sequence of str
-        Ticked at first; the answers are held against the first one that is ticked.
+        Initially checked; the first checked dtype is the reference.
 
     Examples
     --------
@@ -97,21 +98,21 @@ class DtypeCompare(Panel):
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
         ticked = tuple(name for name, box in self._dtypes.items() if box.value)
         if not ticked:
-            raise ConfigError("dtype must be one or more of float32, bfloat16, float16; got none; tick one")
+            raise ConfigError("No dtype is selected. Tick float32, bfloat16 or float16.")
         return {"dtype": ticked}, {}, 1
 
 
 class SamplingCompare(Panel):
-    """What sampling changes: the answers of every temperature and seed beside the first one.
+    """Compare sampling: the answers of every temperature and seed, with differences from the first temperature.
 
     Parameters
     ----------
     pictures, column, **options
-        As for `Playground`; `seed` is that of the first repeat.
+        As for `Playground`; `seed` is the seed of the first repeat.
     temperatures : sequence of float
-        To try; the answers are held against those of the first one.
+        Temperatures; the first one is the reference.
     repeats : int
-        Seeds for each temperature.
+        Seeds per temperature.
 
     Examples
     --------
@@ -156,21 +157,21 @@ class SamplingCompare(Panel):
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
         tried = numbers(self._temperatures.value, "temperature", float)
         if not tried:
-            raise ConfigError("temperature must be one or more numbers above 0; got none; write 0.5, 1.0")
+            raise ConfigError("No temperature is given. Enter numbers above 0, such as 0.5, 1.0.")
         return {"temperature": tried}, {"do_sample": True, "seed": self._seed.value}, self._repeats.value
 
 
 class ResizeCompare(Panel):
-    """What a size changes: answers at every height, each with its visual tokens over the picture.
+    """Compare sizes: answers at every height, with the visual tokens over the image.
 
-    The pixel limits of the checkpoint still hold: give `min_pixels` and `max_pixels` to go beyond them.
+    The checkpoint's pixel limits apply; pass `min_pixels` and `max_pixels` to change them.
 
     Parameters
     ----------
     pictures, column, **options
         As for `Playground`.
     heights : sequence of int or None
-        To try, in pixels; None keeps the original. The answers are held against those of the first one.
+        Heights in pixels; None keeps the original. The first one is the reference.
 
     Examples
     --------
@@ -208,64 +209,62 @@ class ResizeCompare(Panel):
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
         tried = numbers(self._heights.value, "resized_height", int)
         if not tried:
-            raise ConfigError("resized_height must be one or more whole numbers; got none; write 56, 112, original")
+            raise ConfigError("No height is given. Enter integers or original, such as 56, 112, original.")
         return {"resized_height": tried}, {}, 1
 
     def _detail_view(self) -> list[widgets.Widget]:
-        self._which = widgets.Dropdown(
-            options=[], description="Look closer at", layout={"width": "260px"}, style=_NARROW
-        )
+        self._which = widgets.Dropdown(options=[], description="Details of", layout={"width": "260px"}, style=_NARROW)
         self._left = widgets.Dropdown(options=[], description="left", layout={"width": "260px"}, style=_NARROW)
         self._right = widgets.Dropdown(options=[], description="right", layout={"width": "260px"}, style=_NARROW)
         self._slider, self._grid = BeforeAfter(), TokenGrid()
         for chooser in (self._which, self._left, self._right):
-            chooser.observe(lambda _: self._look(), names="value")
+            chooser.observe(lambda _: self._draw_selection(), names="value")
         pictures = widgets.Box([self._slider, self._grid], layout={"flex_flow": "row wrap"})
         for shown in (self._slider, self._grid):
             shown.layout = {"width": "360px", "margin": "0 16px 0 0"}
-        self._near = widgets.VBox(
+        self._details = widgets.VBox(
             [widgets.Box([self._which, self._left, self._right], layout={"flex_flow": "row wrap"}), pictures]
         )
-        self._near.layout.display = "none"
-        return [self._near]
+        self._details.layout.display = "none"
+        return [self._details]
 
     def _draw_detail_view(self) -> None:
         trial = self._state.trial
         if trial is None or not trial.n_done:
             return
         heights = [(setting_label(setting), at) for at, setting in enumerate(trial.settings)]
-        self._which.options = [(photo.name, at) for at, photo in enumerate(trial.photos)]
+        self._which.options = [(image.name, at) for at, image in enumerate(trial.images)]
         self._left.options = self._right.options = heights
         self._which.value, self._left.value, self._right.value = 0, 0, len(heights) - 1
-        self._near.layout.display = ""
-        self._look()
+        self._details.layout.display = ""
+        self._draw_selection()
 
-    def _look(self) -> None:
+    def _draw_selection(self) -> None:
         trial, at = self._state.trial, self._which.value
         if trial is None or at is None or self._left.value is None or self._right.value is None:
             return
-        left, right = (self._seen((chosen.value, 0, at)) for chosen in (self._left, self._right))
-        labels = [f"{size[1]}×{size[0]} px" if size else "no picture" for _, size, _ in (left, right)]
-        name = trial.photos[at].name
+        left, right = (self._model_input((chosen.value, 0, at)) for chosen in (self._left, self._right))
+        labels = [f"{size[1]}×{size[0]} px" if size else "no image" for _, size, _ in (left, right)]
+        name = trial.images[at].name
         with self._slider.hold_sync():
             self._slider.before, self._slider.after = left[0], right[0]
             self._slider.before_label, self._slider.after_label = labels
-            self._slider.alt = f"{name} as the model sees it"
+            self._slider.alt = f"{name} as the model receives it"
         picture, size, factor = left
         with self._grid.hold_sync():
             self._grid.picture, self._grid.alt = picture, f"{name} at {labels[0]}"
             self._grid.rows, self._grid.columns = (size[0] // factor, size[1] // factor) if size else (0, 0)
 
-    def _seen(self, place: Place) -> tuple[str, tuple[int, int] | None, int]:
-        """The picture as the model saw it at one place of the grid, its size, and the side of a token."""
+    def _model_input(self, place: Place) -> tuple[str, tuple[int, int] | None, int]:
+        """Return URI and ``(height, width)`` of the model's input at a place, and the side of a token in pixels."""
         trial = self._state.trial
-        assert trial is not None, "only a run has places"
-        result, block = trial.answers.get(place), trial.grid_cells.get(place[:2])
-        if result is None or block is None or not result.height or not result.width:
+        assert trial is not None, "places belong to a trial"
+        result, cell = trial.answers.get(place), trial.grid_cells.get(place[:2])
+        if result is None or cell is None or not result.height or not result.width:
             return "", None, 1
         size = (result.height, result.width)
         return (
-            tokens_picture(trial.photos[place[2]], size, block.factor, thumbnailer(trial), lines=False) or "",
+            model_input_uri(trial.images[place[2]], size, cell.factor, thumbnailer_of(trial), lines=False) or "",
             size,
-            block.factor,
+            cell.factor,
         )

@@ -1,30 +1,28 @@
-"""A state in, HTML out: the answers of a trial, side by side, for the live panel and for the saved notebook.
+"""Write the answers of a trial as HTML, side by side, for the live panel and the saved notebook.
 
-Every text is escaped; nothing here needs a kernel, a script or a network to be read.
+The HTML needs no kernel, script or network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
-
 from qwenvl_kit.compare.metrics import token_edits
-from qwenvl_kit.errors import RowError
-from qwenvl_kit.html import escape
-from qwenvl_kit.images import ExactSize
-from qwenvl_kit.images.resize import resize
-from qwenvl_kit.images.source_context import source_context
-from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
+from qwenvl_kit.html import render
+from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets.diff_html import diff_html
+from qwenvl_kit.widgets.images import model_input_uri, thumbnail_html
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from qwenvl_kit.compare import Setting
     from qwenvl_kit.types import Result
-    from qwenvl_kit.widgets.state import Photo, State, Trial
+    from qwenvl_kit.widgets.state import Place, State, Trial
 
 _LONGEST = 4_000
-_SHOWN_SIDE = 168
 _MAX_SAVED = 600_000
 
 STYLE = """<style>
@@ -35,6 +33,7 @@ STYLE = """<style>
   border-top: 1px solid rgba(128, 128, 128, .35); white-space: normal; background: transparent; }
 .qwenvl caption { text-align: left; font-weight: 600; padding: 4px 0; color: inherit; }
 .qwenvl img { display: block; max-width: 100%; border: 1px solid rgba(128, 128, 128, .35); }
+.qwenvl .grid { max-width: 150px; max-height: 170px; margin-top: 4px; }
 .qwenvl .setting { width: 26%; font-weight: 600; overflow-wrap: normal; }
 .qwenvl .measures { width: 22%; opacity: .8; font-size: 12px; }
 .qwenvl del { text-decoration: line-through; opacity: .8; background: rgba(214, 90, 60, .18); }
@@ -57,202 +56,146 @@ PANEL_STYLE = """<style>
 .jp-OutputArea:has(.qwenvl-panel) .qwenvl-saved { display: none; }
 </style>"""
 
+_TRIAL = """<div class='qwenvl qwenvl-figure'><figure>{{ image }}<figcaption>{{ name }}</figcaption></figure>
+<div><table><thead><tr><th class='setting'>setting</th><th>answer</th><th class='measures'>cost</th></tr></thead>
+<tbody>
+{%- for row in rows %}<tr><td class='setting'>{{ row.head }}
+{%- if row.grid %}<img class='grid' src='{{ row.grid }}' alt='{{ row.alt }}'>{% endif %}</td><td>
+{%- if row.error %}<div class='error'>{{ row.error }}</div>{% else %}{{ row.answer }}{% endif %}
+{%- if row.verdict %}<br><small>{{ row.verdict }}</small>{% endif %}</td><td class='measures'>
+{%- for measure in row.measures %}{{ measure }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>{% endfor %}
+</tbody></table></div></div>"""
+_SAVED = """<div class='qwenvl qwenvl-saved'><p><b>Prompt:</b> {{ prompt }}</p>
+{%- for part in parts %}{{ part }}{% endfor %}
+{%- if n_left_out %}<p>{{ n_left_out }} more images are not shown, to keep the notebook small.</p>{% endif %}
+{{ notes }}</div>"""
+_NOTES = "{% for note in notes %}<p>Note: {{ note }}</p>{% endfor %}"
 
-def trial_html(trial: Trial, at: int, *, before: Trial | None = None, grids: bool = False) -> str:
-    """One picture and what was said of it under each setting and repeat.
+
+def trial_html(trial: Trial, at: int, *, before: Trial | None = None, grids: bool = False) -> Markup:
+    """Return one image and its answers under each setting and repeat.
 
     Parameters
     ----------
     trial : Trial
         The run.
     at : int
-        Position of the picture in it.
+        Position of the image in it.
     before : Trial, optional
-        An earlier run, whose answer to the same picture is shown for comparison where nothing varies.
+        An earlier run, whose answers are the reference where nothing varies.
     grids : bool
-        Draw each setting's own picture with its visual tokens over it.
+        Draw the model's input of each setting with its visual tokens.
     """
-    photo = trial.photos[at]
-    rows = "".join(_row(trial, setting, repeat, at, before, grids) for setting, repeat in _places(trial))
-    head = "<thead><tr><th class='setting'>setting</th><th>answer</th><th class='measures'>cost</th></tr></thead>"
-    name, picture = escape(photo.name), picture_html(photo, thumbnailer(trial), alt=f"picture {photo.name}")
-    return (
-        f"<div class='qwenvl qwenvl-figure'><figure>{picture}"
-        f"<figcaption>{name}</figcaption></figure><div><table>{head}<tbody>{rows}</tbody></table></div></div>"
+    image = trial.images[at]
+    places = [(setting, repeat, at) for setting in range(len(trial.settings)) for repeat in range(trial.repeats)]
+    return render(
+        _TRIAL,
+        image=thumbnail_html(image, thumbnailer_of(trial), alt=f"image {image.name}"),
+        name=image.name,
+        rows=[_row(trial, place, before, grids) for place in places],
     )
 
 
 def saved_html(state: State, *, grids: bool = False) -> str:
-    """The last run as a page part that a reader without a kernel sees; bounded in bytes, and saying so."""
+    """Return the last run as HTML without a kernel; images beyond the limit of bytes are counted."""
     trial = state.trial
     if trial is None:
         return ""
-    parts, size, left_out = list[str](), 0, 0
-    for at in range(len(trial.photos)):
+    parts: list[Markup] = []
+    size = 0
+    for at in range(len(trial.images)):
         part = trial_html(trial, at, before=state.before, grids=grids)
         size += len(part.encode())
         if size > _MAX_SAVED:
-            left_out = len(trial.photos) - at
             break
         parts.append(part)
-    more = f"<p>{left_out} more pictures are not shown, to keep the notebook small.</p>" if left_out else ""
-    prompt = f"<p><b>Prompt:</b> {escape(_clip(trial.prompt))}</p>"
-    return f"{STYLE}<div class='qwenvl qwenvl-saved'>{prompt}{''.join(parts)}{more}{notes_html(trial)}</div>"
+    n_left_out = len(trial.images) - len(parts)
+    notes = notes_html(trial)
+    body = render(_SAVED, prompt=_clip(trial.prompt), parts=parts, n_left_out=n_left_out, notes=notes)
+    return f"{STYLE}{body}"
 
 
 def setting_label(setting: Setting) -> str:
-    """What tells a setting from the others, for people."""
+    """Return the varied options of a setting for display."""
     parts = (f"{name} {'original' if value is None else value}" for name, value in setting.values)
     return ", ".join(parts) or "this run"
 
 
-def notes_html(trial: Trial) -> str:
-    """What did not take effect."""
-    return "".join(f"<p>Note: {escape(note)}</p>" for note in trial.notes)
+def notes_html(trial: Trial) -> Markup:
+    """Return the notes of ignored options."""
+    return render(_NOTES, notes=trial.notes)
 
 
-def thumbnailer(trial: Trial) -> Thumbnailer:
-    """Return what reads images under the limits of a trial."""
+def thumbnailer_of(trial: Trial) -> Thumbnailer:
+    """Return a thumbnailer under the limits of a trial."""
     return Thumbnailer.of(trial.settings[0].config)
 
 
-def draw_thumbnail(photo: Photo, maker: Thumbnailer) -> str:
-    """Make a photo's thumbnail, or the sentence in its place, once."""
-    if "thumbnail" not in photo.memo:
-        photo.memo["thumbnail"] = maker.thumbnail(photo.cell, keep=lambda source: photo.memo.update({"source": source}))
-    found: str = photo.memo["thumbnail"]
-    return found
+@dataclass(frozen=True, slots=True)
+class _Row:
+    head: str
+    answer: str = ""
+    error: str = ""
+    verdict: str = ""
+    measures: Sequence[str] = ()
+    grid: str | None = None
+    alt: str = ""
 
 
-def picture_html(photo: Photo, maker: Thumbnailer, *, alt: str) -> str:
-    """A thumbnail, or the reason why there is none."""
-    if "late" in photo.memo and "thumbnail" not in photo.memo:  # its thread may still be at work
-        found: str = photo.memo["late"]
-    else:
-        found = draw_thumbnail(photo, maker)
-    if not found.startswith("data:"):
-        return f"<p class='error'>{escape(found)}</p>"
-    return f"<img src='{found}' alt='{escape(alt)}'>"
-
-
-def tokens_picture(
-    photo: Photo, size: tuple[int, int], factor: int, maker: Thumbnailer, *, lines: bool = True
-) -> str | None:
-    """A data URI of the picture as the model sees it, enlarged, each visual token framed.
-
-    Parameters
-    ----------
-    photo : Photo
-        Its first picture is drawn, from what its thumbnail was made of: no host is asked again.
-    size : tuple of int
-        ``(height, width)`` in pixels that the model saw.
-    factor : int
-        Side of a visual token in these pixels.
-    maker : Thumbnailer
-        Reads what is in memory or in a file.
-    lines : bool
-        Frame the tokens.
-    """
-    key = (size, factor, lines)
-    if key not in photo.memo:
-        photo.memo[key] = _tokens_picture(photo, size, factor, maker, lines)
-    found: str | None = photo.memo[key]
-    return found
-
-
-def _tokens_picture(photo: Photo, size: tuple[int, int], factor: int, maker: Thumbnailer, lines: bool) -> str | None:
-    try:
-        source = photo.memo.get("source") or maker.source(photo.cell)
-        if source is None or source.kind in ("url", "remote"):
-            return None
-        pixels = maker.pixels(source, ExactSize(*size))
-        with source_context(source.label, "resize", "Cannot show the image"):
-            scale = max(1, round(2 * _SHOWN_SIDE / max(size)))
-            shape = (size[1] * scale, size[0] * scale)
-            image = Image.fromarray(resize(pixels, size)).resize(shape, Image.Resampling.NEAREST)
-            if lines:
-                _frame_tokens(image, factor * scale)
-            return jpeg_uri(image, 85)
-    except RowError:
-        return None
-
-
-def _frame_tokens(image: Image.Image, step: int) -> None:
-    """Draw each line dark beside light, so that it is seen on any picture."""
-    draw = ImageDraw.Draw(image)
-    for shift, colour in ((0, (255, 255, 255)), (1, (0, 0, 0))):
-        for x in range(step, image.width, step):
-            draw.line([(x + shift, 0), (x + shift, image.height)], fill=colour)
-        for y in range(step, image.height, step):
-            draw.line([(0, y + shift), (image.width, y + shift)], fill=colour)
-
-
-def _places(trial: Trial) -> list[tuple[int, int]]:
-    return [(setting, repeat) for setting in range(len(trial.settings)) for repeat in range(trial.repeats)]
-
-
-def _row(trial: Trial, setting: int, repeat: int, at: int, before: Trial | None, grids: bool) -> str:
-    result = trial.answers.get((setting, repeat, at))
-    block = trial.grid_cells.get((setting, repeat))
-    head = escape(_head(trial, setting, repeat, None if block is None else block.seed))
-    if result is None or block is None or result.status == "cancelled":
-        return f"<tr><td class='setting'>{head}</td><td>…</td><td class='measures'></td></tr>"
-    grid = _grid_html(trial.photos[at], result, block.factor, thumbnailer(trial)) if grids else ""
-    return (
-        f"<tr><td class='setting'>{head}{grid}</td><td>{_answer(trial, setting, repeat, at, result, before)}</td>"
-        f"<td class='measures'>{_measures(result, block.factor)}</td></tr>"
-    )
+def _row(trial: Trial, place: Place, before: Trial | None, grids: bool) -> _Row:
+    setting, repeat, at = place
+    result, cell = trial.answers.get(place), trial.grid_cells.get((setting, repeat))
+    row = _Row(_head(trial, setting, repeat, None if cell is None else cell.seed))
+    if result is None or cell is None or result.status == "cancelled":
+        return replace(row, answer="…")
+    row = _with_answer(replace(row, measures=_measures(result, cell.factor)), trial, place, before)
+    return _with_grid(row, trial, at, result, cell.factor) if grids else row
 
 
 def _head(trial: Trial, setting: int, repeat: int, seed: int | None) -> str:
-    label = ", ".join(
-        f"{name} {'original' if value is None else value}" for name, value in trial.settings[setting].values
-    )
-    label = label or "this run"
+    label = setting_label(trial.settings[setting])
     if trial.repeats > 1:
         label += f", repeat {repeat + 1}"
     return f"{label}, seed {seed}" if seed is not None else label
 
 
-def _answer(trial: Trial, setting: int, repeat: int, at: int, result: Result, before: Trial | None) -> str:
+def _with_answer(row: _Row, trial: Trial, place: Place, before: Trial | None) -> _Row:
+    result = trial.answers[place]
     if result.status == "error":
-        return f"<div class='error'>Error ({escape(result.stage or '')}): {escape(result.error or '')}</div>"
+        return replace(row, error=f"Error ({result.stage}): {result.error}")
     if result.text is None:
-        return "no picture here, so no answer"
-    said, (wanted, name) = result.text, _reference(trial, setting, repeat, at, before)
-    if wanted is None:
-        return escape(_clip(said))
-    if said == wanted:
-        return f"{escape(_clip(said))}<br><small>✓ equal to {escape(name)}</small>"
-    n_edits = token_edits(said, wanted)
-    plural = "s" if n_edits != 1 else ""
-    return (
-        f"{diff_html(_clip(said), _clip(wanted))}<br><small>≠ {n_edits} token{plural} differ{'' if plural else 's'} from "
-        f"{escape(name)}</small>"
-    )
+        return replace(row, answer="no image, no answer")
+    answer, (reference, name) = result.text, _reference(trial, place, before)
+    if reference is None:
+        return replace(row, answer=_clip(answer))
+    if answer == reference:
+        return replace(row, answer=_clip(answer), verdict=f"✓ equal to {name}")
+    n_edits = token_edits(answer, reference)
+    verdict = f"≠ {n_edits} {'token differs' if n_edits == 1 else 'tokens differ'} from {name}"
+    return replace(row, answer=diff_html(_clip(answer), _clip(reference)), verdict=verdict)
 
 
-def _reference(trial: Trial, setting: int, repeat: int, at: int, before: Trial | None) -> tuple[str | None, str]:
-    """The answer to compare with, and what to call it; None where this is itself the reference."""
+def _reference(trial: Trial, place: Place, before: Trial | None) -> tuple[str | None, str]:
+    """Return the reference answer and its name; None where `place` is itself the reference."""
+    setting, repeat, at = place
     if len(trial.settings) == 1 and trial.repeats == 1:
         return _earlier(trial, at, before), "the run before"
-    place = (trial.settings[setting].reference, repeat if len(trial.settings) > 1 else 0, at)
-    if place == (setting, repeat, at):
+    reference = (trial.settings[setting].reference, repeat if len(trial.settings) > 1 else 0, at)
+    if reference == place:
         return None, ""
-    found = trial.answers.get(place)
-    return (found.text if found else None), _head(trial, place[0], place[1], None)
+    found = trial.answers.get(reference)
+    return (found.text if found else None), _head(trial, *reference[:2], None)
 
 
 def _earlier(trial: Trial, at: int, before: Trial | None) -> str | None:
     if before is None or before.prompt != trial.prompt:
         return None
-    photo = trial.photos[at]
-    position = next((n for n, other in enumerate(before.photos) if other is photo), None)
+    position = next((n for n, image in enumerate(before.images) if image is trial.images[at]), None)
     found = None if position is None else before.answers.get((0, 0, position))
     return found.text if found else None
 
 
-def _measures(result: Result, factor: int) -> str:
+def _measures(result: Result, factor: int) -> list[str]:
     parts = []
     if result.height and result.width:
         tokens = result.height * result.width // factor**2
@@ -262,19 +205,17 @@ def _measures(result: Result, factor: int) -> str:
     if result.status == "ok":
         parts.append("from an equal row" if result.cached else f"{result.seconds:.2f} s")
     if result.flag:
-        parts.append(f"⚠ {escape(result.flag)}")
-    return "<br>".join(parts)
+        parts.append(f"⚠ {result.flag}")
+    return parts
 
 
-def _grid_html(photo: Photo, result: Result, factor: int, maker: Thumbnailer) -> str:
+def _with_grid(row: _Row, trial: Trial, at: int, result: Result, factor: int) -> _Row:
     if not result.height or not result.width:
-        return ""
-    found = tokens_picture(photo, (result.height, result.width), factor, maker)
-    if found is None:
-        return ""
-    rows, columns = result.height // factor, result.width // factor
-    alt = escape(f"{photo.name} as the model sees it, {rows} × {columns} visual tokens")
-    return f"<img src='{found}' alt='{alt}' style='max-width: 150px; max-height: 170px; margin-top: 4px'>"
+        return row
+    image, size = trial.images[at], (result.height, result.width)
+    shape = f"{result.height // factor} × {result.width // factor} visual tokens"
+    uri = model_input_uri(image, size, factor, thumbnailer_of(trial))
+    return replace(row, grid=uri, alt=f"{image.name} as the model receives it, {shape}")
 
 
 def _clip(text: str) -> str:

@@ -1,7 +1,4 @@
-"""What a panel shows, as a frozen value, and the moves that lead from one to the next.
-
-It knows no widgets, threads or models: a view draws it, a worker feeds it, both are told apart here.
-"""
+"""The state of a panel as a frozen value, and its transitions. It imports neither widgets nor models."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ Place = tuple[int, int, int]  # setting, repeat, picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Photo:
-    """A picture that the panel offers: its name for people, and the cell that it is.
+class PanelImage:
+    """An image of the panel: display name and cell.
 
-    `memo` keeps what was drawn of it: a large picture must not be decoded anew for every answer that comes.
+    `memo` caches its drawings, so that a large image is decoded once, not once per answer.
     """
 
     name: str
@@ -37,29 +34,29 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run of the panel: what was asked, and the answers so far.
+    """One run of the panel, with its answers so far.
 
     Attributes
     ----------
-    photos : tuple of Photo
-        As they were chosen when it began.
+    images : tuple of PanelImage
+        The images chosen at its start.
     settings : tuple of Setting
-        The grid; one for a panel where nothing varies.
+        The grid; a single setting where nothing varies.
     repeats : int
-        How often each is asked.
+        Runs of each setting.
     prompt : str
-        What was asked.
+        The prompt of all rows.
     started : float
-        When, on the clock that the view passes to every move.
-    blocks : mapping
-        From (setting, repeat) to what is known of it before its answers.
+        Start time, on the clock of the view, in seconds.
+    grid_cells : mapping
+        From (setting, repeat) to the started cell, without results.
     answers : mapping
-        From (setting, repeat, picture) to its result.
+        From (setting, repeat, image) to its result.
     notes : tuple of str
-        Options that did not take effect, and why.
+        Ignored options, with their reasons.
     """
 
-    photos: tuple[Photo, ...]
+    images: tuple[PanelImage, ...]
     settings: tuple[Setting, ...]
     repeats: int
     prompt: str
@@ -71,63 +68,63 @@ class Trial:
 
     @property
     def n_wanted(self) -> int:
-        """Answers that the whole grid gives."""
-        return len(self.photos) * len(self.settings) * self.repeats
+        """Number of results of the whole grid."""
+        return len(self.images) * len(self.settings) * self.repeats
 
     @property
     def n_done(self) -> int:
-        """Answers that are there."""
+        """Number of finished results."""
         return sum(result.status != "cancelled" for result in self.answers.values())
 
     def seconds_left(self, now: float) -> float | None:
-        """From the pace since the first answer; None before there is one."""
+        """Return the estimate from the rate since the first result; None before the second."""
         if self.first_answer is None or self.n_done < 2 or now <= self.first_answer:
             return None
         return (now - self.first_answer) / (self.n_done - 1) * (self.n_wanted - self.n_done)
 
     def results(self) -> list[GridCell]:
-        """The answers so far, block by block, as a comparison takes them."""
+        """Return the started cells with their results so far."""
         return [
             replace(
-                block,
+                cell,
                 results=[r for (s, k, _), r in sorted(self.answers.items(), key=lambda a: a[0]) if (s, k) == place],
             )
-            for place, block in self.grid_cells.items()
+            for place, cell in self.grid_cells.items()
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A panel at rest or at work.
+    """A panel, idle or running.
 
     Attributes
     ----------
-    photos : tuple of Photo
-        Those offered.
+    images : tuple of PanelImage
+        All images of the panel.
     chosen : frozenset of int
-        Positions of those that the next run looks at.
+        Positions of the images of the next run.
     prompt : str
-        What the next run asks.
+        The prompt of the next run.
     options : mapping
-        The options of the next run that do not vary.
+        The fixed options of the next run.
     vary : mapping
-        Options and their values to try.
+        Varied options and their values.
     repeats : int
-        How often each is asked.
+        Runs of each setting.
     phase : {"idle", "running", "stopping"}
     message, tone : str
-        What the panel says, and whether it is a fault.
+        The status line, and whether it is an error.
     trial, before : Trial or None
         The last run, and the one before it.
 
     Examples
     --------
-    >>> state = State(photos=(Photo("a", b"..."),), prompt="What is it?").choose([0])
+    >>> state = State(images=(PanelImage("a", b"..."),), prompt="What is it?").choose([0])
     >>> state.start(now=0.0).phase
     'running'
     """
 
-    photos: tuple[Photo, ...] = ()
+    images: tuple[PanelImage, ...] = ()
     chosen: frozenset[int] = frozenset()
     prompt: str = ""
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -140,22 +137,22 @@ class State:
     before: Trial | None = None
 
     def with_message(self, message: str, tone: Tone = "info") -> State:
-        """The same, saying something else."""
+        """Return the state with another status line."""
         return replace(self, message=message, tone=tone)
 
-    def add(self, photos: Sequence[Photo]) -> State:
-        """Offer more pictures; they are chosen at once."""
-        new = range(len(self.photos), len(self.photos) + len(photos))
-        return replace(self, photos=(*self.photos, *photos), chosen=self.chosen | set(new))
+    def add(self, images: Sequence[PanelImage]) -> State:
+        """Return the state with more images, all of them chosen."""
+        new = range(len(self.images), len(self.images) + len(images))
+        return replace(self, images=(*self.images, *images), chosen=self.chosen | set(new))
 
     def choose(self, positions: Sequence[int]) -> State:
-        """Choose the pictures of the next run."""
-        return replace(self, chosen=frozenset(at for at in positions if 0 <= at < len(self.photos)))
+        """Return the state with these images chosen for the next run."""
+        return replace(self, chosen=frozenset(at for at in positions if 0 <= at < len(self.images)))
 
     def ask(
         self, prompt: str, options: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], repeats: int = 1
     ) -> State:
-        """Set what the next run asks."""
+        """Return the state with these inputs of the next run."""
         return replace(
             self,
             prompt=prompt,
@@ -166,59 +163,59 @@ class State:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """All options that do not vary, the prompt among them."""
+        """The fixed options, with the prompt."""
         return {**self.options, "prompt": self.prompt}
 
     def config(self) -> Config:
-        """The options that do not vary.
+        """Return the config of the fixed options.
 
         Raises
         ------
         ConfigError
-            One breaks its rule.
+            An option is invalid.
         """
         return Config(**self.asked)
 
     def settings(self) -> tuple[Setting, ...]:
-        """The grid of the next run.
+        """Return the grid of the next run.
 
         Raises
         ------
         ConfigError
-            An option breaks its rule.
+            An option is invalid.
         """
         if not self.vary:
             return (Setting((), self.config(), 0),)
         return tuple(expand(self.vary, self.asked))  # type: ignore[arg-type]  # Config checks them
 
     def start(self, now: float) -> State:
-        """Begin a run, or say what keeps it from beginning."""
+        """Start a run, or report why it cannot start."""
         if self.phase != "idle":
-            return self.with_message("A run is at work already: wait for it, or press Cancel first.", "error")
+            return self.with_message("A run is in progress. Wait for its end, or press Cancel.", "error")
         if not self.chosen:
-            return self.with_message("No picture is chosen: tick one above, or upload one.", "error")
+            return self.with_message("No image is chosen. Tick one above, or upload one.", "error")
         if not self.prompt.strip():
-            return self.with_message("There is no prompt: write what to ask of the pictures.", "error")
+            return self.with_message("The prompt is empty. Enter a prompt.", "error")
         try:
             settings = self.settings()
         except ConfigError as error:
             return self.with_message(f"{error}", "error")
-        photos = tuple(self.photos[at] for at in sorted(self.chosen))
-        trial = Trial(photos, settings, self.repeats, self.prompt, now)
+        images = tuple(self.images[at] for at in sorted(self.chosen))
+        trial = Trial(images, settings, self.repeats, self.prompt, now)
         kept = self.trial if self.trial is not None and self.trial.n_done else self.before
         return replace(self, phase="running", trial=trial, before=kept).with_message("Loading the model…")
 
-    def began(self, block: GridCell) -> State:
-        """A setting is about to be run."""
+    def start_cell(self, cell: GridCell) -> State:
+        """Enter a cell that starts."""
         if self.trial is None:
             return self
-        grid_cells = MappingProxyType({**self.trial.grid_cells, (block.setting, block.repeat): block})
-        label = self.trial.settings[block.setting].label
+        grid_cells = MappingProxyType({**self.trial.grid_cells, (cell.setting, cell.repeat): cell})
+        label = self.trial.settings[cell.setting].label
         trial = replace(self.trial, grid_cells=grid_cells)
-        return replace(self, trial=trial).with_message(f"Looking{f' with {label}' if label else ''}…")
+        return replace(self, trial=trial).with_message(f"Running{f' with {label}' if label else ''}…")
 
-    def answered(self, setting: int, repeat: int, result: Result, now: float) -> State:
-        """An answer came."""
+    def add_result(self, setting: int, repeat: int, result: Result, now: float) -> State:
+        """Enter a result."""
         if self.trial is None:
             return self
         answers = MappingProxyType({**self.trial.answers, (setting, repeat, result.row): result})
@@ -226,25 +223,24 @@ class State:
         return replace(self, trial=replace(self.trial, answers=answers, first_answer=first))
 
     def stop(self) -> State:
-        """Cancel was pressed."""
+        """Request the end of the run."""
         return replace(self, phase="stopping").with_message("Stopping…") if self.phase == "running" else self
 
     def finish(self, now: float, notes: Sequence[str] = ()) -> State:
-        """The run ended, by itself or by Cancel."""
+        """Enter the end of the run, complete or cancelled."""
         if self.trial is None:
             return replace(self, phase="idle")
         trial = replace(self.trial, notes=tuple(dict.fromkeys(notes)))
         done, wanted = trial.n_done, trial.n_wanted
         failed = sum(result.status == "error" for result in trial.answers.values())
-        took = f"{now - trial.started:.1f} s"
-        told = f"{done} of {wanted} answers in {took}"
+        summary = f"{done} of {wanted} answers in {now - trial.started:.1f} s"
         state = replace(self, phase="idle", trial=trial)
         if done < wanted:
-            return state.with_message(f"Stopped with {told}; what is done is kept.")
+            return state.with_message(f"Stopped after {summary}. Finished answers are kept.")
         if failed:
-            return state.with_message(f"Done: {told}; {failed} failed, each says why.", "error")
-        return state.with_message(f"Done: {told}.")
+            return state.with_message(f"Done: {summary}; {failed} failed, see their errors.", "error")
+        return state.with_message(f"Done: {summary}.")
 
     def fail(self, message: str) -> State:
-        """The run broke; answers that came are kept."""
+        """Enter the failure of the run; finished answers are kept."""
         return replace(self, phase="idle").with_message(message, "error")

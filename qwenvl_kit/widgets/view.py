@@ -1,7 +1,4 @@
-"""A `State` drawn with ipywidgets.
-
-It holds no rules of its own: what people do in it goes to the methods that a `Panel` fills in.
-"""
+"""Draw a `State` with ipywidgets, and forward events to the methods of a `Panel`."""
 
 from __future__ import annotations
 
@@ -14,27 +11,29 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.html import escape
+from qwenvl_kit.html import render
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets.controls import make_controls
 from qwenvl_kit.widgets.gallery import Gallery
 from qwenvl_kit.widgets.render import PANEL_STYLE, STYLE, notes_html, saved_html, trial_html
-from qwenvl_kit.widgets.state import Photo, State
+from qwenvl_kit.widgets.state import PanelImage, State
 
 _REDRAW_S = 0.15
-_GONE = "The kernel behind this panel is gone (restarted or shut down): run its cell again. What is shown is kept."
+_STATUS = """<div class='qwenvl {{ tone }}' role='status' aria-live='polite'>
+{%- if tone == "error" %}⚠ {% endif %}{{ text }}</div>"""
+_GONE = "The kernel of this panel has ended. Run its cell again. The answers shown are kept."
 
 
 class View(ABC):
-    """The widgets of a panel and what they show.
+    """The widgets of a panel.
 
     Parameters
     ----------
     state : State
-        What to show at first.
+        Initial state.
     options : mapping
-        How the controls stand at first.
-    maker : Thumbnailer
+        Initial values of the controls.
+    thumbnailer : Thumbnailer
         Reads images under the panel's limits.
     """
 
@@ -42,8 +41,8 @@ class View(ABC):
     varied: tuple[str, ...] = ()
     draws_tokens = False
 
-    def __init__(self, state: State, options: dict[str, Any], maker: Thumbnailer) -> None:
-        self._state, self._maker = state, maker
+    def __init__(self, state: State, options: dict[str, Any], thumbnailer: Thumbnailer) -> None:
+        self._state, self._thumbnailer = state, thumbnailer
         self._drawn_at, self._drawn_answers = 0.0, dict[int, tuple[float, int]]()
         self._saved: Any = None
         self._n_tokens, self._last_text = 0, ""
@@ -53,56 +52,56 @@ class View(ABC):
 
     @property
     def state(self) -> State:
-        """What the panel shows now."""
+        """The state shown."""
         return self._state
 
     @abstractmethod
     def start(self) -> None:
-        """Run was pressed."""
+        """Handle the Run button."""
 
     @abstractmethod
     def cancel(self) -> None:
-        """Cancel was pressed."""
+        """Handle the Cancel button."""
 
     @abstractmethod
     def to_code(self) -> str:
-        """Python that does what Run does."""
+        """Return Python code of the next run."""
 
     @abstractmethod
-    def _uploaded(self, photos: Sequence[Photo]) -> None:
-        """Pictures were uploaded."""
+    def _on_upload(self, images: Sequence[PanelImage]) -> None:
+        """Handle uploaded images."""
 
     @abstractmethod
-    def _refused(self, why: str) -> None:
-        """Files were uploaded that are no pictures."""
+    def _on_rejected_upload(self, why: str) -> None:
+        """Handle uploaded files that are not images."""
 
     def to_html(self) -> str:
-        """The last run as HTML that needs no kernel, as it is saved in the notebook."""
+        """Return the last run as HTML without a kernel, as saved in the notebook."""
         return saved_html(self._state, grids=self.draws_tokens)
 
-    # What a panel of its own kind adds.
+    # Hooks of the panels.
 
     def _make_axes(self, options: dict[str, Any]) -> list[widgets.Widget]:
-        """Controls for what varies; may take options away."""
+        """Return the controls of the varied options; remove these from `options`."""
         del options
         return []
 
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
-        """What varies, further options, and how often each is asked."""
+        """Return varied options, further options, and repeats."""
         return {}, {}, 1
 
     def _detail_view(self) -> list[widgets.Widget]:
-        """Widgets below the answers."""
+        """Return the widgets below the answers."""
         return []
 
     def _draw_detail_view(self) -> None:  # noqa: B027  # most panels have nothing there
-        """Bring them up to date after a run."""
+        """Update them after a run."""
 
     # Building and drawing.
 
     def _build(self, options: dict[str, Any]) -> None:
         self._controls = make_controls(options, hidden=self.varied)
-        self._gallery = Gallery(self._state.photos, self._maker, self._uploaded, self._refused)
+        self._gallery = Gallery(self._state.images, self._thumbnailer, self._on_upload, self._on_rejected_upload)
         self._prompt = widgets.Textarea(
             value=self._state.prompt, description="Prompt", rows=2, layout={"width": "98%"}, continuous_update=False
         )
@@ -117,7 +116,7 @@ class View(ABC):
         self._answers = widgets.VBox([])
         self._notes = widgets.HTML()
         self._code = widgets.Textarea(description="Code", rows=10, layout={"width": "98%"}, disabled=False)
-        more = widgets.Accordion([self._controls.box, self._code], titles=("Parameters", "Code that does the same"))
+        more = widgets.Accordion([self._controls.box, self._code], titles=("Parameters", "Code of this run"))
         more.observe(lambda _: self._show_code(), names="selected_index")
         gone = widgets.HTML(f"<p role='alert'>{_GONE}</p>")
         gone.add_class("qwenvl-gone")
@@ -140,7 +139,7 @@ class View(ABC):
 
     def _ipython_display_(self) -> None:
         bundle = dict(self._box._repr_mimebundle_())
-        bundle["text/plain"] = f"{type(self).__name__}: a panel that needs a running kernel; its results stand below"
+        bundle["text/plain"] = f"{type(self).__name__}: a panel that needs a running kernel; its results are below"
         display(bundle, raw=True)
         self._saved = display(HTML(self.to_html()), display_id=True)
 
@@ -150,7 +149,7 @@ class View(ABC):
         self._draw(whole=whole or changed)
 
     def _draw(self, *, whole: bool = False) -> None:
-        """Draw what changed, a few times a second at most, since every picture redrawn travels to the browser."""
+        """Draw changes, a few times a second at most, since each redrawn image is sent to the browser."""
         now = time.monotonic()
         if not whole and now - self._drawn_at < _REDRAW_S:
             return
@@ -162,33 +161,32 @@ class View(ABC):
         if state.trial is not None:
             self._bar.value = state.trial.n_done / max(1, state.trial.n_wanted)
             self._draw_answers()
-            self._notes.value = notes_html(state.trial)
+            self._notes.value = str(notes_html(state.trial))
 
     def _draw_answers(self) -> None:
         trial = self._state.trial
-        assert trial is not None, "there are answers of a trial only"
-        if len(self._answers.children) != len(trial.photos):
-            self._answers.children = tuple(widgets.HTML() for _ in trial.photos)
+        assert trial is not None, "answers belong to a trial"
+        if len(self._answers.children) != len(trial.images):
+            self._answers.children = tuple(widgets.HTML() for _ in trial.images)
             self._drawn_answers = {}
         for at, shown in enumerate(self._answers.children):
             drawn = (trial.started, sum(place[2] == at for place in trial.answers))
             if self._drawn_answers.get(at) != drawn:
                 self._drawn_answers[at] = drawn
                 before = self._state.before
-                shown.value = STYLE + trial_html(trial, at, before=before, grids=self.draws_tokens)
+                shown.value = f"{STYLE}{trial_html(trial, at, before=before, grids=self.draws_tokens)}"
 
     def _status_html(self, now: float) -> str:
         state = self._state
-        parts = [escape(state.message)]
+        parts = [state.message]
         if state.phase == "running" and state.trial is not None:
             left = state.trial.seconds_left(now)
             parts.append(f"{state.trial.n_done} of {state.trial.n_wanted} answers")
             parts.append(f"{self._n_tokens} tokens")
             parts.append(f"{now - state.trial.started:.0f} s" + (f", about {left:.0f} s left" if left else ""))
-            parts.append(escape(self._last_text))
+            parts.append(self._last_text)
         text = " · ".join(part for part in parts if part)
-        sign = "⚠ " if state.tone == "error" else ""
-        return f"<div class='qwenvl {state.tone}' role='status' aria-live='polite'>{sign}{text}</div>"
+        return str(render(_STATUS, tone=state.tone, text=text))
 
     def _show_code(self) -> None:
         try:

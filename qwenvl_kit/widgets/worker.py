@@ -1,7 +1,4 @@
-"""A trial goes in, events come out in the thread that draws: the model works beside the kernel's own thread.
-
-It knows no widgets: `post` hands each event over.
-"""
+"""Run a trial on a thread beside the kernel's; `post` delivers its events to the drawing thread."""
 
 from __future__ import annotations
 
@@ -24,23 +21,23 @@ Post = Callable[[Callable[[], None]], None]
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What is told of a run, each in the thread that draws."""
+    """Callbacks of a run, called in the drawing thread."""
 
-    began: Callable[[GridCell], None]
-    token: Callable[[int, str], None]
-    answered: Callable[[int, int, Result], None]
-    ended: Callable[[GridRun | None, BaseException | None], None]
+    on_cell: Callable[[GridCell], None]
+    on_token: Callable[[int, str], None]
+    on_result: Callable[[int, int, Result], None]
+    on_end: Callable[[GridRun | None, BaseException | None], None]
 
 
-def here() -> Post:
-    """Give the way into the event loop of the calling thread; without one, events are handled where they arise.
+def loop_post() -> Post:
+    """Return a function that posts events to the calling thread's event loop, or `direct_post` without one.
 
-    The kernel's loop runs between and during cells, so that other cells answer while a run is at work.
+    The kernel's loop runs between and during cells, so that other cells execute during a run.
     """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return at_once()
+        return direct_post()
 
     def post(event: Callable[[], None]) -> None:
         if not loop.is_closed():
@@ -49,8 +46,8 @@ def here() -> Post:
     return post
 
 
-def at_once() -> Post:
-    """Handle events where they arise, one at a time."""
+def direct_post() -> Post:
+    """Return a function that handles events in their own thread, one at a time."""
     lock = threading.Lock()
 
     def post(event: Callable[[], None]) -> None:
@@ -66,36 +63,38 @@ def start(trial: Trial, listener: Listener, post: Post) -> tuple[Control, thread
     Returns
     -------
     Control, Thread
-        The first cancels it, between two tokens; the second can be waited for.
+        The control cancels it between two tokens; the thread can be joined.
     """
     control = make_control(listener, post)
-    thread = threading.Thread(target=work, args=(trial, listener, post, control), name="qwenvl_kit-panel", daemon=True)
+    thread = threading.Thread(
+        target=run_trial, args=(trial, listener, post, control), name="qwenvl_kit-panel", daemon=True
+    )
     thread.start()
     return control, thread
 
 
 def make_control(listener: Listener, post: Post) -> Control:
-    """A control that hands tokens on."""
-    return Control(on_token=lambda row, text: post(lambda: listener.token(row, text)))
+    """Return a control that posts tokens to the listener."""
+    return Control(on_token=lambda row, text: post(lambda: listener.on_token(row, text)))
 
 
-def work(trial: Trial, listener: Listener, post: Post, control: Control) -> GridRun | None:
-    """Run a trial in this thread; None where it could not be run at all."""
+def run_trial(trial: Trial, listener: Listener, post: Post, control: Control) -> GridRun | None:
+    """Run a trial in this thread; return None where it could not start."""
     run: GridRun | None = None
     failure: BaseException | None = None
     try:
         run = run_grid(
-            [photo.cell for photo in trial.photos],
+            [image.cell for image in trial.images],
             None,
             trial.settings,
             repeats=trial.repeats,
             control=control,
-            on_start=lambda block: post(lambda: listener.began(block)),
-            on_result=lambda setting, repeat, result: post(lambda: listener.answered(setting, repeat, result)),
+            on_start=lambda cell: post(lambda: listener.on_cell(cell)),
+            on_result=lambda setting, repeat, result: post(lambda: listener.on_result(setting, repeat, result)),
             warn_ignored=False,
         )
         failure = run.failure
-    except Exception as error:  # noqa: BLE001  # the panel says it; a thread's exception would be seen by nobody
+    except Exception as error:  # noqa: BLE001  # shown in the panel; nobody sees a thread's exception
         failure = error
-    post(lambda: listener.ended(run, failure))
+    post(lambda: listener.on_end(run, failure))
     return run

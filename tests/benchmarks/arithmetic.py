@@ -1,6 +1,6 @@
-"""How many floating-point operations the matrix products of a prompt phase take: what any implementation must do.
+"""Count the floating-point operations of a prompt phase's matrix products, which every implementation needs.
 
-Additions and multiplications count one each; norms, activations and sums that are no products count nothing.
+Additions and multiplications count one each; norms, activations and other sums count zero.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def looking(vision: Any, grid: tuple[int, int, int]) -> float:
-    """Operations of the vision tower for a picture of (frames, rows, columns) patches.
+    """Operations of the vision tower for an image of (frames, rows, columns) patches.
 
     Parameters
     ----------

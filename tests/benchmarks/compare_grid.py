@@ -1,7 +1,7 @@
-"""What a grid costs over its forwards: 3 dtypes × 4 sizes × 3 temperatures over 20 pictures.
+"""Measure the cost of a grid over its forwards: 3 dtypes × 4 sizes × 3 temperatures × 20 images.
 
-Run it by hand on a quiet machine: ``python tests/benchmarks/compare_grid.py``. It prints the ratio with its spread and
-gives exit status 1 when the median is over 1.1 or a dtype was loaded more than once.
+Run it by hand on a quiet machine: ``python tests/benchmarks/compare_grid.py``. Prints the ratio with its spread;
+exit status 1 if the median exceeds 1.1 or a dtype was loaded twice.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ VARY = {
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 for a missed target."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=20)
+    parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
-    df = pd.DataFrame({"image": [draw(scene) for scene in sample_scenes(asked.pictures, seed=1, world=WORLD)]})
+    df = pd.DataFrame({"image": [draw(scene) for scene in sample_scenes(asked.images, seed=1, world=WORLD)]})
     ratios: list[float] = []
     n_loads = 0
     for _ in range(asked.repeats):

@@ -1,4 +1,4 @@
-"""What compiling decode steps is worth here: the first step, and the others beside those that are not compiled.
+"""Measure compiled decode steps: the first one, and the others relative to eager mode.
 
 ``python tests/benchmarks/compiled_steps.py``, with the model of the other benchmarks in float32; a minute on two cores.
 The first step is that of a machine where torch has compiled nothing yet: its own cache is set aside.
@@ -23,12 +23,12 @@ from qwenvl_kit import Config
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
 
-N_TOKENS = 310  # that each row holds: a picture of 448 pixels, a question, half an answer
+N_TOKENS = 310  # that each row holds: an image of 448 pixels, a question, half an answer
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> int:
-    """Measure, print, keep."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -1,4 +1,4 @@
-"""The model that benchmarks run, and who runs it: this kit, the model card's loop and transformers' pipeline.
+"""Build the benchmark model, and run it with this kit, the model card's loop and transformers' pipeline.
 
 ``python tests/benchmarks/contenders.py DIR`` writes the model to a folder, for an ONNX export of it.
 """
@@ -33,21 +33,21 @@ MODEL = "94.5 M parameters: text 768 wide, 12 layers, 12/4 heads, FFN 2048; visi
 
 @dataclass(frozen=True)
 class Rows:
-    """What is asked: a picture, a prompt and a longest answer per row."""
+    """An image, a prompt and a token limit per row."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     prompts: list[str]
     n_most: list[int]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, part: slice) -> Rows:
-        return Rows(self.pictures[part], self.prompts[part], self.n_most[part])
+        return Rows(self.images[part], self.prompts[part], self.n_most[part])
 
 
 def make_model(folder: Path) -> Path:
-    """Write the random checkpoint that all benchmarks run, the same each time."""
+    """Write the random checkpoint of all benchmarks, with a fixed seed."""
     return make_published(
         folder,
         vocab_size=len(build_tokenizer()),
@@ -72,8 +72,8 @@ def make_model(folder: Path) -> Path:
     )
 
 
-def make_pictures(n: int, side: int = 448) -> list[Image.Image]:
-    """Distinct pictures: patches of colour, which random weights tell apart."""
+def make_images(n: int, side: int = 448) -> list[Image.Image]:
+    """Distinct images: patches of colour, which random weights tell apart."""
     draw = np.random.default_rng(0)
     small = draw.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC) for pixels in small]
@@ -93,12 +93,12 @@ class Ours:
         self.backend: Any = make_spec(self.config).load()
 
     def answer(self, rows: Rows, batch_size: int) -> list[str]:
-        """Through the runner, as a data frame goes; straight to the backend where rows have limits of their own."""
+        """Run the pipeline like a data frame does, or the backend itself for rows with limits of their own."""
         if len(set(rows.n_most)) > 1:
             return self._each_to_its_limit(rows, batch_size)
         config = replace(self.config, batch_size=batch_size, max_caption_length=rows.n_most[0])
         spec = make_spec(config)
-        done = run_spec(rows.pictures, rows.prompts, config, spec, lambda: nullcontext(self.backend))
+        done = run_spec(rows.images, rows.prompts, config, spec, lambda: nullcontext(self.backend))
         assert all(result.status == "ok" for result in done.results), done.results
         return [str(result.text) for result in done.results]
 
@@ -119,14 +119,14 @@ class Card:
         self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, padding_side="left")
 
     def answer(self, rows: Rows, batch_size: int) -> list[str]:
-        """A batch at a time, each to the longest limit in it; what goes beyond a row's own is cut."""
+        """Run one batch at a time to its longest limit, and cut each row at its own."""
         answers: list[str] = []
         for start in range(0, len(rows), batch_size):
             answers += self._batch(rows[start : start + batch_size])
         return answers
 
     def _batch(self, rows: Rows) -> list[str]:
-        messages = [_message(*row) for row in zip(rows.pictures, rows.prompts, strict=True)]
+        messages = [_message(*row) for row in zip(rows.images, rows.prompts, strict=True)]
         texts = [
             self.processor.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in messages
         ]
@@ -145,7 +145,7 @@ class Pipeline:
         self._pipe = pipeline("image-text-to-text", model=card.model, processor=card.processor)
 
     def answer(self, rows: Rows, batch_size: int) -> list[str]:
-        messages = [_message(*row)[0] for row in zip(rows.pictures, rows.prompts, strict=True)]
+        messages = [_message(*row)[0] for row in zip(rows.images, rows.prompts, strict=True)]
         said = self._pipe(
             text=[[one] for one in messages],
             batch_size=batch_size,
@@ -165,14 +165,14 @@ class _Queue:
 
 
 def _requests(rows: Rows) -> Iterator[Request]:
-    for row, (picture, prompt, most) in enumerate(zip(rows.pictures, rows.prompts, rows.n_most, strict=True)):
-        pixels = np.asarray(picture)
-        shown = LoadedImage(pixels, str(id(picture)), picture.size[::-1])
+    for row, (image, prompt, most) in enumerate(zip(rows.images, rows.prompts, rows.n_most, strict=True)):
+        pixels = np.asarray(image)
+        shown = LoadedImage(pixels, str(id(image)), image.size[::-1])
         yield Request(row, (shown,), prompt, None, None, most)
 
 
-def _message(picture: Image.Image, prompt: str) -> list[dict[str, Any]]:
-    image = {"type": "image", "image": picture, "min_pixels": 3136, "max_pixels": 448 * 448}
+def _message(image: Image.Image, prompt: str) -> list[dict[str, Any]]:
+    image = {"type": "image", "image": image, "min_pixels": 3136, "max_pixels": 448 * 448}
     return [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}]
 
 

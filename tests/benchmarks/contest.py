@@ -1,4 +1,4 @@
-"""Runs a workload by all contenders in turn, several times; prints ratios with spread, and keeps them as JSON."""
+"""Run a workload on all contenders in turn, several times; print ratios with spread and write them as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import arithmetic
 import torch
-from contenders import MODEL, Card, Ours, Pipeline, Rows, make_model, make_pictures
+from contenders import MODEL, Card, Ours, Pipeline, Rows, make_images, make_model
 from transformers import AutoConfig
 
 from qwenvl_kit.executors.specs import make_spec
@@ -33,7 +33,7 @@ PEER_BATCHES = (4, 8, 16)
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured, and the ratio to the best peer that is wanted of each backend."""
+    """A workload and the target ratio to the best peer of each backend."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ class Workload:
 def main(make: Callable[[float], Workload], share: float) -> int:
     """Measure, print, keep; the exit status is 1 where the wanted ratio is missed or answers differ.
 
-    `share` of the workload's pictures are enough for a run of some minutes on two cores.
+    `share` of the workload's images are enough for a run of some minutes on two cores.
     """
     asked = _arguments(share)
     torch.set_num_threads(asked.threads)
@@ -54,9 +54,9 @@ def main(make: Callable[[float], Workload], share: float) -> int:
         model = asked.model or make_model(Path(folder) / "model")
         ours = Ours(asked.backend, asked.export or model)
         quantization = make_spec(ours.config).resolved.quantization
-        if quantization is not None:  # W6: W1 with rounded weights, whose answers may differ
+        if quantization is not None:  # captions with rounded weights, whose answers may differ
             title = f"{workload.title}, {quantization} weights"
-            workload = replace(workload, name=f"w6_captions-{quantization}", title=title, wanted={"onnx": 2.0})
+            workload = replace(workload, name=f"captions-{quantization}", title=title, wanted={"onnx": 2.0})
         found = _compete(workload, ours, Card(model), asked)
     wanted = workload.wanted[asked.backend]
     found |= {"wanted": wanted, "reached": found["ratio_to_best_peer"]["median"] >= wanted}
@@ -75,7 +75,7 @@ def _arguments(share: float) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="ours")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--share", type=float, default=share, help="of the workload's pictures [%(default)s]")
+    parser.add_argument("--share", type=float, default=share, help="of the workload's images [%(default)s]")
     return parser.parse_args()
 
 
@@ -128,7 +128,7 @@ def _compete(workload: Workload, ours: Ours, card: Card, asked: argparse.Namespa
 
 
 def _to_best(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """In each turn, that of the fastest peer to ours, which comes first."""
+    """Return, for each turn, the time of the fastest peer over ours (the first)."""
     mine, *peers = seconds.values()
     return spread([min(others) / own for own, *others in zip(mine, *peers, strict=True)])
 
@@ -144,12 +144,12 @@ def _best_batch(card: Card, rows: Rows) -> tuple[int, dict[str, float]]:
 
 
 def _forget(ours: Ours) -> None:
-    """Pictures that an earlier turn saw are no saving."""
+    """Clear the encoder cache, so that no turn profits from an earlier one."""
     ours.backend.encoder_cache.clear()
 
 
 def limits(*, quick: bool = False) -> dict[str, float]:
-    """The machine's own limits as measured now: float32 products, and reading memory."""
+    """Measure the limits of the machine: float32 products and memory bandwidth."""
     side, n_times = (1024, 3) if quick else (2048, 8)
     a, b = torch.randn(side, side), torch.randn(side, side)
     products = [_seconds(lambda: a @ b) for _ in range(n_times)]
@@ -159,7 +159,7 @@ def limits(*, quick: bool = False) -> dict[str, float]:
 
 
 def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
-    """How far looking, reading and stepping at batch 4 are from the machine's limits."""
+    """Compare image encoding, prefill and decode at batch 4 with the limits of the machine."""
     _forget(ours)
     config = AutoConfig.from_pretrained(ours.config.model_name, local_files_only=True)
     text, vision = config.text_config, config.vision_config
@@ -189,7 +189,7 @@ def phases(ours: Ours, rows: Rows) -> dict[str, Any]:
         return logits
 
     model_runner.encode_images, model_runner.prefill, model_runner.decode = encode_images, prefill, decode
-    ours.answer(Rows(make_pictures(4), rows.prompts[:1] * 4, [24] * 4), 4)
+    ours.answer(Rows(make_images(4), rows.prompts[:1] * 4, [24] * 4), 4)
     for name in plain:
         delattr(model_runner, name)
     machine_limits = limits()

@@ -1,4 +1,4 @@
-"""How far float32 logits are from those in float64: transformers', this kit's on torch, and an export's.
+"""Measure the distance of float32 logits from float64: transformers, this kit on torch, and an export.
 
 ``python tests/benchmarks/exactness.py --model DIR --export DIR`` with the model that ``contenders.py DIR`` wrote and an
 export of it. A difference between two backends that is no larger than these says nothing about either.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import MODEL, Ours, Rows, _requests, make_pictures
+from contenders import MODEL, Ours, Rows, _requests, make_images
 from contest import RESULTS, machine
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -21,14 +21,14 @@ from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--export", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     asked = parser.parse_args()
-    n = asked.pictures
-    ours, rows = Ours("torch", asked.model), Rows(make_pictures(n), ["What is it?"] * n, [1] * n)
+    n = asked.images
+    ours, rows = Ours("torch", asked.model), Rows(make_images(n), ["What is it?"] * n, [1] * n)
     wanted = _logits(TorchModelRunner(_load(asked.model, torch.float64)), ours, rows, torch.float64)
     model_runners: dict[str, ModelRunner] = {
         "transformers": TorchModelRunner(_load(asked.model, torch.float32)),

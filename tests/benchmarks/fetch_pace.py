@@ -1,8 +1,8 @@
-"""How fast pictures come over http, and what a server with faults costs.
+"""Measure the pace of images over http, and the cost of a faulty server.
 
 Run it by hand on a quiet machine: ``python tests/benchmarks/fetch_pace.py``. A server in a process of its own answers
-20 ms late; in a second round, one answer in twenty is a 503 or is cut short. It prints the figures beside their
-targets and gives exit status 1 when one is missed.
+20 ms late; in a second round, one answer in twenty is a 503 or is cut short. Prints the figures beside their
+targets; exit status 1 for a missed target.
 """
 
 from __future__ import annotations
@@ -27,20 +27,18 @@ ECHO = {"backend": "echo", "batch_size": 32, "progress": False}
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 for a missed target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     clean = [_round(asked.rows, 0.0, seed) for seed in range(asked.repeats)]
     faulty = [_round(asked.rows, FAULTY, seed) for seed in range(asked.repeats)]
-    print(
-        f"{asked.rows} pictures of 64×64 over loopback, each answer {LATENCY_S * 1000:g} ms late, {asked.repeats} runs"
-    )
-    print(f"  pictures/s: {_spread([pace for pace, _, _ in clean])} (wanted: at least {WANTED_PER_S})")
+    print(f"{asked.rows} images of 64×64 over loopback, each answer {LATENCY_S * 1000:g} ms late, {asked.repeats} runs")
+    print(f"  images/s: {_spread([pace for pace, _, _ in clean])} (wanted: at least {WANTED_PER_S})")
     print(f"  rows that are not right: {sum(wrong for _, wrong, _ in clean)}")
     print(f"with {FAULTY:.0%} of answers 503 or cut short")
-    print(f"  pictures/s: {_spread([pace for pace, _, _ in faulty])}")
+    print(f"  images/s: {_spread([pace for pace, _, _ in faulty])}")
     print(f"  rows that are not right: {sum(wrong for _, wrong, _ in faulty)} (wanted: 0)")
     attempts = [n / asked.rows for _, _, n in faulty]
     print(f"  requests per row: {_spread(attempts)} (wanted: at most {WANTED_ATTEMPTS})")
@@ -50,7 +48,7 @@ def main() -> int:
 
 
 def _round(n_rows: int, faulty: float, seed: int) -> tuple[float, int, int]:
-    """Pictures per second, rows that are not right, and requests that the server saw."""
+    """Images per second, rows that are not right, and requests that the server saw."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     server = context.Process(target=_serve, args=(theirs, n_rows, faulty, seed), daemon=True)
@@ -65,7 +63,7 @@ def _round(n_rows: int, faulty: float, seed: int) -> tuple[float, int, int]:
     server.terminate()
     server.join()
     digests = [str(text).rpartition(" ")[2] for text in frame["text"]]
-    n_wrong = int((frame["status"] != "ok").sum()) + n_rows - len(set(digests))  # each picture is another one
+    n_wrong = int((frame["status"] != "ok").sum()) + n_rows - len(set(digests))  # each image is another one
     return n_rows / seconds, n_wrong, n_requests
 
 

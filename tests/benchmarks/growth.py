@@ -1,7 +1,7 @@
-"""Ten times the rows: are they answered at the same pace, and in the same memory?
+"""Measure pace and memory of 10,000 images relative to 1,000.
 
-Captions of drawn scenes, each another file, by the embedded model: ``python tests/benchmarks/growth.py``. It prints the
-figures beside what is wanted, keeps them, and gives exit status 1 when one is missed. Five minutes on two cores.
+The embedded model captions drawn scenes, each in a file of its own: ``python tests/benchmarks/growth.py``. Prints and
+writes the figures beside their targets; exit status 1 for a missed target. Five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WANTED_PACE, WANTED_MEMORY = 0.95, 1.05
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 for a missed target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1000, help="and ten times as many")
     parser.add_argument("--batch-size", type=int, default=16)

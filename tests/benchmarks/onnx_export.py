@@ -1,4 +1,4 @@
-"""What an ONNX export costs to make, and what it saves: time and memory of the export, decode step, whole captions.
+"""Measure an ONNX export: time and memory of the export, decode step, whole captions.
 
 Run it by hand on a quiet machine: ``python tests/benchmarks/onnx_export.py``. transformers' ``generate`` runs in turn
 with the export in the same process; the last result is kept in ``results/onnx_export.json``. Exit status 1 where a
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import MODEL, Card, Ours, Rows, make_model, make_pictures
+from contenders import MODEL, Card, Ours, Rows, make_images, make_model
 from contest import RESULTS, limits, machine, spread
 from transformers import GenerationConfig
 
@@ -29,7 +29,7 @@ BATCH, N_TOKENS, N_PROMPT = 4, 64, 300
 
 
 def main() -> int:
-    """Measure, print, keep."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=5)
@@ -80,7 +80,7 @@ def _in_a_process(work: Any, *arguments: Any) -> Any:
 
 def _compare(model: Path, onnx: Path, asked: argparse.Namespace) -> dict[str, Any]:
     ours, card = Ours("onnx", onnx), Card(model)
-    rows = Rows(make_pictures(8), ["Describe this picture."] * 8, [N_TOKENS] * 8)
+    rows = Rows(make_images(8), ["Describe this picture."] * 8, [N_TOKENS] * 8)
     steps: dict[str, list[float]] = {"ours": [], "generate": []}
     whole: dict[str, list[float]] = {"ours": [], "generate": []}
     ours.answer(rows[:2], 2), card.answer(rows[:2], 2)

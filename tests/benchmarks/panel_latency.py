@@ -1,4 +1,4 @@
-"""How long people wait at a panel: for the first answer, for another cell during a run, and for Cancel.
+"""Measure the latency of a panel: the first answer, another cell during a run, and Cancel.
 
 Run it by hand on a quiet machine with Chromium: ``python tests/benchmarks/panel_latency.py``. A real JupyterLab runs a
 real panel on the embedded model; it prints the waits as a page sees them and gives exit status 1 when one is missed.
@@ -32,7 +32,7 @@ WATCH = """([act, done]) => new Promise(resolve => {
   const before = prompt();
   const started = performance.now();
   const checks = {
-    answered: () => /Looking.*[^0-9][1-9]\\d* of 240/.test(state()),
+    answered: () => /Running.*[^0-9][1-9]\\d* of 240/.test(state()),
     calculated: () => prompt() !== before && /\\d/.test(prompt()),
     stopped: () => /Stopped|Done/.test(state()),
   };
@@ -47,7 +47,7 @@ WATCH = """([act, done]) => new Promise(resolve => {
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 for a missed target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args()

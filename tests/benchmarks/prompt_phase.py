@@ -1,4 +1,4 @@
-"""How near to the machine's peak for matrix products pictures and prompts are taken in, by the width of the layers.
+"""Measure the prompt phase relative to the machine's peak for matrix products, by the width of the layers.
 
 ``python tests/benchmarks/prompt_phase.py [--backend onnx]`` measures the model of the other benchmarks, and one
 whose layers are fewer and as wide as those of the published 3B; exit status 1 where 80 % are missed. Two minutes on two
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import MODEL, Ours, Rows, make_model, make_pictures
+from contenders import MODEL, Ours, Rows, make_images, make_model
 from contest import RESULTS, machine, phases, spread
 
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
@@ -26,7 +26,7 @@ WIDE = "layers of the 3B: 4 of text, 2048 wide, 16/2 heads, FFN 11008; 8 of visi
 
 
 def main() -> int:
-    """Measure, print, keep."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch")
     parser.add_argument("--turns", type=int, default=5)
@@ -76,7 +76,7 @@ def make_wide(folder: Path) -> Path:
 
 
 def _shares(ours: Ours, n_turns: int) -> dict[str, float]:
-    rows = Rows(make_pictures(4), ["Describe this picture."] * 4, [2] * 4)
+    rows = Rows(make_images(4), ["Describe this picture."] * 4, [2] * 4)
     ours.answer(rows, 4)
     return spread([phases(ours, rows)["prompt_phase_share_of_gemm_peak"] for _ in range(n_turns)])
 

@@ -1,7 +1,7 @@
-"""What everything around the model costs: rows per second, and memory over the inputs.
+"""Measure rows per second without a model, and memory over the inputs.
 
-Run it by hand on a quiet machine: ``python tests/benchmarks/rows_per_second.py``. It prints the figures beside their
-targets and gives exit status 1 when one is missed.
+Run it by hand on a quiet machine: ``python tests/benchmarks/rows_per_second.py``. Prints the figures beside their
+targets; exit status 1 for a missed target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ECHO = {"backend": "echo", "batch_size": 32, "progress": False}
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 for a missed target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -54,7 +54,7 @@ def _files(n_rows: int) -> tuple[float, float]:
         data = _jpeg_of_100_kb()
         paths = [Path(folder) / f"{row}.jpg" for row in range(n_rows)]
         for row, path in enumerate(paths):
-            path.write_bytes(data + row.to_bytes(4))  # bytes after the end make each file another picture
+            path.write_bytes(data + row.to_bytes(4))  # bytes after the end make each file another image
         return _measured(pd.Series([str(path) for path in paths]))
 
 

@@ -1,4 +1,4 @@
-"""What a second worker is worth, where the time goes into waiting for a model.
+"""Measure the gain of a second worker when the model is the bottleneck.
 
 Run it by hand on a quiet machine: ``python tests/benchmarks/workers.py`` (``--engine daft`` for this machine without
 Ray). Rows of an echo that takes 40 ms each are answered by one worker and by two; what starting the workers takes is
@@ -23,7 +23,7 @@ ECHO: dict[str, Any] = {"backend": "echo", "model_name": "echo-40ms", "batch_siz
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 for a missed target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", choices=["daft", "ray"], default="ray")
     parser.add_argument("--rows", type=int, default=500)

@@ -28,7 +28,7 @@ def status(page: Page) -> Any:
 
 def upload(page: Page, name: str, data: bytes) -> None:
     with page.expect_file_chooser() as chooser:
-        page.locator(".qwenvl-panel").get_by_role("button", name="Upload pictures").click()
+        page.locator(".qwenvl-panel").get_by_role("button", name="Upload images").click()
     chooser.value.set_files([{"name": name, "mimeType": "application/octet-stream", "buffer": data}])
 
 
@@ -70,7 +70,7 @@ def test_cancel_stops_a_slow_run_while_another_cell_answers(notebook: Open) -> N
     expect(output(page, 2)).to_have_text("42")
     expect(button(page, "Cancel")).to_be_enabled()  # the run goes on
     button(page, "Cancel").click()
-    expect(status(page)).to_contain_text("what is done is kept")
+    expect(status(page)).to_contain_text("Finished answers are kept")
     run_cell(page, 3)
     assert 0 < int(output(page, 3).inner_text()) < 240
 

@@ -56,7 +56,7 @@ def test_draft_decoding_changes_pixels_a_little_and_sizes_not_at_all() -> None:
     data = jpeg((1600, 1200))
 
     exact = loaded(data, max_pixels=200 * 200)
-    draft = loaded(data, max_pixels=200 * 200, decode="draft")
+    draft = loaded(data, max_pixels=200 * 200, image_decode="draft")
 
     assert exact.size == draft.size
     assert exact.source_size == draft.source_size == (1200, 1600)
@@ -69,20 +69,20 @@ def test_draft_decoding_never_enlarges_what_it_made_small() -> None:
     turned[0x0112] = 6
     data = jpeg((1600, 400), exif=turned)
 
-    picture = loaded(data, resized_height=1600, resized_width=400, decode="draft")
+    picture = loaded(data, resized_height=1600, resized_width=400, image_decode="draft")
 
     assert picture.source_size == (1600, 400)
     assert np.array_equal(picture.pixels, loaded(data, resized_height=1600, resized_width=400).pixels)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("decode", ["exact", "draft"])
-def test_a_picture_on_its_side_is_not_squeezed(form: str, decode: str) -> None:
+@pytest.mark.parametrize("image_decode", ["exact", "draft"])
+def test_a_picture_on_its_side_is_not_squeezed(form: str, image_decode: str) -> None:
     on_its_side = Image.Exif()
     on_its_side[0x0112] = 6
     data = encoded(Image.new("RGB", (280, 112)), form, exif=on_its_side)
 
-    picture = loaded(data, decode=decode)
+    picture = loaded(data, image_decode=image_decode)
 
     assert picture.source_size == picture.size == (280, 112)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from helpers.fake_backends import gray
 from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption
-from qwenvl_kit.compare.grid import _Work
+from qwenvl_kit.compare import grid
+from qwenvl_kit.compare.memory import Peak, measure_peak
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference import echo
@@ -92,7 +94,7 @@ def test_the_event_loop_is_free_during_a_run_and_cancel_stops_it_at_once() -> No
         await until(lambda: panel.state.phase == "idle")
         assert time.monotonic() - started < 0.5
         assert 2 <= len(panel.to_frame()) < 24
-        assert "what is done is kept" in panel.state.message
+        assert "Finished answers are kept" in panel.state.message
         assert not panel._run.disabled
 
     play(scenario())
@@ -104,7 +106,7 @@ def test_a_second_run_at_once_is_refused_and_the_first_goes_on() -> None:
         panel = Playground([gray(1), gray(2)], prompt="Hm?", backend="echo", batch_size=1)
         panel.start()
         panel.start()
-        assert "A run is at work already" in panel.state.message
+        assert "A run is in progress" in panel.state.message
         await until(lambda: panel.state.phase == "idle")
         assert len(panel.to_frame()) == 2
 
@@ -151,20 +153,21 @@ def test_sampling_shows_every_seed_and_its_answer_can_be_had_again(scenes: list[
 def test_a_blocking_run_that_is_interrupted_keeps_what_is_done_and_stops_the_cells_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_block = _Work._run_block
+    peaks = iter([measure_peak])
 
-    def interrupted(self: Any, at: int, *rest: Any) -> None:
-        if at == 1:
-            raise KeyboardInterrupt  # as Ctrl-C between two settings
-        run_block(self, at, *rest)
+    def interrupted() -> AbstractContextManager[Peak]:
+        try:
+            return next(peaks)()
+        except StopIteration:
+            raise KeyboardInterrupt from None  # as Ctrl-C between two settings
 
-    monkeypatch.setattr(_Work, "_run_block", interrupted)
+    monkeypatch.setattr(grid, "measure_peak", interrupted)
     panel = ResizeCompare([gray(1), gray(2)], heights=[56, 112], prompt="Hm?", backend="echo")
     with pytest.raises(KeyboardInterrupt) as caught:
         panel.run()
 
     assert len(panel.to_frame()) == len(caught.value.results) == 2  # type: ignore[attr-defined]
-    assert "Stopped with 2 of 4 answers" in panel.state.message
+    assert "Stopped after 2 of 4 answers" in panel.state.message
 
 
 @pytest.mark.usefixtures("slow")
@@ -228,7 +231,7 @@ def test_heights_that_are_no_numbers_are_told_and_the_panel_stays_usable() -> No
     panel = ResizeCompare([gray(1)], heights=[56], prompt="Hm?", backend="echo")
     panel._heights.value = "small"
     panel.run()
-    assert "must be whole numbers with commas between; got &#x27;small&#x27;" in panel._status.value
+    assert "resized_height contains &#39;small&#39;. Enter integers with commas between" in panel._status.value
 
     panel._heights.value = "56，112"
     panel.run()
@@ -304,7 +307,7 @@ def test_pictures_too_large_for_the_code_name_the_way_out() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
     panel = Playground([noise], prompt="Hm?", backend="echo")
 
-    with pytest.raises(ConfigError, match=r"call to_code\(folder='pictures'\)"):
+    with pytest.raises(ConfigError, match=r"Call to_code\(folder='images'\)"):
         panel.to_code()
 
 
@@ -314,7 +317,7 @@ def test_the_saved_view_needs_no_kernel_and_is_bounded() -> None:
     panel.run()
 
     page = panel.to_html()
-    assert "more pictures are not shown" in page
+    assert "more images are not shown" in page
     assert len(page) < 700_000
     assert "Hm? " in page
     assert "<script" not in page
@@ -324,7 +327,7 @@ def test_the_saved_view_needs_no_kernel_and_is_bounded() -> None:
 def test_more_pictures_than_fit_are_told() -> None:
     panel = Playground([gray(1)] * 30, backend="echo")
 
-    assert "The first 24 of 30 pictures are offered" in panel._status.value
+    assert "Showing the first 24 of 30 images" in panel._status.value
 
 
 def test_a_wrong_column_or_option_is_told_at_once() -> None:

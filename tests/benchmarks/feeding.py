@@ -1,4 +1,4 @@
-"""W5: JPEGs of 12 megapixels for a model that takes a second for eight of them: how long does it wait for pictures?"""
+"""Measure how long a model with 1 s per batch of 8 waits for 12-megapixel JPEGs."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def main() -> int:
     }
     print(json.dumps(found, indent=1))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "w5_feeding.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "feeding.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0 if found["busy"] >= WANTED else 1
 
 
 def _write(folder: Path, n_rows: int) -> list[str]:
-    """Files of one photograph-like picture; bytes after the end of a JPEG make each another one."""
+    """Files of one photograph-like image; bytes after the end of a JPEG make each another one."""
     draw = np.random.default_rng(0)
     coarse = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((4000, 3000))
     buffer = io.BytesIO()
