@@ -463,7 +463,7 @@ def _execute(
         frame = _frame(run, index, n_prompts)
         _remember(frame)
         results = shape(frame)
-        run = guard.settled(run)
+        run = guard.finished(run)
     return return_or_raise(run, frame, lambda _: results, config, n_prompts)
 
 

@@ -106,7 +106,7 @@ class QwenVLImageUnderstanding:
                 run = guard.rescued(self._config)
             assert len(run.results) == len(cells), "one result per picture"
             frame = result_frame(run, pd.RangeIndex(len(cells)))
-            run = guard.settled(run)
+            run = guard.finished(run)
         return return_or_raise(run, frame, lambda _: run.results, self._config)
 
 

@@ -1,4 +1,4 @@
-"""Open the SQLite file of a store: find it, check it, begin it, move a broken one aside."""
+"""Open the SQLite file of a store: find it, create it, or move a broken one aside."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from qwenvl_kit import sqlite_errors
 from qwenvl_kit.errors import StoreError
 
 _T = TypeVar("_T")
-APPLICATION_ID = 0x51564B31  # "QVK1": tells our files from other SQLite databases
+APPLICATION_ID = 0x51564B31  # "QVK1": marks our files among SQLite databases
 SCHEMA_VERSION = 1  # files from before it was written have 0, and the same tables
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS results "
@@ -71,7 +71,7 @@ def check_owner(connection: sqlite3.Connection, shown: str) -> tuple[int, int, i
         raise StoreError(f"store={shown!r} is an SQLite file of something else, left as it is. Name another file.")
     if version > SCHEMA_VERSION:
         raise StoreError(
-            f"store={shown!r} was written by a later version of qwenvl_kit (schema {version}; this one knows "
+            f"store={shown!r} was written by a later version of qwenvl_kit (schema {version}; this one reads "
             f"{SCHEMA_VERSION}). Update qwenvl_kit, or name another file."
         )
     return n_tables, owner, version

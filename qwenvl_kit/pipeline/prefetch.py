@@ -1,7 +1,7 @@
 """Load the images of a run ahead of the backend, in threads, and hand them over as requests.
 
-Groups of rows that share their images are the units of work. A group that must wait elsewhere is queued there, and its
-thread goes on with the next one.
+The unit of work is a group of rows that share their images. A group that must wait elsewhere is queued there, and its
+thread takes the next one.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class ImagePrefetcher:
     Parameters
     ----------
     plan : Plan
-        What is to be loaded.
+        Groups to load.
     loader : ImageLoader
         Loads one image, step by step.
     keys : CacheKeyBuilder
-        Names answers, so that none is asked for twice.
+        Keys of answers, so that equal requests run once.
     collector : ResultCollector
         Takes the results of rows that need no backend.
     source_index : SourceIndex or None
-        Knows the digests of images that earlier runs have loaded.
+        Digests of images that earlier runs have loaded.
     system : str or None
         System prompt of all requests.
     max_new_tokens : int
@@ -88,12 +88,12 @@ class ImagePrefetcher:
         self._starting = threading.Lock()
 
     def start(self) -> None:
-        """Begin to load, with fewer threads where no more can be had.
+        """Begin to load, with fewer threads where the system starts no more.
 
         Raises
         ------
         RuntimeError
-            Not even one of each kind can be had.
+            The system starts not even one of a kind.
         """
         self._loaders, self._fetchers = _started(self._loaders), _started(self._fetchers)
 
@@ -149,7 +149,7 @@ class ImagePrefetcher:
                 thread = self._thread(self._queues.next_slow, f"decode-{len(self._decoders)}")
                 try:
                     thread.start()
-                except RuntimeError:  # the system gives no more: this one waits itself
+                except RuntimeError:  # the system starts no more: this one waits itself
                     return bool(self._decoders)
                 self._decoders.append(thread)
             return True
@@ -250,7 +250,7 @@ def _started(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
     for thread in threads:
         try:
             thread.start()
-        except RuntimeError as error:  # the system gives no more
+        except RuntimeError as error:  # the system starts no more
             if not started:
                 raise RuntimeError(
                     f"The system starts no more threads ({error}). Raise the limit of processes (ulimit -u, or the "

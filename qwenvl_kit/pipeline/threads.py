@@ -1,4 +1,4 @@
-"""Threads that know that they work for a run, and cores that are left to them."""
+"""Threads of runs, and CPU cores for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SOFT = 1  # omp_pause_soft: a later parallel region starts the threads again
 
 
 def worker(work: Callable[[], None], name: str) -> threading.Thread:
-    """Make a thread, not yet started, in which `inside_run` is true."""
+    """Return a thread, not yet started, in which `inside_run` is true."""
 
     def marked() -> None:
         _this_thread.works = True
@@ -24,12 +24,12 @@ def worker(work: Callable[[], None], name: str) -> threading.Thread:
 
 
 def inside_run() -> bool:
-    """Whether this thread works for a run, so that a run started from it would wait for itself."""
+    """Whether this thread works for a run: a run started from it would wait for itself."""
     return getattr(_this_thread, "works", False)
 
 
 def release_openmp_threads() -> None:
-    """Let go of the OpenMP threads that this thread's earlier work, such as torch's, left idle.
+    """Release the OpenMP threads that earlier work of this thread, such as torch's, left idle.
 
     GNU's OpenMP counts them, and where they and a backend's own are more than the cores, it puts threads to sleep
     between any two parallel regions
