@@ -155,7 +155,7 @@ def resolve(
     uncompiled = () if "torch_compile" in fixed else check_compilation(config)
     compiles = fixed.get("torch_compile", config.torch_compile) and not uncompiled
     attention, unattended = choose_attention(config, capabilities, device, dtype, compiles=compiles)
-    geometry = Sizing.of(config, defaults.geometry).geometry
+    geometry = Sizing.of(config.image, defaults.geometry).geometry
     sampling = config.do_sample
     return ResolvedConfig(
         backend=config.backend,
