@@ -154,7 +154,13 @@ _NAMES = {
     "spell_out": "expand_options",
     "warpers": "logits_processors",
 }
-_ELSEWHERE = {"execute": "executors", "make_spec": "executors.specs"}  # names that left the successor of their module
+_ELSEWHERE = {  # names that left the successor of their module
+    "backends.base.make_spec": ("executors.specs", "make_spec"),
+    "backends.make_spec": ("executors.specs", "make_spec"),
+    "engines.base.execute": ("executors", "execute"),
+    "runner.run": ("executors.local", "run_spec"),
+    "runner.run.run": ("executors.local", "run_spec"),
+}
 
 
 class _Former(ModuleType):
@@ -163,12 +169,13 @@ class _Former(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        elsewhere = _ELSEWHERE.get(f"{self.__name__.removeprefix('qwenvl_kit.')}.{name}")
+        if elsewhere is not None:
+            return getattr(importlib.import_module(f"qwenvl_kit.{elsewhere[0]}"), elsewhere[1])
         successor = importlib.import_module(_MODULES[self.__name__])
         for known in (name, _NAMES.get(name, name)):
             if hasattr(successor, known):
                 return getattr(successor, known)
-        if name in _ELSEWHERE:
-            return getattr(importlib.import_module(f"qwenvl_kit.{_ELSEWHERE[name]}"), name)
         raise AttributeError(f"module {successor.__name__!r} has no attribute {name!r}")
 
 

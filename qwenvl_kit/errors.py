@@ -127,13 +127,27 @@ class RowError(QwenVLError):
     message : str
         What went wrong, with the source, and what to do about it. Never contains a secret. Control characters are
         replaced, and a very long message is cut.
+
+    Attributes
+    ----------
+    source : str or None
+        Label of the image's source, once the message begins with it.
     """
+
+    source: str | None = None
 
     def __init__(self, stage: Stage, message: str) -> None:
         message = printable(message)
         super().__init__(message)
         self.stage: Stage = stage
         self.message = message
+
+    def name_source(self, label: str) -> None:
+        """Begin the message with the label of the image's source; a second call changes nothing."""
+        if self.source is None:
+            self.source = label
+            self.message = printable(f"{label}: {self.message}")
+            self.args = (self.message,)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.stage, self.message), vars(self)

@@ -1,6 +1,6 @@
-"""Make small images of cells for people to look at, under the limits that the caller gave.
+"""Make thumbnails of cells, under the caller's limits.
 
-Whatever goes wrong becomes a sentence in the image's place. It knows neither frames nor widgets.
+A cell without a readable image gets a sentence that says why.
 """
 
 from __future__ import annotations
@@ -17,46 +17,51 @@ from typing import TYPE_CHECKING, Any, Self
 from PIL import Image
 
 from qwenvl_kit.errors import RowError, printable
-from qwenvl_kit.images import Limits, Sizing, classify, load
-from qwenvl_kit.images.fetch.dispatch import fetch
+from qwenvl_kit.images import ImageLoader, MaxArea, classify
 from qwenvl_kit.images.source_context import source_context
 from qwenvl_kit.options import Config
-from qwenvl_kit.types import ImageSource, PatchGeometry
+from qwenvl_kit.types import ImageSource
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qwenvl_kit.images import TargetSize
     from qwenvl_kit.options import ImageSrcType
 
 AREA = 160 * 160
 _THREADS = 24  # a slow host holds one each; 24 images are what a panel offers
-# What is kept of an image from elsewhere, to be drawn again: its bytes, or where they are more, a reduced copy.
+# A remote image is kept to be drawn again: its bytes, or where they are more, a reduced copy.
 _KEPT_BYTES = 4 << 20
 _KEPT_PIXELS = 1 << 20
 _JPEG_QUALITY = 80
-_LONGEST_FAULT = 300
+_MAX_MESSAGE = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnailer:
-    """Makes thumbnails under one set of limits.
+    """Makes thumbnails with one loader.
 
     Attributes
     ----------
-    limits : Limits
-        What one image may cost.
+    loader : ImageLoader
+        Loads images under the caller's limits.
     image_src_type : str
-        What the caller says that texts and bytes are.
+        Meaning of texts and bytes.
     """
 
-    limits: Limits
+    loader: ImageLoader
     image_src_type: ImageSrcType = "auto"
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Return the thumbnailer that a config asks for."""
-        return cls(Limits.of(config), config.image_src_type)
+        """Return the thumbnailer under the limits of a config."""
+        return cls(ImageLoader.of(config, MaxArea(AREA)), config.image_src_type)
+
+    @property
+    def timeout_s(self) -> float:
+        """Longest time of one fetch, in seconds."""
+        return self.loader.fetch_limits.timeout_s
 
     def thumbnail(self, cell: object, *, area: int = AREA, keep: Callable[[ImageSource], None] | None = None) -> str:
         """Return a data URI of a cell's first image, or a sentence that says why there is none.
@@ -68,17 +73,17 @@ class Thumbnailer:
         area : int
             Most pixels.
         keep : callable, optional
-            Called with the image as it is in memory, so that it can be drawn again without asking its host.
+            Called with the image in memory, so that it can be drawn again without a request to its host.
         """
         try:
             source = self.source(cell)
             if source is None:
-                return "no picture"
+                return "no image"
             if keep is not None:
                 source = self._in_memory(source)
                 keep(source)
-            pixels = self.pixels(source, Sizing(PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=area)))
-            with source_context("resize", source.label, "cannot be shown"):
+            pixels = self.pixels(source, MaxArea(area))
+            with source_context(source.label, "resize", "Cannot show the image"):
                 return jpeg_uri(Image.fromarray(pixels), _JPEG_QUALITY)
         except RowError as error:
             return _sentence(error)
@@ -94,65 +99,64 @@ class Thumbnailer:
         Raises
         ------
         RowError
-            The cell is no image.
+            The cell is not an image.
         """
-        with source_context("fetch", "the cell", "cannot be read"):
-            sources = classify(cell, self.image_src_type)
+        sources = classify(cell, self.image_src_type)
         return sources[0] if sources else None
 
-    def pixels(self, source: ImageSource, sizing: Sizing) -> NDArray[np.uint8]:
+    def pixels(self, source: ImageSource, sizing: TargetSize) -> NDArray[np.uint8]:
         """Return an image as uint8 (H, W, 3), resized.
 
         Raises
         ------
         RowError
-            It cannot be had within the limits.
+            It cannot be loaded within the limits.
         """
-        with source_context("decode", source.label, "cannot be decoded"):
-            return load(source, sizing, self.limits).pixels
+        with source_context(source.label, "decode", "Cannot load the image"):
+            return self.loader.with_sizing(sizing).load(source).pixels
 
     def late(self, cell: object, within_s: float | None) -> str:
-        """Return the sentence for an image that was not there within a time; None where no thread could be had."""
+        """Return the sentence for an image that took longer than `within_s`, or got no thread where that is None."""
         try:
             source = self.source(cell)
-            label = "the picture" if source is None else source.label
         except RowError as error:
             return _sentence(error)
-        timeout_s = self.limits.fetch.timeout_s
+        late = self._late_error(within_s)
+        if source is not None:
+            late.name_source(source.label)
+        return _sentence(late)
+
+    def _late_error(self, within_s: float | None) -> RowError:
         if within_s is None:
-            why = f"{label} was not read, since the system gives no more threads"
-        elif within_s < timeout_s:
-            why = f"{label} was not there within {within_s:g} s, the longest that is waited for pictures here"
-        else:
-            why = f"{label} was not fetched within timeout_s={timeout_s:g}; raise it if the host is slow"
-        return _sentence(RowError("fetch", why))
+            return RowError("fetch", "Not read, since the system starts no more threads.")
+        if within_s < self.timeout_s:
+            return RowError("fetch", f"Not loaded within {within_s:g} s, the limit for images here.")
+        return self.loader.fetch_limits.timeout_error()
 
     def _in_memory(self, source: ImageSource) -> ImageSource:
         if source.kind not in ("url", "remote"):
             return source
-        with source_context("fetch", source.label, "cannot be read"):
-            data = fetch(source, self.limits.fetch).data
+        data = self.loader.fetch(source).data
         read = ImageSource("bytes", data, source.label, source.key)
         if len(data) <= _KEPT_BYTES:
             return read
-        reduced = self.pixels(read, Sizing(PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=_KEPT_PIXELS)))
-        return ImageSource("array", reduced, source.label, source.key)
+        return ImageSource("array", self.pixels(read, MaxArea(_KEPT_PIXELS)), source.label, source.key)
 
 
 def together(jobs: Sequence[Callable[[], str]], *, within_s: float | None = None) -> list[str | None]:
-    """Do all jobs at the same time; None for those that are not done in time.
+    """Run jobs at the same time; return None for each that is not done in time.
 
     Parameters
     ----------
     jobs : sequence of callable
         None of them raises.
     within_s : float, optional
-        Longest time for all of them together, in seconds. Threads of late ones end by themselves.
+        Seconds for all of them together. Threads of late jobs end by themselves.
     """
     futures: list[Future[str]] = []
     pool = ThreadPoolExecutor(min(_THREADS, max(1, len(jobs))), thread_name_prefix="qwenvl_kit-show")
     try:
-        with contextlib.suppress(RuntimeError):  # the system gives no more threads; those there are do what they can
+        with contextlib.suppress(RuntimeError):  # the system starts no more threads; those that run do the jobs
             futures.extend(map(pool.submit, jobs))
         wait(futures, timeout=within_s)
     finally:  # also after Ctrl-C, which must not wait for slow hosts
@@ -178,15 +182,15 @@ def thumbnail(cell: object, *, area: int = AREA, **options: Any) -> str:
     area : int
         Most pixels.
     **options
-        Those of `Config` that limit fetching and decoding.
+        Options of `Config` that limit fetching and decoding.
 
     Examples
     --------
     >>> thumbnail(None)
-    'no picture'
+    'no image'
     """
     return Thumbnailer.of(Config(**options)).thumbnail(cell, area=area)
 
 
 def _sentence(error: RowError) -> str:
-    return f"{error.stage}: {printable(error.message, _LONGEST_FAULT)}"
+    return f"{error.stage}: {printable(error.message, _MAX_MESSAGE)}"

@@ -20,6 +20,7 @@ from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, Config, ConfigError, UnknownOption, thumbnails
 from qwenvl_kit.contact_sheet import SHOW_OPTIONS, _image_column
+from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.thumbnails import Thumbnailer, together
 
 
@@ -38,7 +39,7 @@ def test_the_column_of_pictures_is_found_and_the_others_are_written_below() -> N
     shown = df.vl.show()
 
     assert shown.html.count("<img") == 1
-    assert "no picture" in shown.html
+    assert "no image" in shown.html
     assert "second" in shown.html
     assert (shown.n_shown, shown.n_rows) == (2, 2)
 
@@ -159,26 +160,25 @@ def test_whatever_a_library_raises_becomes_a_sentence(monkeypatch: pytest.Monkey
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(thumbnails, "load", broken)
+    monkeypatch.setattr(ImageLoader, "load", broken)
     assert thumbnails.thumbnail(gray(1)).startswith("decode: ")
     monkeypatch.undo()
     monkeypatch.setattr(thumbnails, "jpeg_uri", broken)
     assert thumbnails.thumbnail(gray(1)).startswith("resize: ")
     monkeypatch.undo()
-    monkeypatch.setattr(thumbnails, "classify", broken)
-    assert thumbnails.thumbnail(gray(1)).startswith("fetch: ")
+    assert thumbnails.thumbnail(type("Lazy", (), {"__array__": broken})()).startswith("fetch: ")
 
 
 def test_thumbnails_together_take_no_longer_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    load = thumbnails.load
+    load = ImageLoader.load
 
-    def slow(source: Any, *rest: Any) -> Any:
+    def slow(loader: ImageLoader, source: Any) -> Any:
         if source.kind == "path":
             release.wait(20)
-        return load(source, *rest)
+        return load(loader, source)
 
-    monkeypatch.setattr(thumbnails, "load", slow)
+    monkeypatch.setattr(ImageLoader, "load", slow)
     maker = Thumbnailer.of(Config(timeout_s=1))
     started = time.monotonic()
     cells = [gray(1), *["slow.png"] * 60]
@@ -189,8 +189,8 @@ def test_thumbnails_together_take_no_longer_than_they_may(monkeypatch: pytest.Mo
     assert took < 5
     assert (found[0] or "").startswith("data:image/jpeg")
     assert found[1:] == [None] * 60
-    assert "slow.png was not fetched within timeout_s=1" in maker.late("slow.png", 1)
-    assert "slow.png was not there within 0.5 s" in maker.late("slow.png", 0.5)
+    assert "slow.png: Not fetched within timeout_s=1" in maker.late("slow.png", 1)
+    assert "slow.png: Not loaded within 0.5 s" in maker.late("slow.png", 0.5)
 
 
 def test_captions_may_be_tuples_that_are_labels() -> None:

@@ -248,13 +248,13 @@ def test_a_local_path_is_accepted_under_image_url(tmp_path: Path) -> None:
 
 def pixels_of(picture: Image.Image, **options: Any) -> np.ndarray:
     """What the model would see of a picture, asked of a model that remembers."""
-    from qwenvl_kit.images import Limits, Sizing, classify, load
+    from qwenvl_kit.images import ImageLoader, Sizing, classify
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import PatchGeometry
 
     config = Config(**options)
     (source,) = classify(encoded(picture, **({"format": "TIFF"} if picture.mode in ("CMYK", "I;16") else {})))
-    return load(source, Sizing.of(config, PatchGeometry()), Limits.of(config)).pixels
+    return ImageLoader.of(config, Sizing.of(config, PatchGeometry())).load(source).pixels
 
 
 def test_alpha_lies_over_white_and_palettes_are_understood() -> None:

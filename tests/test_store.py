@@ -58,13 +58,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sources that are read."""
     module = sys.modules["qwenvl_kit.images.load"]
     read: list[str] = []
-    begin = module.ImageLoader.begin
+    begin = module.ImageLoader.start_fetch
 
     def counted(loader: object, source: ImageSource) -> object:
         read.append(source.key)
         return begin(loader, source)
 
-    monkeypatch.setattr(module.ImageLoader, "begin", counted)
+    monkeypatch.setattr(module.ImageLoader, "start_fetch", counted)
     return read
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwenvl_kit.checkpoints.digest import digest_files, folder_state
 from qwenvl_kit.checkpoints.weight_files import AGAIN, refuse_adapter, refuse_lfs_pointer, weight_files
 from qwenvl_kit.errors import CheckpointError, ModelNotFound
 from qwenvl_kit.types import PatchGeometry
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.digest import FolderState
     from qwenvl_kit.options import Config
 
 FAMILY = "qwen2_5_vl"
@@ -27,8 +26,6 @@ _GENERATION = (  # settings of generation that change an answer
     *("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "dola_layers", "constraints"),
     *("force_words_ids", "cache_implementation"),
 )
-_WHOLE_FILE = 64 * 2**20  # smaller weight files are digested whole, larger ones by samples
-_BLOCK, _N_BLOCKS = 1 << 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +92,10 @@ class Checkpoint:
         Large weight files count by their size, their header and 64 samples of 64 KiB: enough to tell any two trained
         or fine-tuned checkpoints apart in milliseconds, not to prove that no single byte was changed.
         """
-        return _digest(self.path, self.state)
+        return digest_files(self.path, self.state)
 
     @property
-    def state(self) -> tuple[tuple[str, int, int], ...]:
+    def state(self) -> FolderState:
         """Name, size and time of each file that decides an answer; another state, another content."""
         return folder_state(self.path)
 
@@ -272,37 +269,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object; it holds a {type(content).__name__}. {AGAIN}")
     return content
-
-
-def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of each file of a folder that decides an answer."""
-    states = ((file.name, file.stat()) for file in _files(folder))
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        f for f in folder.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".jinja", ".txt")
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def _digest(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, size, _ in state:
-        digest.update(f"{name}:{size}:".encode())
-        for block in blocks(folder / name, size):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def blocks(file: Path, size: int) -> Iterator[bytes]:
-    """What a digest is made of: the whole of a small file, samples of a large one."""
-    with file.open("rb") as opened:
-        if size <= _WHOLE_FILE:
-            while block := opened.read(1 << 20):
-                yield block
-            return
-        for position in range(_N_BLOCKS):  # the first block holds the header, the last one ends the file
-            opened.seek(position * (size - _BLOCK) // (_N_BLOCKS - 1))
-            yield opened.read(_BLOCK)

@@ -116,7 +116,7 @@ def measure(
             seconds = time.perf_counter() - started
             if not (done["status"] == "ok").all():
                 raise BackendFailed(f"rows failed at {setting}: {done['error'].dropna().iloc[0]}")
-            notes = tuple(note for note in done.attrs["effective"]["notes"] if "memory ran out" in note)
+            notes = tuple(note for note in done.attrs["effective"]["notes"] if "Out of memory" in note)
             tries[setting].append((n_pictures / seconds, float(done["new_tokens"].sum()) / seconds, notes))
     qwenvl_kit.unload()
     return [

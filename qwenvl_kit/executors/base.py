@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from qwenvl_kit._warnings import warn
-from qwenvl_kit.errors import StoreError, StoreWarning
+from qwenvl_kit.errors import BackendBusy, StoreError, StoreWarning
+from qwenvl_kit.pipeline import inside_run
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Control
@@ -25,20 +26,28 @@ class Executor(Protocol):
         config: Config,
         *,
         control: Control | None = None,
-        warn_ignored: bool = True,
     ) -> Run:
-        """Run to the end; warn of ignored options unless `warn_ignored` is False."""
+        """Run to the end, and warn of ignored options."""
         ...
 
 
-def unrecorded(run: Run, error: BaseException) -> Run:
+def refuse_nested_run() -> None:
+    """Raise `BackendBusy` in a thread that works for a run."""
+    if inside_run():
+        raise BackendBusy(
+            "A callback of a run started another run, which would wait for the first one forever. Start it after the "
+            "first has returned, or from a thread of your own."
+        )
+
+
+def without_record(run: Run, error: BaseException) -> Run:
     """Return a finished run whose record could not be stored: no error after the last row may cost the results.
 
     Warns of the error. Where warnings raise, and after Ctrl-C, the run that is returned says so.
     """
     if isinstance(error, KeyboardInterrupt):
         return replace(run, interrupted=True)
-    if isinstance(run.failure, StoreError):  # the same disk, which is told of already
+    if isinstance(run.failure, StoreError):  # the same disk, which the run reports already
         return run
     message = f"The record of this run was not stored; its results are complete. {error}"
     try:

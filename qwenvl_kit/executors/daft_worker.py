@@ -1,23 +1,31 @@
-"""What runs in a worker of Daft or Ray: a batch of work items in, their results out, on a model that stays loaded.
+"""Answer batches of work items in a worker of Daft or Ray, on a model that stays loaded.
 
-A row's fault is its result; what breaks the whole run goes back as a value, since exceptions lose their type on the
-way through a process of Daft's. Where it runs, and what becomes of its answers, it does not know.
+A row's fault is its result. An error that ends the run is returned as a value, since exceptions lose their type on the
+way through a process of Daft's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import pickle
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
-from qwenvl_kit.executors import local
+from qwenvl_kit.errors import StoreError
+from qwenvl_kit.executors.local import run_spec
+from qwenvl_kit.executors.model_cache import model_cache
 from qwenvl_kit.executors.serialization import BatchInfo, WorkItem, pack_error, to_fields
 from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.store import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.options import Config
+    from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.types import Result
 
 
 class Worker:
@@ -45,34 +53,58 @@ class Worker:
         Returns
         -------
         list of dict
-            One per item: ``results`` with the fields of a `Result` per prompt; with the first, ``info`` has what
-            ran, or ``failure`` what broke. After a failure, ``results`` is empty for items that are not finished.
+            One per item: ``results`` with the fields of a `Result` per prompt. With the first, ``info`` says what ran,
+            or ``failure`` what broke. After a failure, ``results`` is empty for items that are not finished.
         """
         items = [WorkItem.unpack(one) for one in packed]
         try:
-            info, results, failure = self._run(items)
+            with model_cache.running():
+                spec = make_spec(self._config)
+                if self._config.strict:
+                    warn_ignored_options(self._config, spec.resolved)
+                run = self._run(items, spec)
         except Exception as error:  # noqa: BLE001  # the driver raises it
-            return self._answers([[] for _ in items], failure=pack_error(error))
-        if failure is not None:
-            return self._answers(results, failure=pack_error(failure))
-        return self._answers(results, info=pickle.dumps(info))
+            return _answers([[] for _ in items], failure=pack_error(error))
+        results = _by_item(items, run)
+        if run.failure is not None:
+            return _answers(results, failure=pack_error(run.failure))
+        return _answers(results, info=pickle.dumps(BatchInfo(spec.resolved, run.notes)))
 
-    def _run(self, items: Sequence[WorkItem]) -> tuple[BatchInfo, list[list[dict[str, Any]]], BaseException | None]:
-        resolved = make_spec(self._config).resolved
-        if self._config.strict:
-            warn_ignored_options(self._config, resolved)
+    def _run(self, items: Sequence[WorkItem], spec: BackendSpec) -> Run:
         cells = [item.cell for item in items for _ in item.prompts]
         prompts = [prompt for item in items for prompt in item.prompts]
-        run = local.execute(cells, prompts, self._config, warn_ignored=False, keeps_record=False)
-        notes = run.record["effective"]["notes"][len(resolved.notes) :]
-        results = iter(run.results)
-        answers = [[next(results) for _ in one.prompts] for one in items]
-        if run.failure is not None:  # rows that it cost have errors, which are no answers
-            answers = [some if all(one.status in ("ok", "null_image") for one in some) else [] for some in answers]
-        return BatchInfo(resolved, tuple(notes)), [[to_fields(one) for one in some] for some in answers], run.failure
+        acquire = functools.partial(model_cache.acquire, spec)
+        with self._opened_store() as store:
+            return run_spec(cells, prompts, self._config, spec, acquire, store=store)
 
-    def _answers(self, results: list[list[dict[str, Any]]], **first: bytes) -> list[dict[str, Any]]:
-        return [
-            {"results": one, "info": None, "failure": None, **(first if position == 0 else {})}
-            for position, one in enumerate(results)
-        ]
+    @contextlib.contextmanager
+    def _opened_store(self) -> Iterator[SqliteStore | None]:
+        if self._config.store is None:
+            yield None
+            return
+        store = SqliteStore(self._config.store)
+        try:
+            yield store
+        finally:
+            with contextlib.suppress(StoreError):  # each result is committed by now
+                store.close()
+
+
+def _by_item(items: Sequence[WorkItem], run: Run) -> list[list[Result]]:
+    results = iter(run.results)
+    grouped = [[next(results) for _ in item.prompts] for item in items]
+    if run.failure is not None:  # rows that it cost have errors, which are no answers
+        return [some if all(one.status in ("ok", "null_image") for one in some) else [] for some in grouped]
+    return grouped
+
+
+def _answers(results: list[list[Result]], **first: bytes) -> list[dict[str, Any]]:
+    return [
+        {
+            "results": [to_fields(one) for one in some],
+            "info": None,
+            "failure": None,
+            **(first if position == 0 else {}),
+        }
+        for position, some in enumerate(results)
+    ]

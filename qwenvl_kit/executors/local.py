@@ -1,94 +1,34 @@
-"""Runs in this process, on a model that stays warm between calls.
-
-One model is kept at a time; one run at a time uses it, others wait their turn.
-"""
+"""Run in this process, on a model that stays loaded between runs. Here the parts of a run are assembled."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.checkpoints.resolve import warn_ignored_options
-from qwenvl_kit.errors import BackendBusy, ForkedProcess, StoreError
-from qwenvl_kit.executors.base import unrecorded
+from qwenvl_kit.checkpoints.resolve import asked_record, warn_ignored_options
+from qwenvl_kit.errors import StoreError
+from qwenvl_kit.executors.base import without_record
+from qwenvl_kit.executors.model_cache import model_cache
 from qwenvl_kit.executors.specs import make_spec
-from qwenvl_kit.images import FetchCache, is_null
-from qwenvl_kit.pipeline import inside_run, run
+from qwenvl_kit.images import FetchCache, ImageLoader, Sizing, is_null
+from qwenvl_kit.inference.backend import Control, RunControl
+from qwenvl_kit.pipeline import Run
+from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
+from qwenvl_kit.pipeline.collector import ResultCollector
+from qwenvl_kit.pipeline.plan import make_plan
+from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
+from qwenvl_kit.pipeline.run import collect, generate
+from qwenvl_kit.pipeline.run_record import RunClock, make_record
+from qwenvl_kit.pipeline.source_index import SourceIndex
+from qwenvl_kit.pipeline.threads import release_openmp_threads
 from qwenvl_kit.store import open_store
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
+    from qwenvl_kit.inference.backend import Backend, BackendSpec
     from qwenvl_kit.options import Config
-    from qwenvl_kit.pipeline import Run
-
-
-class ModelCache:
-    """The model that stays loaded, and whose turn it is."""
-
-    def __init__(self) -> None:
-        self._turn = threading.Lock()
-        self._identity: str | None = None
-        self._backend: Backend | None = None
-        self._n_runs = 0
-        self._counting = threading.Lock()
-        self._was_forked = False
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Count a run while it lasts.
-
-        Raises
-        ------
-        ForkedProcess
-            The process was forked when a model was loaded or a run was under way.
-        """
-        if self._was_forked:
-            raise ForkedProcess(
-                "this process was forked while a model was loaded or a run was under way, and the threads that they "
-                "need did not come along; start workers with multiprocessing's 'spawn' or 'forkserver', or fork "
-                "between runs, after qwenvl_kit.unload()"
-            )
-        with self._counting:
-            self._n_runs += 1
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._n_runs -= 1
-
-    @contextlib.contextmanager
-    def acquire(self, spec: BackendSpec) -> Iterator[Backend]:
-        """Give the loaded model of `spec`, loading it if another one, or none, is warm."""
-        with self._turn:
-            if self._backend is None or self._identity != spec.identity:
-                self._drop()
-                self._backend, self._identity = spec.load(), spec.identity
-            yield self._backend
-
-    def clear(self) -> None:
-        """Free the model, once no run uses it."""
-        with self._turn:
-            self._drop()
-
-    def after_fork(self) -> None:
-        """Forget in a forked child what only the parent can use; the parent may have held the lock."""
-        self._turn, self._counting = threading.Lock(), threading.Lock()
-        self._was_forked = self._was_forked or self._backend is not None or self._n_runs > 0
-        self._backend, self._identity, self._n_runs = None, None, 0
-
-    def _drop(self) -> None:
-        backend, self._backend, self._identity = self._backend, None, None
-        if backend is not None:
-            backend.close()
-
-
-_cache = ModelCache()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_cache.after_fork)
+    from qwenvl_kit.pipeline.collector import Store
 
 
 def execute(
@@ -98,68 +38,130 @@ def execute(
     *,
     control: Control | None = None,
     warn_ignored: bool = True,
-    keeps_record: bool = True,
     cache: FetchCache | None = None,
 ) -> Run:
-    """Run in this process; the model is loaded when the first picture is ready, and stays warm.
+    """Run in this process; the model is loaded when the first image is ready, and stays loaded.
 
-    `warn_ignored` False suppresses the warning of ignored options, for callers that have issued it. `keeps_record`
-    False keeps the record of the run out of the store, for callers that enter one of their own. `cache` keeps fetched
-    files for callers that run several times over the same cells.
+    Parameters
+    ----------
+    cells, prompts, config, control
+        As for every `Executor`.
+    warn_ignored : bool
+        Warn of ignored options; False for callers that have done so.
+    cache : FetchCache, optional
+        Keeps fetched files, for callers that run several times over the same cells.
 
     Raises
     ------
-    BackendBusy
-        Called from a callback of a run, which would wait for itself.
-    ForkedProcess
-        The process was forked while a model was loaded or a run was under way; nothing is loaded or asked.
+    BackendBusy, ForkedProcess
+        See `ModelCache.running`; nothing is loaded.
     ConfigError, ModelNotFound
         See `qwenvl_kit.executors.specs.make_spec`.
+    StoreError
+        The store cannot be used, and some rows need it.
     """
-    if inside_run():
-        raise BackendBusy(
-            "a run was started from a callback of another run, which would wait for itself; "
-            "start it after the first has returned, or from a thread of your own"
-        )
-    with _cache.running():
+    with model_cache.running():
         spec = make_spec(config)
         if warn_ignored:
             warn_ignored_options(config, spec.resolved)
-        run_with = functools.partial(
-            run, cells, prompts, config, spec, lambda: _cache.acquire(spec), control=control, cache=cache
-        )
+        acquire = functools.partial(model_cache.acquire, spec)
+        work = functools.partial(run_spec, cells, prompts, config, spec, acquire, control=control, cache=cache)
         if config.store is None:
-            return run_with()
+            return work()
         done: Run | None = None
         try:
             with open_store(config.store) as store:
-                done = run(
-                    cells,
-                    prompts,
-                    config,
-                    spec,
-                    lambda: _cache.acquire(spec),
-                    control=control,
-                    store=store,
-                    cache=cache,
-                )
-                if keeps_record:
-                    store.add_run(done.record)
+                done = work(store=store)
+                store.add_run(done.record)
         except (Exception, KeyboardInterrupt) as error:
             if done is None and isinstance(error, StoreError) and all(map(is_null, cells)):  # rows that need no store
-                done = run_with()
+                done = work()
             if done is None:
                 raise
-            done = unrecorded(done, error)
+            done = without_record(done, error)
         return done
 
 
+def run_spec(
+    cells: Sequence[object],
+    prompts: Sequence[str | None],
+    config: Config,
+    spec: BackendSpec,
+    acquire: Callable[[], AbstractContextManager[Backend]],
+    *,
+    control: Control | None = None,
+    store: Store | None = None,
+    cache: FetchCache | None = None,
+) -> Run:
+    """Assemble a run from its config, and run it.
+
+    Parameters
+    ----------
+    cells : sequence
+        One image, or list of images, per row.
+    prompts : sequence of str or None
+        One per row.
+    config : Config
+        What was asked.
+    spec : BackendSpec
+        The model.
+    acquire : callable
+        Give the loaded backend for the time of the run; called only once there is something to ask.
+    control : Control, optional
+        Cancels and listens.
+    store : Store, optional
+        Keeps answers beyond the run.
+    cache : FetchCache, optional
+        Keeps fetched files beyond the run.
+
+    Returns
+    -------
+    Run
+        One result per cell.
+
+    Examples
+    --------
+    >>> from contextlib import nullcontext
+    >>> from qwenvl_kit import Config
+    >>> config = Config(backend="echo", progress=False)
+    >>> spec = make_spec(config)
+    >>> run_spec([None], ["What?"], config, spec, lambda: nullcontext(spec.load())).results[0].status
+    'null_image'
+    """
+    clock = RunClock()
+    notes: list[str] = []
+    control = control or Control()
+    collector = ResultCollector(len(cells), store, control.on_result)
+    plan = make_plan(cells, prompts, config.image_src_type)
+    for result in plan.results:
+        collector.add(result)
+    loader = ImageLoader.of(config, Sizing.of(config, spec.geometry), cancel=control.cancel, cache=cache)
+    prefetcher = ImagePrefetcher(
+        plan,
+        loader,
+        CacheKeyBuilder(spec.resolved, config.system_prompt),
+        collector,
+        source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources)
+        if store is not None
+        else None,
+        system=config.system_prompt,
+        max_new_tokens=config.max_caption_length,
+        cancel=control.cancel,
+    )
+    release_openmp_threads()
+    run_control = RunControl(control.cancel, control.on_token, notes.append)
+    work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
+    outcome = collect(work, collector, control.cancel, show_progress=config.progress)
+    record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
+    return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
+
+
 def unload() -> None:
-    """Free the model that stays warm between calls.
+    """Free the model that stays loaded between calls.
 
     Examples
     --------
     >>> import qwenvl_kit
     >>> qwenvl_kit.unload()
     """
-    _cache.clear()
+    model_cache.clear()

@@ -1,32 +1,32 @@
-"""From a cell of a frame to a `LoadedImage` of the size the model sees.
+"""Load the images of a cell, resized for a model.
 
-The way is ``classify`` (what is it) → ``fetch`` (bytes) → ``decode`` (upright RGB) → ``resize`` (pixels).
-Nothing here knows of frames, prompts or models beyond their `PatchGeometry`.
+The steps are ``classify`` (kind of source) → ``fetch`` (bytes) → ``decode`` (upright RGB) → ``resize`` (pixels);
+`ImageLoader` does the last three.
 """
 
 from qwenvl_kit._warnings import warn
 from qwenvl_kit.images.classify import classify, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
-from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, RetryAt, host_of, is_unchanged
-from qwenvl_kit.images.fetch.idle import close_idle_connections
-from qwenvl_kit.images.load import ImageLoader, Limits, load
-from qwenvl_kit.images.resize import Sizing
+from qwenvl_kit.images.fetch.dispatch import Fetch, host_of
+from qwenvl_kit.images.fetch.fetched import Fetched, RetryAt
+from qwenvl_kit.images.load import DecodeCost, ImageLoader
+from qwenvl_kit.images.resize import ExactSize, MaxArea, Sizing, TargetSize
 
 __all__ = [
+    "DecodeCost",
+    "ExactSize",
     "Fetch",
     "FetchCache",
     "Fetched",
     "ImageLoader",
-    "Limits",
+    "MaxArea",
     "RetryAt",
     "Sizing",
+    "TargetSize",
     "classify",
-    "close_idle_connections",
     "host_of",
     "identify",
     "is_null",
-    "is_unchanged",
-    "load",
 ]
 
 

@@ -1,6 +1,6 @@
-"""A cell goes in, its `ImageSource` values come out: what the picture is, not yet read.
+"""Classify the content of a cell: URL, path, base64, bytes, Pillow image or array.
 
-Nothing is fetched here; the only look outside is whether a text names an existing file.
+Nothing is read here; only for an ambiguous text it is checked whether a file of that name exists.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.source_context import source_context
+from qwenvl_kit.images.source_context import stage_context
+from qwenvl_kit.images.urls import redact_path, redact_url
 from qwenvl_kit.types import ImageSource
 
 if TYPE_CHECKING:
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\-\s]+")
-_SEPARATOR = re.compile(r"([/\\])")
-_LONGEST_PATH = 4096
-_LONGEST_HEAD = 128
-_LARGEST_COMPARED = 2**28  # bytes of an array that is told from others by its content
-_NO_NUMBERS = (
-    "OSTU"  # NumPy's kinds of objects, bytes and texts: https://numpy.org/doc/stable/reference/arrays.dtypes.html
-)
+_MAX_PATH = 4096
+_HEAD = 128
+_MAX_HASHED = 2**28  # bytes of an array whose key is a digest of its content
+# NumPy's kinds of objects, bytes and texts: https://numpy.org/doc/stable/reference/arrays.dtypes.html
+_NON_NUMERIC = "OSTU"
 _SIGNATURES = (
     b"\xff\xd8\xff",
     b"\x89PNG",
@@ -52,16 +50,15 @@ _SIGNATURES = (
 
 
 def classify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[ImageSource, ...]:
-    """Tell what pictures a cell holds.
+    """Return the sources of the images in a cell, not yet read.
 
     Parameters
     ----------
     cell : object
-        A URL, s3:// or tos:// address, path, base64 text, bytes, PIL image, array, a mapping with ``bytes`` or ``path``
-        (the form in which data sets on the hub keep pictures), or a list of these, or an array or Series of texts, for
-        several pictures.
+        A URL, path, base64 text, bytes, Pillow image, array, or a mapping with ``bytes`` or ``path`` (the form of data
+        sets on the hub). For several images, a list of these, or an array or Series of texts.
     image_src_type : {"auto", "image_url", "image_base64", "image_binary"}
-        What the caller says that texts and bytes are.
+        Meaning of texts and bytes.
 
     Returns
     -------
@@ -71,7 +68,7 @@ def classify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
     Raises
     ------
     RowError
-        The cell holds something else, or its own code raised, of the stage ``fetch``.
+        The cell has another content, or its own code raised, of the stage ``fetch``.
 
     Examples
     --------
@@ -80,8 +77,8 @@ def classify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
     >>> classify(None)
     ()
     """
-    # A cell may compute when it is looked at, as lazy arrays and paths of a mount do, and raise anything.
-    with source_context("fetch", "the cell", "cannot be read"):
+    # Reading a cell may run its own code, as with lazy arrays and paths of a mount, and raise anything.
+    with stage_context("fetch", "Cannot read the cell"):
         cell = _without_wrapper(cell)
         if is_null(cell):
             return ()
@@ -90,7 +87,7 @@ def classify(cell: object, image_src_type: ImageSrcType = "auto") -> tuple[Image
 
 
 def is_null(cell: object) -> bool:
-    """Whether a cell holds no picture: None, NaN, pd.NA, NaT, an empty text, empty bytes or an empty list."""
+    """Return whether a cell has no image: None, NaN, pd.NA, NaT, an empty text, empty bytes or an empty list."""
     if cell is None or cell is pd.NA or cell is pd.NaT:
         return True
     if isinstance(cell, str):
@@ -100,47 +97,24 @@ def is_null(cell: object) -> bool:
     return isinstance(cell, bytes | bytearray | memoryview | list | tuple) and len(cell) == 0
 
 
-def redact_url(address: str) -> str:
-    """The address without user names, passwords, signed queries and fragments, for messages and records.
-
-    Examples
-    --------
-    >>> redact_url("https://me:secret@example.org/a.png?X-Amz-Signature=abc")
-    'https://***@example.org/a.png?…'
-    """
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # brackets that are no IPv6 address; what cannot be taken apart cannot be masked in parts
-        return f"{address.partition('://')[0]}://…"
-    _, at, host = parts.netloc.rpartition("@")
-    # A password with "/", "?" or "#" in it ended the host too early, or one slash too many began the path too early.
-    if not at and "@" in address and (":" in host or not host):
-        return f"{parts.scheme}://…"
-    netloc = f"***@{host}" if at else host
-    path, mark, parameters = parts.path.partition(";")  # which may sign the address, as a query does
-    path += ";…" if "=" in parameters else mark + parameters
-    query = "?…" if parts.query else ""
-    return _clip(f"{parts.scheme}://{netloc}{path}{query}")
-
-
 def _without_wrapper(cell: object) -> object:
-    """Take a value out of an Arrow scalar, or out of an array without dimensions that holds no number."""
+    """Return the value of an Arrow scalar, or of a non-numeric array without dimensions."""
     if isinstance(cell, str | bytes):
         return cell
     if isinstance(cell, np.ndarray):
-        return cell.item() if cell.ndim == 0 and cell.dtype.kind in _NO_NUMBERS else cell
+        return cell.item() if cell.ndim == 0 and cell.dtype.kind in _NON_NUMERIC else cell
     return cell.as_py() if hasattr(cell, "as_py") else cell
 
 
 def _parts(cell: object) -> list[object] | None:
-    """Take a list, or an array of anything but numbers, apart; None for what is one image.
+    """Return the elements of a list or of a non-numeric array; None for one image.
 
     Columns of lists come back from Parquet as arrays of objects, and from ``groupby(…).unique()`` as arrays of texts.
     """
     if isinstance(cell, list | tuple):
         return list(cell)
     if isinstance(cell, np.ndarray):
-        return cell.tolist() if cell.ndim == 1 and cell.dtype.kind in _NO_NUMBERS else None
+        return cell.tolist() if cell.ndim == 1 and cell.dtype.kind in _NON_NUMERIC else None
     if isinstance(cell, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         return None if pd.api.types.is_numeric_dtype(cell.dtype) else list(cell)
     if hasattr(cell, "to_pylist"):  # Arrow
@@ -153,7 +127,7 @@ def _classify_many(cell: Sequence[object], image_src_type: ImageSrcType) -> tupl
     for position, part in enumerate(map(_without_wrapper, cell), start=1):
         if is_null(part) or _parts(part) is not None:
             what = "is missing" if is_null(part) else "is itself a list"
-            raise RowError("fetch", f"picture {position} of {len(cell)} in this cell {what}; give one picture each")
+            raise RowError("fetch", f"Image {position} of {len(cell)} in this cell {what}. Give one image each.")
         sources.append(_classify_one(part, image_src_type))
     return tuple(sources)
 
@@ -162,7 +136,7 @@ def _classify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
     if isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
         given = [cell[name] for name in ("bytes", "path") if name in cell and not is_null(cell[name])]
         if not given:
-            raise RowError("fetch", "the cell is a mapping whose 'bytes' and 'path' are both empty")
+            raise RowError("fetch", "The cell is a mapping whose 'bytes' and 'path' are both empty. Fill one of them.")
         cell = given[0]
     if isinstance(cell, str | os.PathLike):
         return _classify_text(os.fspath(cell), image_src_type)
@@ -174,45 +148,46 @@ def _classify_one(cell: object, image_src_type: ImageSrcType) -> ImageSource:
         return _array(_as_array(cell))
     raise RowError(
         "fetch",
-        f"a cell of type {type(cell).__name__} is no picture; give a URL, path, base64 text, bytes, PIL image or array",
+        f"A cell of type {type(cell).__name__} is not an image. Give a URL, path, base64 text, bytes, PIL image or "
+        "array.",
     )
 
 
 def _classify_text(text: str | bytes, image_src_type: ImageSrcType) -> ImageSource:
     text = os.fsdecode(text)
     if image_src_type == "image_binary":
-        right = "image_base64" if _looks_like_base64(text) else "image_url"
-        raise RowError("fetch", f"image_src_type='image_binary' but the cell is a text; pass image_src_type='{right}'")
+        right: ImageSrcType = "image_base64" if _looks_like_base64(text) else "image_url"
+        raise _mismatch("image_binary", "a text", right)
     if image_src_type == "image_base64":
         if _SCHEME.match(text.lstrip()):
-            raise RowError(
-                "fetch", "image_src_type='image_base64' but the cell is an address; pass image_src_type='image_url'"
-            )
+            raise _mismatch("image_base64", "a URL", "image_url")
         return _base64(text)
     if image_src_type == "image_url":
-        return _base64(text) if _is_data_uri(text) else _address(text)
-    return _base64(text) if _is_base64(text) else _address(text)
+        return _base64(text) if _is_data_uri(text) else _url_or_path(text)
+    return _base64(text) if _is_base64(text) else _url_or_path(text)
 
 
 def _classify_bytes(data: bytes, image_src_type: ImageSrcType) -> ImageSource:
     if image_src_type == "image_url":
-        raise RowError("fetch", "image_src_type='image_url' but the cell is bytes; pass image_src_type='image_binary'")
+        raise _mismatch("image_url", "bytes", "image_binary")
     if image_src_type == "image_base64":
         if data.startswith(_SIGNATURES) or not _looks_like_base64(data.decode("latin-1")):
-            raise RowError(
-                "fetch",
-                "image_src_type='image_base64' but the cell is the picture's own bytes; "
-                "pass image_src_type='image_binary'",
-            )
+            raise _mismatch("image_base64", "the bytes of an image", "image_binary")
         return _base64(data.decode("latin-1"))
     if image_src_type == "auto" and not data.startswith(_SIGNATURES):
-        head = data[:_LONGEST_HEAD].decode("latin-1")
+        head = data[:_HEAD].decode("latin-1")
         if _is_data_uri(head) or (_looks_like_base64(head) and _starts_like_image(head)):
             return _base64(data.decode("latin-1"))
     return ImageSource("bytes", data, f"{len(data)} bytes", f"bytes:{_digest(data)}")
 
 
-def _address(text: str) -> ImageSource:
+def _mismatch(given: ImageSrcType, content: str, right: ImageSrcType) -> RowError:
+    return RowError(
+        "fetch", f"image_src_type={given!r} does not fit a cell that is {content}. Pass image_src_type={right!r}."
+    )
+
+
+def _url_or_path(text: str) -> ImageSource:
     text = text.strip()
     found = _SCHEME.match(text)
     scheme = found.group(1).lower() if found else ""
@@ -220,21 +195,7 @@ def _address(text: str) -> ImageSource:
         return ImageSource("url", text, redact_url(text), text)
     if scheme not in ("", "file"):
         return ImageSource("remote", text, redact_url(text), text)
-    return ImageSource("path", text, _clip(_mask_path(text)), text)
-
-
-def _mask_path(text: str) -> str:
-    """Hide what would be a secret if the text were an address whose scheme was forgotten.
-
-    Without backtracking: the text is a stranger's, and may be long.
-    """
-    address, mark, query = "".join(map(_mask_login, _SEPARATOR.split(text))).partition("?")
-    return f"{address}?…" if "=" in query else f"{address}{mark}{query}"
-
-
-def _mask_login(part: str) -> str:
-    login, _, host = part.rpartition("@")
-    return f"***@{host}" if ":" in login else part
+    return ImageSource("path", text, redact_path(text), text)
 
 
 def _base64(text: str) -> ImageSource:
@@ -252,14 +213,14 @@ def _as_array(cell: object) -> np.ndarray[Any, Any]:
     except (TypeError, ValueError, RuntimeError) as error:  # tensors with a gradient, on a GPU, or in bfloat16
         raise RowError(
             "fetch",
-            f"a cell of type {type(cell).__name__} cannot be read as an array ({type(error).__name__}); give a numpy "
-            "array, of a tensor tensor.detach().float().cpu().numpy()",
+            f"A cell of type {type(cell).__name__} does not convert to an array ({type(error).__name__}). Give a NumPy "
+            "array; of a tensor, tensor.detach().float().cpu().numpy().",
         ) from error
 
 
 def _array(array: np.ndarray[Any, Any]) -> ImageSource:
     name = f"{array.dtype}{array.shape}"
-    if array.nbytes > _LARGEST_COMPARED:  # a view of one number may seem to hold terabytes, and would be copied
+    if array.nbytes > _MAX_HASHED:  # a view of one number may claim terabytes, and would be copied
         return ImageSource("array", array, f"array {name}", f"array:{id(array)}")
     is_plain = array.nbytes > 0 and not array.dtype.hasobject
     key = _digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if is_plain else "empty"
@@ -267,12 +228,12 @@ def _array(array: np.ndarray[Any, Any]) -> ImageSource:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a text of unknown kind is base64; "/9j/…" is both a JPEG and an absolute path."""
+    """Return whether a text of unknown kind is base64; "/9j/…" is both a JPEG and an absolute path."""
     if _is_data_uri(text):
         return True
     if _SCHEME.match(text.lstrip()):
         return False
-    if len(text) > _LONGEST_PATH:
+    if len(text) > _MAX_PATH:
         return True
     return not _exists(text) and _looks_like_base64(text) and _starts_like_image(text)
 
@@ -286,7 +247,7 @@ def _is_data_uri(text: str) -> bool:
 
 
 def _starts_like_image(text: str) -> bool:
-    head = "".join(text[:_LONGEST_HEAD].split())[:64].replace("-", "+").replace("_", "/")
+    head = "".join(text[:_HEAD].split())[:64].replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(head[: len(head) // 4 * 4]).startswith(_SIGNATURES)
     except binascii.Error:
@@ -302,8 +263,3 @@ def _exists(path: str) -> bool:
 
 def _digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _clip(text: str, length: int = 120) -> str:
-    text = text.encode("utf-8", "replace").decode()  # half characters, as odd file names hold them, fit no message
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,4 +1,4 @@
-"""Decode images in a process of its own, which `qwenvl_kit.images.decode_pool` starts, feeds and ends.
+"""Serve decoding in a process of its own, which `qwenvl_kit.images.decode_process` starts.
 
 Started as a script, without the package's ``__init__``: it needs NumPy and Pillow alone, and is ready in 0.1 s.
 """
@@ -18,12 +18,12 @@ from PIL import AvifImagePlugin, Image, ImageFile
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_resized_image
-from qwenvl_kit.images.resize import bands
+from qwenvl_kit.images.pixels import bands
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.images.resize import Sizing
+    from qwenvl_kit.images.resize import TargetSize
 
 _Buffer = TypeVar("_Buffer", bytearray, "NDArray[np.uint8]")
 LENGTH = struct.Struct("<Q")
@@ -39,7 +39,7 @@ def main() -> None:
     """Serve requests from standard input on standard output until it ends."""
     jobs, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what a library prints must not stand between the answers
-    warnings.simplefilter("ignore")  # Pillow's, of odd metadata; nobody reads them here
+    warnings.simplefilter("ignore")  # Pillow's, of odd metadata; no caller sees them here
     # The pool runs as many processes as there are CPUs; a decoder's own threads would take address space and time.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     while (job := receive(jobs)) is not None and (data := receive(jobs)) is not None:
@@ -88,8 +88,7 @@ def _read(pipe: int, buffer: _Buffer) -> _Buffer | None:
 def _answer(
     pipe: int,
     data: bytearray,
-    label: str,
-    sizing: Sizing,
+    sizing: TargetSize,
     max_image_pixels: int,
     of_pillow: tuple[int | None, bool],
 ) -> None:
@@ -98,10 +97,10 @@ def _answer(
     _limit_memory(max_memory(len(data)))
     failure = None
     try:
-        image, source_size = decode_resized_image(bytes(data), label, sizing, max_image_pixels=max_image_pixels)
+        image, source_size = decode_resized_image(bytes(data), sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
         failure = error.stage, error.message
-    if failure is not None:  # told when the exception is gone, whose frames hold the image
+    if failure is not None:  # sent when the exception is gone, whose frames hold the image
         send(pipe, pickle.dumps(("error", *failure)))
         send(pipe, b"")
         return
@@ -113,7 +112,7 @@ def _answer(
 
 
 def _limit_memory(n_bytes: int) -> None:
-    """Let the process grow by so much: more is a MemoryError, which is the image's fault alone."""
+    """Let the process grow by `n_bytes`: more is a MemoryError, and thus this image's row error."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # there are no such limits on Windows
         import resource
 

@@ -1,14 +1,14 @@
-"""Load an image: fetch its bytes, decode them to upright RGB, and resize them once to what the model sees.
+"""Load an image: fetch its bytes, decode them to upright RGB, and resize them once.
 
-Whatever a library raises on the way is the image's own error. What is not provably quick to decode goes to a process
-of its own.
+Whatever a library raises on the way is the image's own row error. Files that are not provably quick to decode are
+decoded in another process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,57 +18,48 @@ from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
-from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched, FetchLimits, fetch
+from qwenvl_kit.images.fetch.dispatch import Fetch, fetch, is_unchanged
+from qwenvl_kit.images.fetch.idle import close_idle_connections
+from qwenvl_kit.images.fetch.limits import FetchLimits
 from qwenvl_kit.images.heap import trim_heap
 from qwenvl_kit.images.probe import SHORT_PIXELS, probe
-from qwenvl_kit.images.resize import Sizing, resize
-from qwenvl_kit.images.source_context import source_context
+from qwenvl_kit.images.resize import resize
+from qwenvl_kit.images.source_context import source_context, stage_context
 from qwenvl_kit.types import LoadedImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qwenvl_kit.images.fetch.cache import FetchCache
+    from qwenvl_kit.images.fetch.fetched import Fetched
+    from qwenvl_kit.images.resize import TargetSize
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import ImageSource
 
-# Decoding works where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
+# Decoding is CPU-bound where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
 _SLOTS = max(2, available_cpus())
 _decoding = Budget(_SLOTS)
 # Memory of all images that are decoded at a time, here and in processes: two of 12 megapixels on two CPUs. An image
 # that takes more is decoded alone.
 _MEMORY = _SLOTS * 144 * 2**20
 _memory = Budget(_MEMORY)
-_OF_A_PROCESS = 32 * 2**20
+_PROCESS_BYTES = 32 * 2**20
 _FREE_PIXELS = 500_000  # of images that are not counted: all threads together hold less than 100 MB of these
+_FAILED = "Cannot decode the image"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one image may cost."""
-
-    fetch: FetchLimits
-    max_image_pixels: int
-    decode_timeout_s: float = 2.0
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """Return the limits that a config asks for."""
-        return cls(FetchLimits.of(config), config.max_image_pixels, config.decode_timeout_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """What decoding an image costs.
+class DecodeCost:
+    """The cost of decoding an image.
 
     Attributes
     ----------
     n_pixels : int
-        Those of the image or of what the model sees of it, whichever are more; 0 where the header does not tell.
+        Those of the image or of its target size, whichever are more; 0 where the header has no size.
     n_bytes : int
-        Memory that it takes.
+        Memory.
     is_short : bool
-        It takes less than a second, whatever the rest of the file holds.
+        Decoding takes less than a second, whatever the rest of the file contains.
     """
 
     n_pixels: int
@@ -76,29 +67,49 @@ class Weight:
     is_short: bool
 
 
+@dataclass(frozen=True)
 class ImageLoader:
-    """Loads images under one set of limits, at once or step by step.
+    """Load images under one set of limits, at once or step by step.
 
-    Parameters
+    Attributes
     ----------
-    sizing : Sizing
-        The size wanted.
-    limits : Limits
-        What one image may cost.
+    sizing : TargetSize
+        Size of the loaded images.
+    fetch_limits : FetchLimits
+        Time, bytes, hosts and files allowed.
+    max_image_pixels : int
+        Largest width × height.
+    decode_timeout_s : float
+        Most CPU seconds of decoding.
     cancel : threading.Event, optional
         Ends decoding once it is set.
     cache : FetchCache, optional
-        Where files of hosts are looked for, and kept.
+        Keeps files of hosts between fetches.
     """
 
-    def __init__(
-        self,
-        sizing: Sizing,
-        limits: Limits,
+    sizing: TargetSize
+    fetch_limits: FetchLimits
+    max_image_pixels: int
+    decode_timeout_s: float = 2.0
+    cancel: threading.Event | None = None
+    cache: FetchCache | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        sizing: TargetSize,
+        *,
         cancel: threading.Event | None = None,
         cache: FetchCache | None = None,
-    ) -> None:
-        self._sizing, self._limits, self._cancel, self._cache = sizing, limits, cancel, cache
+    ) -> Self:
+        """Return a loader under the limits of a config."""
+        limits = FetchLimits.of(config)
+        return cls(sizing, limits, config.max_image_pixels, config.decode_timeout_s, cancel, cache)
+
+    def with_sizing(self, sizing: TargetSize) -> Self:
+        """Return a loader under the same limits that resizes to another size."""
+        return replace(self, sizing=sizing)
 
     def load(self, source: ImageSource) -> LoadedImage:
         """Fetch, decode and resize.
@@ -108,124 +119,116 @@ class ImageLoader:
         RowError
             Of the stage ``fetch``, ``decode`` or ``resize``.
         """
-        fetched = None if source.kind in ("pil", "array") else fetch(source, self._limits.fetch)
-        return self.decode(source, fetched, self.weigh(source, fetched))
+        fetched = None if source.kind in ("pil", "array") else self.fetch(source)
+        return self.decode(source, fetched, self.decode_cost(source, fetched))
 
-    def begin(self, source: ImageSource) -> Fetch:
-        """Return the fetch of an image that is not in memory as pixels; nothing is asked yet."""
-        return Fetch(source, self._limits.fetch, self._cache)
+    def is_unchanged(self, source: ImageSource, version: str) -> bool:
+        """Return whether a source still has the version of an earlier load; False where it cannot be told."""
+        return is_unchanged(source, version, self.fetch_limits)
 
-    def weigh(self, source: ImageSource, fetched: Fetched | None) -> Weight:
-        """Tell from their header what decoding bytes costs; of pixels in memory, resizing them.
+    def fetch(self, source: ImageSource) -> Fetched:
+        """Return the encoded bytes of an image that is not in memory as pixels.
 
         Raises
         ------
         RowError
-            They are no image, or too large a one, of the stage ``decode``.
+            Of the stage ``fetch``.
         """
-        with source_context("decode", source.label, "cannot be decoded"):
+        return fetch(source, self.fetch_limits, self.cache)
+
+    def start_fetch(self, source: ImageSource) -> Fetch:
+        """Return a fetch for step-by-step use; no request is sent yet."""
+        return Fetch(source, self.fetch_limits, self.cache)
+
+    def decode_cost(self, source: ImageSource, fetched: Fetched | None) -> DecodeCost:
+        """Return the cost of decoding bytes, by their header; of pixels in memory, of resizing them.
+
+        Raises
+        ------
+        RowError
+            The source is not an image, or exceeds a limit, of the stage ``decode``.
+        """
+        with source_context(source.label, "decode", _FAILED):
             if fetched is None:
-                n_pixels = self._most_pixels(source, _size_of_pixels(source.value))
-                return Weight(n_pixels, 8 * n_pixels, True)
-            found = probe(fetched.data, source.label, max_image_pixels=self._limits.max_image_pixels)
-            n_pixels = self._most_pixels(source, found.size)
+                n_pixels = self._most_pixels(_size_in_memory(source.value))
+                return DecodeCost(n_pixels, 8 * n_pixels, True)
+            found = probe(fetched.data, max_image_pixels=self.max_image_pixels)
+            n_pixels = self._most_pixels(found.size)
             n_bytes = found.bytes_per_pixel * n_pixels if n_pixels else _MEMORY
             is_short = found.is_short and n_pixels <= SHORT_PIXELS
-            return Weight(n_pixels, n_bytes if is_short else n_bytes + _OF_A_PROCESS, is_short)
+            return DecodeCost(n_pixels, n_bytes if is_short else n_bytes + _PROCESS_BYTES, is_short)
 
-    def decode(self, source: ImageSource, fetched: Fetched | None, weight: Weight) -> LoadedImage:
+    def decode(self, source: ImageSource, fetched: Fetched | None, cost: DecodeCost) -> LoadedImage:
         """Decode and resize fetched bytes, or the pixels that a source holds.
 
-        What is short, in this thread; else in a process that can be ended.
+        A short job runs in this thread, others in a process that can be ended.
 
         Raises
         ------
         RowError
-            Of the stage ``decode`` or ``resize``; also where it took too long.
+            Of the stage ``decode`` or ``resize``; also where decoding took too long.
         """
-        with source_context("decode", source.label, "cannot be decoded"):
-            if weight.n_pixels <= _FREE_PIXELS and weight.is_short:
+        with source_context(source.label, "decode", _FAILED):
+            if cost.n_pixels <= _FREE_PIXELS and cost.is_short:
                 return self._decode_here(source, fetched)
-            with _memory.take(weight.n_bytes):
+            with _memory.take(cost.n_bytes):
                 if not _memory.available:  # beside an image that takes all of it, none is kept for later
                     trim_heap()
-                    if weight.n_bytes > 2 * _MEMORY:
+                    if cost.n_bytes > 2 * _MEMORY:
                         decode_pool.pool.close_idle(keep=1)
-                if not weight.is_short and fetched is not None:
-                    pixels, source_size = self._decode_apart(source, fetched, weight.n_pixels)
-                    return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.version)
+                if not cost.is_short and fetched is not None:
+                    return self._decode_apart(source, fetched, cost.n_pixels)
                 with _decoding.take(1):
                     return self._decode_here(source, fetched)
 
+    @staticmethod
+    def close_idle() -> None:
+        """Close idle connections and end idle decoders of this process; later loads make new ones."""
+        decode_pool.pool.close_idle()
+        close_idle_connections()
+
     def _decode_here(self, source: ImageSource, fetched: Fetched | None) -> LoadedImage:
         if fetched is None:
-            return self._of_pixels(source)
-        pixels, source_size = decode_resized(
-            fetched.data, source.label, self._sizing, max_image_pixels=self._limits.max_image_pixels
-        )
-        return LoadedImage(pixels, _digest(fetched.data), source_size, source.label, fetched.version)
+            return self._resize_pixels(source)
+        pixels, source_size = decode_resized(fetched.data, self.sizing, max_image_pixels=self.max_image_pixels)
+        return _loaded(source, fetched, pixels, source_size)
 
-    def _decode_apart(
-        self, source: ImageSource, fetched: Fetched, n_pixels: int
-    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        return decode_pool.pool.decode(
+    def _decode_apart(self, source: ImageSource, fetched: Fetched, n_pixels: int) -> LoadedImage:
+        pixels, source_size = decode_pool.pool.decode(
             fetched.data,
-            source.label,
-            self._sizing,
-            max_image_pixels=self._limits.max_image_pixels,
+            self.sizing,
+            max_image_pixels=self.max_image_pixels,
             n_pixels=n_pixels,
-            timeout_s=self._limits.decode_timeout_s,
-            cancel=self._cancel,
+            timeout_s=self.decode_timeout_s,
+            cancel=self.cancel,
         )
+        return _loaded(source, fetched, pixels, source_size)
 
-    def _of_pixels(self, source: ImageSource) -> LoadedImage:
+    def _resize_pixels(self, source: ImageSource) -> LoadedImage:
         decode = decode_pil if source.kind == "pil" else decode_array
-        pixels: NDArray[np.uint8] = decode(source.value, source.label, max_image_pixels=self._limits.max_image_pixels)
+        pixels: NDArray[np.uint8] = decode(source.value, max_image_pixels=self.max_image_pixels)
         digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
         digest.update(repr(pixels.shape).encode())
         height, width = pixels.shape[:2]
-        with source_context("resize", source.label, "cannot be resized"):
-            sized = resize(pixels, self._sizing.target((height, width), source.label))
-        return LoadedImage(sized, digest.hexdigest(), (height, width), source.label)
+        with stage_context("resize", "Cannot resize the image"):
+            resized = resize(pixels, self.sizing.target((height, width)))
+        return LoadedImage(resized, digest.hexdigest(), (height, width), source.label)
 
-    def _most_pixels(self, source: ImageSource, size: tuple[int, int] | None) -> int:
-        """Pixels of the image or of what the model sees of it, whichever are more; 0 where they are not known."""
+    def _most_pixels(self, size: tuple[int, int] | None) -> int:
         if size is None or not all(size):
             return 0
-        height, width = self._sizing.target(size, source.label)
+        height, width = self.sizing.target(size)
         return max(size[0] * size[1], height * width)
 
 
-def _size_of_pixels(value: Image.Image | np.ndarray[Any, Any]) -> tuple[int, int] | None:
+def _loaded(
+    source: ImageSource, fetched: Fetched, pixels: NDArray[np.uint8], source_size: tuple[int, int]
+) -> LoadedImage:
+    digest = hashlib.blake2b(fetched.data, digest_size=16).hexdigest()
+    return LoadedImage(pixels, digest, source_size, source.label, fetched.version)
+
+
+def _size_in_memory(value: Image.Image | np.ndarray[Any, Any]) -> tuple[int, int] | None:
     if isinstance(value, Image.Image):
         return value.height, value.width
     return (value.shape[0], value.shape[1]) if value.ndim > 1 else None
-
-
-def load(source: ImageSource, sizing: Sizing, limits: Limits) -> LoadedImage:
-    """Load one image.
-
-    Parameters
-    ----------
-    source : ImageSource
-        From `classify`.
-    sizing : Sizing
-        The size wanted.
-    limits : Limits
-        What it may cost.
-
-    Returns
-    -------
-    Picture
-        Resized exactly once.
-
-    Raises
-    ------
-    RowError
-        Of the stage ``fetch``, ``decode`` or ``resize``.
-    """
-    return ImageLoader(sizing, limits).load(source)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

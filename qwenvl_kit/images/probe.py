@@ -1,9 +1,7 @@
-"""Read what an encoded image's first bytes say of it, before any decoder is trusted with it.
+"""Read the header of an encoded image: its size, and what decoding it costs.
 
-The format must be on an allow-list (Pillow's own advice for untrusted files:
-https://pillow.readthedocs.io/en/stable/handbook/security.html). The size is checked here, since some readers decode
-inside ``Image.open``. Files whose decoding is provably short are told from all others, which a process of their own
-decodes (`qwenvl_kit.images.decode_pool`).
+The size is checked here, since some readers decode inside ``Image.open``. Files whose decoding is provably short are
+decoded in this process, all others in a process of their own (`qwenvl_kit.images.decode_pool`).
 """
 
 from __future__ import annotations
@@ -14,9 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwenvl_kit.errors import RowError
-
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "HEIF")
-"""Names of Pillow's readers that may be used."""
+from qwenvl_kit.images.formats import format_of
 
 MAX_PNG_CHUNKS = 100_000
 """Each costs Pillow about 1.7 µs; a 12-megapixel photograph has about 3,000."""
@@ -34,39 +30,11 @@ _SHORT_CHUNKS = 2_000
 _HEADER_BYTES = 2**18
 _SIZE_BOX = re.compile(b"ispe")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_OTHERS = (
-    (b"%!PS", "PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "PostScript"),
-    (b"%PDF", "PDF"),
-    (b"SIMPLE  =", "FITS"),
-    (b"DDS ", "DDS"),
-    (b"8BPS", "Photoshop's PSD"),
-    (b"icns", "ICNS"),
-    (b"qoif", "QOI"),
-    (b"\xd7\xcd\xc6\x9a", "WMF"),
-    (b"\x01\x00\x00\x00", "EMF"),
-    (b"BLP1", "BLP"),
-    (b"BLP2", "BLP"),
-    (b"GRIB", "GRIB"),
-    (b"BUFR", "BUFR"),
-    (b"\x89HDF", "HDF5"),
-    (b"/* XPM */", "XPM"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (b"P1", "PBM"),
-    (b"P2", "PGM"),
-    (b"P3", "PPM"),
-    (b"P4", "PBM"),
-    (b"P5", "PGM"),
-    (b"P6", "PPM"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip"),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the first bytes of a file say.
+    """What the header of a file says.
 
     Attributes
     ----------
@@ -86,15 +54,13 @@ class Probe:
     bytes_per_pixel: int = 8
 
 
-def probe(data: bytes, label: str, *, max_image_pixels: int) -> Probe:
-    """Tell format, size and cost of an encoded image.
+def probe(data: bytes, *, max_image_pixels: int) -> Probe:
+    """Return the format, size and cost of an encoded image.
 
     Parameters
     ----------
     data : bytes
         A whole file.
-    label : str
-        Name of the source, for messages.
     max_image_pixels : int
         Largest width × height.
 
@@ -109,91 +75,30 @@ def probe(data: bytes, label: str, *, max_image_pixels: int) -> Probe:
     >>> from PIL import Image
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (80, 60)).save(file, "PNG")
-    >>> probe(file.getvalue(), "a.png", max_image_pixels=10_000)
+    >>> probe(file.getvalue(), max_image_pixels=10_000)
     Probe(format='PNG', size=(60, 80), is_short=True, bytes_per_pixel=8)
     """
-    name = format_of(data, label)
+    name = format_of(data)
     inspect = _INSPECTORS.get(name)
     try:
         found = Probe(name) if inspect is None else inspect(data)
     except (struct.error, IndexError):  # cut short; the decoder says how
         found = Probe(name)
     except ValueError as error:
-        raise RowError("decode", f"{label} cannot be decoded: {error}") from error
+        raise RowError("decode", f"Cannot decode the image: {error}") from error
     if found.size is not None:
-        check_pixels(*found.size, label, max_image_pixels)
+        check_pixels(*found.size, max_image_pixels)
     return found
 
 
-def format_of(data: bytes, label: str) -> str:
-    """Return the one of `FORMATS` that a file's signature belongs to; ``JPEG`` stands for MPO too.
-
-    Raises
-    ------
-    RowError
-        It belongs to none, of the stage ``decode``.
-    """
-    name = _format(data)
-    if name is None:
-        raise RowError("decode", f"{label} {_why_not(data)}")
-    return name
-
-
-def check_pixels(height: int, width: int, label: str, max_image_pixels: int) -> None:
-    """Refuse an image of more than `max_image_pixels`.
-
-    Raises
-    ------
-    RowError
-        It has more, of the stage ``decode``.
-    """
+def check_pixels(height: int, width: int, max_image_pixels: int) -> None:
+    """Raise a RowError of the stage ``decode`` for an image of more than `max_image_pixels`."""
     if height * width > max_image_pixels:
         raise RowError(
             "decode",
-            f"{label} has {width}×{height} = {height * width} pixels, more than max_image_pixels={max_image_pixels}; "
-            "raise max_image_pixels if you trust it",
+            f"The image of {width}×{height} = {height * width} pixels exceeds max_image_pixels={max_image_pixels}. "
+            "Raise it if you trust the source.",
         )
-
-
-def _format(data: bytes) -> str | None:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith(b"BM"):
-        return "BMP"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")):
-        return "TIFF"
-    if data.startswith(b"\0\0\1\0"):
-        return "ICO"
-    if data.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a")):
-        return "JPEG2000"
-    return _base_media_format(data) if data[4:8] == b"ftyp" else None
-
-
-def _base_media_format(data: bytes) -> str | None:
-    """Tell AVIF from HEIF by the brands of the file-type box: https://nokiatech.github.io/heif/technical.html."""
-    length = min(int.from_bytes(data[:4]), 256)
-    brands = {data[8:12], *(data[at : at + 4] for at in range(16, length - 3, 4))}
-    if brands & {b"avif", b"avis"}:
-        return "AVIF"
-    return "HEIF" if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"} else None
-
-
-def _why_not(data: bytes) -> str:
-    head = data[:256].lstrip()
-    if head[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return "is no image: it is an HTML page"
-    if head.startswith((b"<svg", b"<?xml", b"\xef\xbb\xbf<")):
-        return "is SVG or XML, which is not read; convert it to PNG first"
-    name = next((name for signature, name in _OTHERS if data.startswith(signature)), None)
-    if name is not None:
-        return f"is {name}, which is not read; convert it to PNG first"
-    return f"is no image of a format that is read ({', '.join(FORMATS)}); convert it to PNG first"
 
 
 def _jpeg(data: bytes) -> Probe:
@@ -251,7 +156,7 @@ def _png(data: bytes) -> Probe:
         n_chunks += 1
         at += 12 + length
     if n_chunks > MAX_PNG_CHUNKS:
-        raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks, which no encoder writes")
+        raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks; save it again with fewer.")
     is_short = (
         width * height * max(1, channels * depth // 8) <= 4 * SHORT_PIXELS
         and n_chunks <= _SHORT_CHUNKS

@@ -1,4 +1,4 @@
-"""Sizes in, the size that the model sees out; then one bicubic resize to it.
+"""Compute the size that an image is resized to, and resize it once, bicubic.
 
 The arithmetic is that of ``qwen_vl_utils.smart_resize`` (Apache-2.0,
 https://github.com/QwenLM/Qwen2.5-VL/blob/main/qwen-vl-utils/src/qwen_vl_utils/vision_process.py),
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.pixels import to_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,14 +24,24 @@ if TYPE_CHECKING:
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import PatchGeometry
 
-_BAND_PIXELS = 1 << 21
 MAX_ASPECT = 200
-"""Longest side over shortest side above which the family refuses a picture."""
+"""Limit of the model family on longest side over shortest side."""
+
+
+class TargetSize(Protocol):
+    """From the size of an image to the size that it is resized to; picklable, for decoders in other processes."""
+
+    @property
+    def draft(self) -> bool:
+        """Whether a JPEG may be decoded at a reduced scale that is not smaller than the target."""
+
+    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """Return ``(height, width)`` for an image of that size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What size pictures are brought to."""
+    """The size for a model, as `target_size` computes it."""
 
     geometry: PatchGeometry
     resized_height: int | None = None
@@ -40,9 +50,9 @@ class Sizing:
 
     @classmethod
     def of(cls, config: Config, geometry: PatchGeometry) -> Self:
-        """The checkpoint's geometry with the config's limits and sizes in it.
+        """Return the checkpoint's sizing under a config's limits and sizes.
 
-        A limit given alone moves the other where they would cross.
+        Where only one limit is given and the two would cross, the other follows it.
         """
         least = config.min_pixels or geometry.min_pixels
         most = config.max_pixels or geometry.max_pixels
@@ -55,23 +65,41 @@ class Sizing:
             config.image_decode == "draft",
         )
 
-    def target(self, source_size: tuple[int, int], label: str = "") -> tuple[int, int]:
-        """Return the ``(height, width)`` in pixels that an image of `source_size` is given to the model in.
-
-        Raises
-        ------
-        RowError
-            As `target_size`; `label` names the image in the message.
-        """
-        try:
-            return target_size(
-                source_size, self.geometry, resized_height=self.resized_height, resized_width=self.resized_width
-            )
-        except RowError as error:
-            raise RowError(error.stage, f"{label}: {error.message}" if label else error.message) from error
+    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """Return ``(height, width)`` for an image of `source_size`; raises as `target_size`."""
+        return target_size(
+            source_size, self.geometry, resized_height=self.resized_height, resized_width=self.resized_width
+        )
 
 
-@functools.lru_cache(maxsize=1024)  # columns hold many images of few sizes, and each is asked for twice
+@dataclass(frozen=True, slots=True)
+class MaxArea:
+    """The largest size of at most `n_pixels` with the image's aspect ratio, never larger than the image."""
+
+    n_pixels: int
+    draft: bool = False
+
+    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """Return ``(height, width)`` for an image of `source_size`."""
+        height, width = source_size
+        shrink = max(1.0, math.sqrt(height * width / self.n_pixels))
+        return max(1, math.floor(height / shrink)), max(1, math.floor(width / shrink))
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSize:
+    """One size for every image."""
+
+    height: int
+    width: int
+    draft: bool = False
+
+    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """Return ``(height, width)``, whatever the size of the image."""
+        return self.height, self.width
+
+
+@functools.lru_cache(maxsize=1024)  # columns hold many images of few sizes, and each is computed twice
 def target_size(
     source_size: tuple[int, int],
     geometry: PatchGeometry,
@@ -79,16 +107,16 @@ def target_size(
     resized_height: int | None = None,
     resized_width: int | None = None,
 ) -> tuple[int, int]:
-    """The size that a picture is given to the model in.
+    """Return the size that an image is resized to for a model.
 
     Parameters
     ----------
     source_size : tuple of int
-        ``(height, width)`` of the picture in pixels.
+        ``(height, width)`` of the image in pixels.
     geometry : PatchGeometry
         The checkpoint's, or the caller's pixel limits in it.
     resized_height, resized_width : int or None
-        Size asked for; where only one is given, the other follows from the picture's aspect ratio.
+        Requested size; where only one is given, the other follows from the image's aspect ratio.
 
     Returns
     -------
@@ -121,8 +149,8 @@ def target_size(
 def smart_resize(height: int, width: int, geometry: PatchGeometry) -> tuple[int, int]:
     """Round to multiples of the token size within the pixel limits, keeping the aspect ratio as well as they allow.
 
-    Equal to ``qwen_vl_utils.smart_resize`` wherever that gives a size at all; for needles, where it gives a side of 0,
-    the short side is one token and the long one what the limit leaves.
+    Equal to ``qwen_vl_utils.smart_resize`` wherever that returns a size at all. For extreme aspect ratios, where it
+    returns a side of 0, the short side is one token and the long one what the limit leaves.
 
     Raises
     ------
@@ -133,8 +161,8 @@ def smart_resize(height: int, width: int, geometry: PatchGeometry) -> tuple[int,
     if aspect > MAX_ASPECT:
         raise RowError(
             "resize",
-            f"a picture of {width}×{height} is too long: its sides are {aspect:.0f} : 1, at most {MAX_ASPECT} : 1 is "
-            "understood; crop it, or give both resized_height and resized_width",
+            f"Aspect ratio {aspect:.0f}:1 of a {width}×{height} image exceeds the model's limit of {MAX_ASPECT}:1. "
+            "Crop it, or set both resized_height and resized_width.",
         )
     factor = geometry.factor
     rounded = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
@@ -152,35 +180,7 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     """Resize uint8 ``(H, W, 3)`` to ``size = (height, width)``, bicubic as ``qwen_vl_utils`` does it."""
     if pixels.shape[:2] == size:
         return pixels
-    return to_array(resize_image(Image.fromarray(pixels), size))
-
-
-def to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of an RGB image, uint8 ``(H, W, 3)``.
-
-    NumPy's own conversion holds three copies on the way; a large image takes it in bands.
-    """
-    if image.width * image.height <= _BAND_PIXELS:
-        return np.asarray(image, np.uint8)  # which refuses what NumPy could only take for an object
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    top = 0
-    for band in bands(image):
-        pixels[top : top + len(band)] = band
-        top += len(band)
-    return pixels
-
-
-def bands(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
-    """Give the pixels of an RGB image some rows at a time, uint8 ``(h, W, 3)``."""
-    n_rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, n_rows):
-        yield np.asarray(image.crop((0, top, image.width, min(top + n_rows, image.height))), np.uint8)
-
-
-def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize an RGB image to ``size = (height, width)``, as `resize` does."""
-    height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    return to_array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def _floor(value: float, factor: int) -> int:

@@ -1,5 +1,5 @@
-"""What runs a model, behind one seam: requests are pulled, results come out. Backends never see frames or URLs."""
+"""Generate answers: engine, scheduler, KV slots, sampler, and the protocols of backends and model runners."""
 
-from qwenvl_kit.inference.backend import Backend, BackendSpec, Control, RequestQueue
+from qwenvl_kit.inference.backend import Backend, BackendSpec, Control, RequestQueue, RunControl
 
-__all__ = ["Backend", "BackendSpec", "Control", "RequestQueue"]
+__all__ = ["Backend", "BackendSpec", "Control", "RequestQueue", "RunControl"]

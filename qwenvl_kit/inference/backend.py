@@ -1,6 +1,6 @@
-"""The seam between the runner and whatever runs a model: three protocols, and the control of a run.
+"""Protocols between a run and the backend that answers it.
 
-Nothing above it knows what a token is; nothing below it knows what a frame or a URL is.
+Above them there are no tokens; below them there are no data frames and no URLs.
 """
 
 from __future__ import annotations
@@ -16,55 +16,70 @@ if TYPE_CHECKING:
 
 
 class RequestQueue(Protocol):
-    """Where a backend takes its requests from."""
+    """Source of a backend's requests."""
 
     def get(self, n: int, *, block: bool) -> list[Request] | None:
-        """Take up to `n` requests.
+        """Remove and return up to `n` requests.
 
         Parameters
         ----------
         n : int
-            Most requests wanted, at least 1.
+            At least 1.
         block : bool
             Wait for the first one.
 
         Returns
         -------
         list of Request or None
-            ``[]`` when none is ready yet, None when no more will come.
+            ``[]`` if none is ready yet, None if no more will come.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How one run is stopped and watched; a run that was stopped leaves `cancel` set, so make a new one for each.
+    """Cancel and watch one run. A cancelled run leaves `cancel` set, so each run needs a new control.
 
     Attributes
     ----------
     cancel : threading.Event
-        Once set, a backend yields ``cancelled`` for the rows it holds and returns.
+        Set it to end the run: rows without a result become ``cancelled``.
     on_token : callable or None
-        Called as ``on_token(row, text)`` with each piece of text as it is made, from the backend's thread.
+        Called as ``on_token(row, text)`` with each new piece of text, from the backend's thread.
     on_result : callable or None
-        Called with each settled `Result`, from a thread of the run.
-    note : callable
-        Called with a sentence for the record when something ran otherwise than planned; set by the runner.
+        Called with the `Result` of each row, from a thread of the run.
     """
 
     cancel: threading.Event = field(default_factory=threading.Event)
     on_token: Callable[[int, str], None] | None = None
     on_result: Callable[[Result], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunControl:
+    """The part of a run's `Control` that a backend gets, and the receiver of its notes.
+
+    Attributes
+    ----------
+    cancel, on_token
+        See `Control`.
+    note : callable
+        Called with a sentence for the run's record when something ran otherwise than planned.
+    """
+
+    cancel: threading.Event = field(default_factory=threading.Event)
+    on_token: Callable[[int, str], None] | None = None
     note: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
 
 class Backend(Protocol):
     """A loaded model."""
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the queue gives as `resolved` says, in any order, each request once.
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
+        """Yield one result for each request of the queue, in any order.
 
-        A row's fault is a `Result` with status ``error``; an exception ends the whole run.
+        An error of one row is a `Result` with status ``error``; an exception ends the whole run. Once
+        ``control.cancel`` is set, yield ``cancelled`` for the requests taken so far and return.
         """
         ...
 
@@ -74,7 +89,7 @@ class Backend(Protocol):
 
 
 class BackendSpec(Protocol):
-    """What is known of a model before its weights are read; it can be pickled."""
+    """Description of a model, made without reading its weights; it can be pickled."""
 
     @property
     def fingerprint(self) -> str:
@@ -88,14 +103,14 @@ class BackendSpec(Protocol):
 
     @property
     def geometry(self) -> PatchGeometry:
-        """How the checkpoint cuts pictures into tokens."""
+        """Patch size and pixel limits of the checkpoint."""
         ...
 
     @property
     def resolved(self) -> ResolvedConfig:
-        """What will really run."""
+        """The options as they will run."""
         ...
 
     def load(self) -> Backend:
-        """Read the weights."""
+        """Read the weights and return the backend."""
         ...

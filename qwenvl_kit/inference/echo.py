@@ -1,7 +1,4 @@
-"""The backend without a model: it answers with the prompt and the size of what it was shown.
-
-It serves tests, dry runs and measurements of everything around a model; it obeys the seam to the letter.
-"""
+"""Backend without a model, for tests, dry runs and measurements: it answers with the prompt and the image sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.inference.backend import Control, RequestQueue
+    from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
     from qwenvl_kit.types import Request
 
@@ -36,16 +33,16 @@ _SLOW = re.compile(r"echo-(\d+)ms")
 
 @dataclass(frozen=True, slots=True)
 class EchoSpec:
-    """The echo model as known before loading.
+    """Description of the echo backend.
 
     Attributes
     ----------
     resolved : ResolvedConfig
-        What runs.
+        The options as they run.
     geometry : PatchGeometry
         That of the published checkpoints.
     seconds_per_batch : float
-        How long each batch takes, to stand in for a model's time.
+        Time of each batch, in the place of a model's.
     """
 
     resolved: ResolvedConfig
@@ -54,7 +51,7 @@ class EchoSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Always the same: there are no weights."""
+        """A constant, since there are no weights."""
         return self.resolved.fingerprint
 
     @property
@@ -63,19 +60,19 @@ class EchoSpec:
         return f"echo:{self.seconds_per_batch}"
 
     def load(self) -> Echo:
-        """Make the echo; there is nothing to read."""
+        """Return the backend."""
         return Echo(self.geometry, self.seconds_per_batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """The echo model, loaded."""
+    """The echo backend."""
 
     geometry: PatchGeometry
     seconds_per_batch: float = 0.0
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer each request with its own prompt."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
+        """Yield each request's prompt as its answer."""
         while (batch := queue.get(resolved.batch_size, block=True)) is not None:
             started = time.perf_counter()
             stopped = bool(self.seconds_per_batch) and control.cancel.wait(self.seconds_per_batch)
@@ -86,35 +83,35 @@ class Echo:
             yield from (self._answer(request, control, share) for request in batch)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is no model to free."""
 
-    def _answer(self, request: Request, control: Control, seconds: float) -> Result:
-        shown = ", ".join(f"{p.size[1]}×{p.size[0]} {p.digest[:8]}" for p in request.images)
+    def _answer(self, request: Request, control: RunControl, seconds: float) -> Result:
+        images = ", ".join(f"{one.size[1]}×{one.size[0]} {one.digest[:8]}" for one in request.images)
         seed = "" if request.seed is None else f" #{request.seed}"
-        words = f"{request.prompt} [{shown}]{seed}".split(" ")
-        said = words[: request.max_new_tokens]
+        words = f"{request.prompt} [{images}]{seed}".split(" ")
+        output = words[: request.max_new_tokens]
         if control.on_token is not None:
-            for position, word in enumerate(said):
+            for position, word in enumerate(output):
                 control.on_token(request.row, word if position == 0 else f" {word}")
         height, width = request.images[0].size
         return Result(
             request.row,
             "ok",
-            text=" ".join(said),
-            finish_reason="stop" if said == words else "length",
+            text=" ".join(output),
+            finish_reason="stop" if output == words else "length",
             prompt_tokens=len(request.prompt.split()) + self._visual_tokens(request),
-            new_tokens=len(said),
+            new_tokens=len(output),
             height=height,
             width=width,
             seconds=seconds,
         )
 
     def _visual_tokens(self, request: Request) -> int:
-        return sum(p.size[0] * p.size[1] for p in request.images) // self.geometry.factor**2
+        return sum(one.size[0] * one.size[1] for one in request.images) // self.geometry.factor**2
 
 
 def spec(config: Config) -> EchoSpec:
-    """Find the echo model; it is everywhere, and ``model_name="echo-40ms"`` takes its time over each batch."""
+    """Return the echo backend's spec; ``model_name="echo-40ms"`` makes each batch take 40 ms."""
     geometry = PatchGeometry()
     named = _SLOW.fullmatch(config.model_name)
     defaults = CheckpointDefaults(named[0] if named else "echo", "echo-1", geometry)

@@ -1,12 +1,9 @@
-"""Pictures in, their visual tokens out, each distinct picture looked at once while memory for it lasts.
-
-What is asked about a picture is not known here.
-"""
+"""Visual tokens of images, encoded once while memory for them lasts."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,99 +15,108 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qwenvl_kit.inference.model_runner import ModelRunner
-    from qwenvl_kit.inference.processor import Encoded
+    from qwenvl_kit.inference.sequence import ImageKey, Sequence
+    from qwenvl_kit.types import LoadedImage
 
-_MAX_BYTES = 128 * 2**20  # visual tokens that are kept: about 60 pictures of 300 tokens of the 7B model in 16 bits
-MAX_IMAGES = 512  # of which that is so; small ones are soon looked at again, and memory is the same in a longer run
-_MAX_PATCHES = {"cpu": 2048, "cuda": 16384}  # cut at once, up to 80 MB: what a model runner needs to fill its device
-
-ImageKey = tuple[str, tuple[int, int]]  # digest and size, which name what a picture shows
-
-
-class ImageEncodingError(Exception):
-    """A picture that cannot be cut into patches; a fault of the rows that show it.
-
-    Attributes
-    ----------
-    image_key : tuple
-        Names the picture.
-    cause : Exception
-        What was raised.
-    """
-
-    def __init__(self, image_key: ImageKey, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.image_key, self.cause = image_key, cause
+_MAX_BYTES = 128 * 2**20  # about 60 images of 300 tokens of the 7B model in 16 bits
+_MAX_IMAGES = 512  # small ones are soon encoded again, and memory is the same in a longer run
+_MAX_PATCHES = {"cpu": 2048, "cuda": 16384}  # held at once, up to 80 MB: what a model runner needs to fill its device
 
 
 class EncoderCache:
-    """Looks at pictures, and remembers.
+    """Encode images with a model runner and keep the visual tokens of the last ones.
 
     Parameters
     ----------
     model_runner : ModelRunner
-        Sees.
+        Runs the vision tower.
+    patchify : callable
+        Return the patches of an image, float (P, C·T·p·p).
     max_bytes : int
         Most bytes of visual tokens to keep.
+    max_images : int
+        Most images to keep.
     """
 
-    def __init__(self, model_runner: ModelRunner, *, max_bytes: int = _MAX_BYTES) -> None:
-        self._model_runner = model_runner
-        self._max_bytes = max_bytes
-        self._known: OrderedDict[ImageKey, Tensor] = OrderedDict()
+    def __init__(
+        self,
+        model_runner: ModelRunner,
+        patchify: Callable[[LoadedImage], Tensor],
+        *,
+        max_bytes: int = _MAX_BYTES,
+        max_images: int = _MAX_IMAGES,
+    ) -> None:
+        self._model_runner, self._patchify = model_runner, patchify
+        self._max_bytes, self._max_images = max_bytes, max_images
+        self._kept: OrderedDict[ImageKey, Tensor] = OrderedDict()
         self._n_bytes = 0
         self._decode: str | None = None
 
     def start_run(self, decode: str) -> None:
-        """Begin a run; of pictures that were decoded in another way nothing is remembered."""
+        """Clear the cache if images are now decoded in another way, which their keys do not tell."""
         if decode != self._decode:
             self.clear()
         self._decode = decode
 
-    def encode(self, rows: Sequence[Encoded]) -> list[Tensor]:
-        """Visual tokens (n_visual, hidden) of all pictures of each row, one after the other.
+    def encode(self, sequences: list[Sequence]) -> list[Tensor | Exception]:
+        """Return the visual tokens (n_visual, hidden) of all images of each sequence, one image after the other.
 
-        Raises
-        ------
-        PictureFault
-            A picture cannot be cut into patches.
+        A sequence with an image that cannot be cut into patches gets the exception instead.
         """
-        wanted = {image_key: (encoded, at) for encoded in rows for at, image_key in enumerate(encoded.image_keys)}
-        seen = {image_key: self._known[image_key] for image_key in wanted if image_key in self._known}
-        unseen = [(image_key, encoded, at) for image_key, (encoded, at) in wanted.items() if image_key not in seen]
+        images = {key: image for one in sequences for key, image in _images(one)}
+        encoded: dict[ImageKey, Tensor | Exception] = {key: self._kept[key] for key in images if key in self._kept}
+        missing = [key for key in images if key not in encoded]
+        grids = {key: one.grid[at] for one in sequences for at, key in enumerate(one.image_keys)}
         limit = _MAX_PATCHES["cpu" if self._model_runner.device.type == "cpu" else "cuda"]
-        for batch in pack_sizes([int(encoded.grid[at].prod()) for _, encoded, at in unseen], limit):
-            some = [unseen[at] for at in batch]
-            patches = torch.cat([_cut(one) for one in some])
-            grid = torch.stack([encoded.grid[at] for _, encoded, at in some])
-            looked = self._model_runner.encode_images(patches, grid)
-            seen |= {image_key: tokens for (image_key, _, _), tokens in zip(some, looked, strict=True)}
-        for image_key, tokens in seen.items():
-            self._remember(image_key, tokens)
-        return [torch.cat([seen[image_key] for image_key in encoded.image_keys]) for encoded in rows]
+        for batch in pack_sizes([int(grids[key].prod()) for key in missing], limit):
+            encoded |= self._encode_batch({missing[at]: images[missing[at]] for at in batch}, grids)
+        for key, features in encoded.items():
+            if not isinstance(features, Exception):
+                self._keep(key, features)
+        return [_joined([encoded[key] for key in one.image_keys]) for one in sequences]
 
     def clear(self) -> None:
-        """Free what is remembered."""
-        self._known.clear()
+        """Free all visual tokens."""
+        self._kept.clear()
         self._n_bytes = 0
 
-    def _remember(self, image_key: ImageKey, tokens: Tensor) -> None:
-        if image_key not in self._known:
+    def _encode_batch(
+        self, images: dict[ImageKey, LoadedImage], grids: dict[ImageKey, Tensor]
+    ) -> dict[ImageKey, Tensor | Exception]:
+        patches = {key: self._patches(image) for key, image in images.items()}
+        good = {key: each for key, each in patches.items() if not isinstance(each, Exception)}
+        encoded: dict[ImageKey, Tensor | Exception] = {k: e for k, e in patches.items() if isinstance(e, Exception)}
+        if good:
+            grid = torch.stack([grids[key] for key in good])
+            features = self._model_runner.encode_images(torch.cat(list(good.values())), grid)
+            encoded |= zip(good, features, strict=True)
+        return encoded
+
+    def _patches(self, image: LoadedImage) -> Tensor | Exception:
+        try:
+            return self._patchify(image)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return error
+
+    def _keep(self, key: ImageKey, features: Tensor) -> None:
+        if key not in self._kept:
             # A tensor that is a part of a pass's output would keep the whole output alive.
-            self._known[image_key] = tokens.clone()
-            self._n_bytes += tokens.nbytes
-        self._known.move_to_end(image_key)
-        while self._n_bytes > self._max_bytes or len(self._known) > MAX_IMAGES:
-            _, oldest = self._known.popitem(last=False)
+            self._kept[key] = features.clone()
+            self._n_bytes += features.nbytes
+        self._kept.move_to_end(key)
+        while self._n_bytes > self._max_bytes or len(self._kept) > self._max_images:
+            _, oldest = self._kept.popitem(last=False)
             self._n_bytes -= oldest.nbytes
 
 
-def _cut(one: tuple[ImageKey, Encoded, int]) -> Tensor:
-    """Patches of one picture; memory that runs out is no fault of the picture."""
-    image_key, encoded, at = one
-    try:
-        return encoded.patchify(encoded.request.images[at])
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ImageEncodingError(image_key, error) from error
+def _images(sequence: Sequence) -> list[tuple[ImageKey, LoadedImage]]:
+    return list(zip(sequence.image_keys, sequence.request.images, strict=True))
+
+
+def _joined(features: list[Tensor | Exception]) -> Tensor | Exception:
+    tensors = [each for each in features if not isinstance(each, Exception)]
+    if len(tensors) == len(features):
+        return torch.cat(tensors)
+    return next(each for each in features if isinstance(each, Exception))

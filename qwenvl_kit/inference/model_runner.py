@@ -1,7 +1,7 @@
-"""A loaded model as functions of their own: look at pictures, read prompts, take a step. Decode loops stand on these.
+"""Protocol of a loaded model: encode images, prefill prompts, decode a step.
 
-Rows live in numbered slots of one cache of keys and values. A slot's tokens stand at its front, so rows of any length
-share a step without padding between their tokens. What is sampled, who leaves and who joins is not known here.
+Sequences have numbered slots in one KV cache. A slot's tokens stand at its front, so sequences of any length share a
+step without padding between their tokens.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillChunk:
-    """Tokens that one row reads in one pass: a whole prompt, or the rest of one whose beginning stands in its slot.
+    """Tokens of one sequence for one prefill pass: a whole prompt, or the rest of one whose prefix is cached.
 
     Attributes
     ----------
     slot : int
-        Where its keys and values go.
+        The slot of its keys and values.
     ids : int64 Tensor (T,)
         The tokens, at least one.
     positions : int64 Tensor (3, T)
         Temporal, row and column position of each token (M-RoPE).
     cached_len : int
-        Tokens that the slot holds already.
+        Tokens in the slot before this pass.
     image_features : float Tensor (n_visual, hidden) or None
         Features of the first image tokens among `ids`, in order, from `ModelRunner.encode_images`; None where there are
         none. Later image tokens, which a model may sample, are embedded like any other.
@@ -42,36 +42,36 @@ class PrefillChunk:
 
 
 class ModelRunner(Protocol):
-    """A model with its weights and one cache; one thread at a time may use it."""
+    """A model with its weights and one KV cache, for one thread at a time."""
 
     @property
     def device(self) -> torch.device:
-        """Where ids, positions and logits are."""
+        """Device of ids, positions and logits."""
         ...
 
     def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
-        """Visual tokens of pictures.
+        """Return the visual tokens of images.
 
         Parameters
         ----------
         pixel_values : float Tensor (P, C·T·p·p)
-            Patches of all pictures, one picture after the other, as the image processor cuts them.
-        grid : int64 Tensor (n_pictures, 3)
-            Frames, rows and columns of patches of each picture.
+            Patches of all images, one image after the other, from `InputProcessor.patchify`.
+        grid : int64 Tensor (n_images, 3)
+            Frames, rows and columns of patches of each image.
 
         Returns
         -------
         list of Tensor (n_visual, hidden)
-            One per picture.
+            One per image.
         """
         ...
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
-        """Make room for `n_slots` rows of `capacity` tokens; what slots hold is kept where it fits the new size."""
+        """Resize the cache to `n_slots` slots of `capacity` tokens; contents are kept where they fit."""
         ...
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
-        """Prompt pass: put the chunks' keys and values into their slots.
+        """Compute the chunks' keys and values, each in its slot.
 
         Returns
         -------
@@ -81,16 +81,16 @@ class ModelRunner(Protocol):
         ...
 
     def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Decode step: append one token to each of the slots 0 to B-1.
+        """Append one token to each of the slots 0 to B-1.
 
         Parameters
         ----------
         ids : int64 Tensor (B,)
             The token of each slot.
         positions : int64 Tensor (B,)
-            Its position; the three rows of M-RoPE are equal after a prompt.
+            Its M-RoPE position, whose three rows are equal after a prompt.
         lengths : int64 Tensor (B,)
-            Tokens that each slot holds before the step.
+            Tokens in each slot before the step.
 
         Returns
         -------
@@ -104,7 +104,7 @@ class ModelRunner(Protocol):
         ...
 
     def zero_slot(self, slot: int) -> None:
-        """Forget what a slot holds: numbers in it that are not finite must not meet those of the next row."""
+        """Zero a slot; its non-finite numbers would reach the next sequence, since 0 · NaN is NaN."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Token ids and picture grids in, M-RoPE positions out: plain arithmetic, the same for every backend."""
+"""M-RoPE positions of prompts with images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 def mrope_positions(
     ids: Sequence[int], grids: Sequence[tuple[int, int, int]], *, image_id: int, merge: int
 ) -> tuple[NDArray[np.int64], int]:
-    """Positions of a prompt's tokens, and the position of the token that follows it.
+    """Return the positions of a prompt's tokens, and the position of the token that follows it.
 
-    A text token advances all three rows by one. A picture's visual tokens stand at one temporal position and at their
-    own row and column, counted from where the text stopped; text goes on behind the largest of them
-    (Qwen2-VL, https://arxiv.org/abs/2409.12191, section 2.1; a still picture has one frame).
+    A text token advances all three rows by one. The visual tokens of an image have one temporal position and their own
+    row and column, counted from the end of the text before. The text continues after the largest of them
+    (Qwen2-VL, https://arxiv.org/abs/2409.12191, section 2.1; an image has one frame).
 
     Parameters
     ----------
     ids : sequence of int
-        The prompt, each visual token in its place.
+        The prompt, with one token for each visual token.
     grids : sequence of (frames, rows, columns)
-        Patches of each picture, in order.
+        Patches of each image, in order.
     image_id : int
         The id of a visual token.
     merge : int
-        Patches per side that became one visual token.
+        Patches per side that become one visual token.
 
     Returns
     -------
@@ -44,10 +44,10 @@ def mrope_positions(
     tokens = np.asarray(ids)
     positions = np.empty((3, len(tokens)), dtype=np.int64)
     at, following = 0, 0
-    pictures = iter(grids)
+    images = iter(grids)
     while at < len(tokens):
         if tokens[at] == image_id:
-            frames, rows, columns = next(pictures)
+            frames, rows, columns = next(images)
             shape = (frames, rows // merge, columns // merge)
             n_tokens = shape[0] * shape[1] * shape[2]
             # (3, frames, rows, columns) → (3, n): frame, row and column of each visual token

@@ -1,16 +1,18 @@
-"""Token ids in, the length of the phrase that they repeat to their end out: an answer that loops is no answer."""
+"""Detect answers that repeat a phrase to their end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_LEAST_TOKENS = 32  # a shorter tail can be a list of like things
-_LEAST_TIMES = 4
-_LONGEST_PHRASE = 64
+_MIN_TOKENS = 32  # a shorter tail can be a list of like things
+_MIN_TIMES = 4
+_MAX_PHRASE_LEN = 64
 
 
 def repeated_phrase(ids: Sequence[int]) -> int | None:
-    """Length of the phrase that `ids` end with, said at least four times over at least 32 tokens; None without one.
+    """Return the length of the phrase that `ids` end with, at least four times and over at least 32 tokens.
+
+    None if there is no such phrase.
 
     Examples
     --------
@@ -19,8 +21,8 @@ def repeated_phrase(ids: Sequence[int]) -> int | None:
     >>> repeated_phrase(list(range(100))) is None
     True
     """
-    for length in range(1, min(_LONGEST_PHRASE, len(ids) // _LEAST_TIMES) + 1):
-        wanted = max(_LEAST_TOKENS, _LEAST_TIMES * length)
+    for length in range(1, min(_MAX_PHRASE_LEN, len(ids) // _MIN_TIMES) + 1):
+        wanted = max(_MIN_TOKENS, _MIN_TIMES * length)
         if len(ids) < wanted:
             return None
         tail = ids[-wanted:]

@@ -1,13 +1,9 @@
-"""One request while it is finished: what it has said, what it reads next, whom it tells.
-
-Slots, batches and models are unknown here.
-"""
+"""State of one request during generation."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import secrets
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -15,114 +11,129 @@ import torch
 
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.inference.repetition import repeated_phrase
-from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwenvl_kit.inference.processor import Encoded
-    from qwenvl_kit.types import FinishReason
+    from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
+    from qwenvl_kit.types import FinishReason, Request
 
-_LOOK_FOR_LOOPS_EVERY = 16  # tokens; a loop does not go away
+_REPETITION_CHECK_INTERVAL = 16  # tokens; a loop does not go away
+
+ImageKey = tuple[str, tuple[int, int]]  # digest and size: equal for images with equal pixels
 
 
 class Sequence:
-    """A request on its way to an answer.
+    """A request with the tokens generated so far.
 
-    Everything it needs to be read again is here, so a row that lost its place in memory goes on where it stopped.
+    It holds all that a prefill needs, so a preempted sequence resumes where it stopped.
 
     Parameters
     ----------
-    encoded : Encoded
+    request : Request
         The request.
-    image_id, merge : int
-        See `mrope_positions`.
-    device : torch.device
-        Where logits are.
+    prompt_ids : list of int
+        Token ids of the prompt, one for each visual token.
+    grid : int64 Tensor (n_images, 3)
+        Frames, rows and columns of patches of each image.
+    image_id : int
+        The id of a visual token.
+    merge : int
+        Patches per side that become one visual token.
 
     Attributes
     ----------
     output_ids : list of int
-        New tokens so far.
+        Generated tokens, without the one that ended the answer.
     finish_reason : {"stop", "length", "repetition"} or None
-        Why there are no more.
+        Why generation ended; None while it goes on.
     overflowed : bool
-        Its logits were not finite.
+        Its logits were NaN or infinite.
+    error : Exception or None
+        Raised while its images were prepared.
     seconds : float
         Its share of the time so far.
-    noise : SeededGumbelNoise
-        Its own random draws, of which nothing is drawn unless it samples.
+    noise : SeededGumbelNoise or None
+        Its random state, once a token was sampled.
     """
 
-    def __init__(self, encoded: Encoded, *, image_id: int, merge: int, device: torch.device) -> None:
-        self.encoded = encoded
+    def __init__(self, request: Request, prompt_ids: list[int], grid: Tensor, *, image_id: int, merge: int) -> None:
+        self.request, self.prompt_ids, self.grid = request, prompt_ids, grid
         self.output_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.overflowed = False
+        self.error: Exception | None = None
         self.seconds = 0.0
-        seed = encoded.request.seed
-        self.noise = SeededGumbelNoise([secrets.randbits(63) if seed is None else seed], device)
-        self._told = ""
-        grids = [(int(frames), int(rows), int(columns)) for frames, rows, columns in encoded.grid.tolist()]
-        self._prompt_positions, self._following = mrope_positions(encoded.ids, grids, image_id=image_id, merge=merge)
-        self._visual = [at for at, token in enumerate(encoded.ids) if token == image_id]  # places of visual tokens
+        self.noise: SeededGumbelNoise | None = None
+        self._emitted = ""
+        grids = [(int(frames), int(rows), int(columns)) for frames, rows, columns in grid.tolist()]
+        self._prompt_positions, self._next_position = mrope_positions(prompt_ids, grids, image_id=image_id, merge=merge)
+        self._visual = [at for at, token in enumerate(prompt_ids) if token == image_id]  # indices of visual tokens
         ends = itertools.accumulate(frames * rows * columns // merge**2 for frames, rows, columns in grids)
-        self._shown_before = [0, *ends]  # visual tokens of the pictures before each, and of all
-        n_most = len(encoded.ids) + encoded.request.max_new_tokens
-        self._ids = torch.zeros(n_most, dtype=torch.long)  # prompt and answer, filled from the front
-        self._ids[: len(encoded.ids)] = torch.tensor(encoded.ids)
+        self._visual_bounds = [0, *ends]  # of each image, in `_visual`
+        self._ids = torch.zeros(len(prompt_ids) + request.max_new_tokens, dtype=torch.long)
+        self._ids[: len(prompt_ids)] = torch.tensor(prompt_ids)
 
     @property
-    def is_done(self) -> bool:
-        """Whether nothing more is to be generated."""
-        return self.finish_reason is not None or self.overflowed
+    def is_finished(self) -> bool:
+        """Whether no more tokens are to be generated."""
+        return self.finish_reason is not None or self.overflowed or self.error is not None
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the prompt and of the answer so far; after a step all but the last are in the row's slot."""
-        return len(self.encoded.ids) + len(self.output_ids)
+        """Tokens of prompt and output; after a step, all but the last are cached."""
+        return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def max_len(self) -> int:
-        """Tokens that its slot must be able to hold."""
+        """The most tokens that prompt and output can have."""
         return len(self._ids)
 
     @property
     def position(self) -> int:
-        """Position of its newest token."""
-        return self._following + len(self.output_ids) - 1
+        """M-RoPE position of the newest token; its three rows are equal."""
+        return self._next_position + len(self.output_ids) - 1
 
     @property
     def ids(self) -> Tensor:
-        """Prompt and answer so far, int64 (T,)."""
+        """Tokens of prompt and output, int64 (T,)."""
         return self._ids[: self.n_tokens]
 
+    @property
+    def image_keys(self) -> tuple[ImageKey, ...]:
+        """Keys of its images; equal for sequences with the same images."""
+        return tuple((image.digest, image.size) for image in self.request.images)
+
     def positions(self) -> Tensor:
-        """M-RoPE positions of `ids`, int64 (3, T)."""
-        ahead = self._following + torch.arange(len(self.output_ids))
-        return torch.cat([torch.from_numpy(self._prompt_positions), ahead.expand(3, -1)], dim=1)
+        """Return M-RoPE positions of `ids`, int64 (3, T)."""
+        output = self._next_position + torch.arange(len(self.output_ids))
+        return torch.cat([torch.from_numpy(self._prompt_positions), output.expand(3, -1)], dim=1)
 
     def shared_prefix_len(self, other: Sequence) -> int:
-        """Tokens that its prompt and another row's begin with alike; a picture is shared whole or not at all."""
+        """Return how many tokens of its prompt can be copied from another's cache.
+
+        At least one token is left to prefill, and an image is shared whole or not at all. A resumed sequence shares
+        nothing.
+        """
         if self.output_ids:
             return 0
-        n_most = min(len(self.encoded.ids) - 1, len(other.encoded.ids))  # at least one token is left to read
-        differ = (self._ids[:n_most] != other._ids[:n_most]).nonzero()
-        n_alike = int(differ[0]) if len(differ) else n_most
-        for at, image_key in enumerate(self.encoded.image_keys):
-            first, last = self._visual[self._shown_before[at]], self._visual[self._shown_before[at + 1] - 1]
-            if first >= n_alike:
+        limit = min(len(self.prompt_ids) - 1, len(other.prompt_ids))
+        differ = (self._ids[:limit] != other._ids[:limit]).nonzero()
+        n_equal = int(differ[0]) if len(differ) else limit
+        for at, key in enumerate(self.image_keys):
+            first, last = self._visual[self._visual_bounds[at]], self._visual[self._visual_bounds[at + 1] - 1]
+            if first >= n_equal:
                 break
-            if last >= n_alike or image_key != other.encoded.image_keys[at]:
+            if last >= n_equal or key != other.image_keys[at]:
                 return first
-        return n_alike
+        return n_equal
 
     def n_visual_in(self, length: int) -> int:
-        """How many of its first tokens are visual ones."""
+        """Return how many of its first `length` tokens are visual."""
         return bisect.bisect_left(self._visual, length)
 
-    def append_token(self, token: int | None, eos_ids: Collection[int], *, stops_loops: bool) -> None:
-        """Take the next token and see whether it is the last; None stands for logits that are not finite."""
+    def append_token(self, token: int | None, eos_ids: Collection[int], *, stop_repetition: bool) -> None:
+        """Append a sampled token and set `finish_reason` if it is the last; None stands for non-finite logits."""
         if token is None:
             self.overflowed = True
         elif token in eos_ids:
@@ -130,19 +141,23 @@ class Sequence:
         else:
             self._ids[self.n_tokens] = token
             self.output_ids.append(token)
-            if len(self.output_ids) >= self.encoded.request.max_new_tokens:
+            if len(self.output_ids) >= self.request.max_new_tokens:
                 self.finish_reason = "length"
-            elif stops_loops and len(self.output_ids) % _LOOK_FOR_LOOPS_EVERY == 0 and repeated_phrase(self.output_ids):
+            elif stop_repetition and self._repeats():
                 self.finish_reason = "repetition"
 
-    def emit_text(self, decode: Callable[[list[int]], str], listener: Callable[[int, str], None]) -> None:
-        """Hand what is new of the text to a listener; a character of several tokens waits until it or the row ends."""
+    def emit_text(self, decode: Callable[[list[int]], str], on_token: Callable[[int, str], None]) -> None:
+        """Call `on_token` with the new text; a character of several tokens waits until it is whole or the end."""
         try:
             text = decode(self.output_ids)
-        except Exception:  # noqa: BLE001  # told as the row's error when the answer is decoded
+        except Exception:  # noqa: BLE001  # the same call for the result makes it this row's error
             return
-        is_cut = text.endswith("\ufffd") and not self.is_done
-        if is_cut or len(text) <= len(self._told):
+        is_cut = text.endswith("\ufffd") and not self.is_finished
+        if is_cut or len(text) <= len(self._emitted):
             return
-        new, self._told = text[len(self._told) :], text
-        listener(self.encoded.request.row, new)
+        new, self._emitted = text[len(self._emitted) :], text
+        on_token(self.request.row, new)
+
+    def _repeats(self) -> bool:
+        is_due = len(self.output_ids) % _REPETITION_CHECK_INTERVAL == 0
+        return is_due and repeated_phrase(self.output_ids) is not None

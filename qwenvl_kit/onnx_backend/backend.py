@@ -19,7 +19,7 @@ from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, RequestQueue
+    from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
 
@@ -61,7 +61,7 @@ class OnnxBackend:
         from qwenvl_kit.checkpoints.loading import load_processor
         from qwenvl_kit.inference.encoder_cache import EncoderCache
         from qwenvl_kit.inference.preflight import check_export
-        from qwenvl_kit.inference.scheduler import Tokenization
+        from qwenvl_kit.inference.processor import Tokenization
         from qwenvl_kit.onnx_backend.model_runner import OnnxModelRunner
 
         checkpoint = read(spec.export.path, weights="*.onnx")
@@ -70,12 +70,15 @@ class OnnxBackend:
         self.model_runner = OnnxModelRunner(
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
-        self.encoder_cache = EncoderCache(self.model_runner)
-        self.tokenization = Tokenization.of(processor, checkpoint.context, check_export(checkpoint))
+        tokens = check_export(checkpoint)
+        self.tokenization = Tokenization.of(
+            processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
+        )
+        self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Answer what the queue gives."""
-        from qwenvl_kit.inference.scheduler import generate
+        from qwenvl_kit.inference.engine import generate
 
         yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
 

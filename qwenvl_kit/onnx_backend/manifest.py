@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qwenvl_kit.checkpoints.checkpoint import blocks
+from qwenvl_kit.checkpoints.digest import blocks
 from qwenvl_kit.checkpoints.weight_files import is_plain_name, is_within
 from qwenvl_kit.errors import CheckpointError
 

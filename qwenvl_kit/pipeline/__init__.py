@@ -4,7 +4,7 @@ Rows are grouped by picture, pictures are loaded ahead in threads, equal questio
 the run leaves the finished rows as they are. Nothing here knows of frames or tokens.
 """
 
-from qwenvl_kit.pipeline.run import Run, run
+from qwenvl_kit.pipeline.run import Run
 from qwenvl_kit.pipeline.threads import inside_run
 
-__all__ = ["Run", "inside_run", "run"]
+__all__ = ["Run", "inside_run"]

@@ -63,6 +63,11 @@ class ResultCollector:
         self.counts: Counter[str] = Counter()
 
     @property
+    def n_rows(self) -> int:
+        """Rows of the run."""
+        return len(self._results)
+
+    @property
     def n_done(self) -> int:
         """Rows that are done."""
         return sum(self.counts.values())

@@ -25,11 +25,11 @@ from qwenvl_kit.pipeline.threads import worker
 from qwenvl_kit.types import Request
 
 if TYPE_CHECKING:
-    from qwenvl_kit.images.fetch.dispatch import Fetch, Fetched
-    from qwenvl_kit.images.load import ImageLoader
+    from qwenvl_kit.images import Fetch, Fetched, ImageLoader
     from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
     from qwenvl_kit.pipeline.collector import ResultCollector
     from qwenvl_kit.pipeline.plan import Group, Plan, PromptRef
+    from qwenvl_kit.pipeline.source_index import SourceIndex
     from qwenvl_kit.types import ImageSource, LoadedImage
 
 _MAX_BYTES = 128 * 2**20  # pixels that wait for the backend
@@ -85,10 +85,8 @@ class ImagePrefetcher:
         Names answers, so that none is asked for twice.
     collector : ResultCollector
         Where rows go that need no backend.
-    known_digests : callable
-        Gives the digests of images that need not be loaded to be known, or None.
-    remember : callable
-        Called with each source that was loaded, and its image.
+    source_index : SourceIndex or None
+        Knows the digests of images that earlier runs have loaded.
     system : str or None
         System prompt of all requests.
     max_new_tokens : int
@@ -104,14 +102,13 @@ class ImagePrefetcher:
         keys: CacheKeyBuilder,
         collector: ResultCollector,
         *,
-        known_digests: Callable[[Sequence[ImageSource]], Sequence[str] | None],
-        remember: Callable[[ImageSource, LoadedImage], None],
+        source_index: SourceIndex | None,
         system: str | None,
         max_new_tokens: int,
         cancel: threading.Event,
     ) -> None:
         self._loader, self._keys, self._collector = loader, keys, collector
-        self._known_digests, self._remember = known_digests, remember
+        self._source_index = source_index
         self._system, self._max_new_tokens = system, max_new_tokens
         self._cancel = cancel
         lock = threading.Lock()
@@ -300,7 +297,7 @@ class ImagePrefetcher:
 
     def _unknown(self, group: Group) -> Sequence[PromptRef]:
         """The group's questions that no earlier run has answered, as far as can be told without loading it."""
-        digests = self._known_digests(group.sources)
+        digests = self._source_index.digests(group.sources) if self._source_index is not None else None
         if digests is None:
             return group.prompts
         return [
@@ -386,23 +383,23 @@ class ImagePrefetcher:
 
     def _load(self, task: _Task, source: ImageSource, place: _Place) -> LoadedImage | None:
         """Load an image now; None where the task waits elsewhere from now on. Any fault on the way is the row's."""
-        with source_context("fetch" if task.fetched is None else "decode", source.label, "cannot be loaded"):
+        with source_context(source.label, "fetch" if task.fetched is None else "decode", "Cannot load the image"):
             image = self._load_step(task, source, place)
-        if image is not None:
-            self._remember(source, image)
+        if image is not None and self._source_index is not None:
+            self._source_index.remember(source, image)
         return image
 
     def _load_step(self, task: _Task, source: ImageSource, place: _Place) -> LoadedImage | None:
         if source.kind in ("pil", "array"):
-            return self._loader.decode(source, None, self._loader.weigh(source, None))
+            return self._loader.decode(source, None, self._loader.decode_cost(source, None))
         if task.fetched is None and not self._fetched(task, source, place):
             return None
         assert task.fetched is not None, "it was fetched just now, or before"
-        weight = self._loader.weigh(source, task.fetched)
-        if not (weight.is_short or place.is_slow) and self._queue_slow(task):
+        cost = self._loader.decode_cost(source, task.fetched)
+        if not (cost.is_short or place.is_slow) and self._queue_slow(task):
             return None
         fetched, task.fetched = task.fetched, None
-        return self._loader.decode(source, fetched, weight)
+        return self._loader.decode(source, fetched, cost)
 
     def _fetched(self, task: _Task, source: ImageSource, place: _Place) -> bool:
         """Fetch a source now; False where the task waits for its host from now on."""
@@ -410,7 +407,7 @@ class ImagePrefetcher:
         if host is not None and place.host != host:
             self._queue_for_host(host, task)
             return False
-        task.fetch = task.fetch or self._loader.begin(source)
+        task.fetch = task.fetch or self._loader.start_fetch(source)
         try:
             task.fetched = task.fetch.try_once()
         except RetryAt as later:

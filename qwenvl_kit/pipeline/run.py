@@ -1,6 +1,6 @@
-"""Drives one run: plan, load ahead, let the backend pull, settle, and stop in good order.
+"""Run the threads of a run: the backend pulls requests and results are collected, until the end or Ctrl-C.
 
-The caller's thread only waits and shows progress; work happens beside it, where Ctrl-C does not reach.
+The caller's thread only waits and shows progress. Work is done in other threads, where Ctrl-C does not reach.
 """
 
 from __future__ import annotations
@@ -8,26 +8,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qwenvl_kit.images import FetchCache, ImageLoader, Limits, Sizing, close_idle_connections, is_unchanged
-from qwenvl_kit.images.decode_pool import pool as decode_pool
-from qwenvl_kit.inference.backend import Backend, BackendSpec, Control
-from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
-from qwenvl_kit.pipeline.collector import ResultCollector
-from qwenvl_kit.pipeline.plan import make_plan
-from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
+from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.pipeline.progress import progress_bar
-from qwenvl_kit.pipeline.run_record import RunClock, make_record, missing
-from qwenvl_kit.pipeline.source_index import SourceIndex
-from qwenvl_kit.pipeline.threads import release_openmp_threads, worker
+from qwenvl_kit.pipeline.run_record import missing
+from qwenvl_kit.pipeline.threads import worker
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
-    from qwenvl_kit.pipeline.collector import Store
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.inference.backend import Backend, RunControl
+    from qwenvl_kit.pipeline.collector import ResultCollector
+    from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
     from qwenvl_kit.types import Result
 
 _REFRESH_S = 0.1
@@ -35,7 +30,7 @@ _REFRESH_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run gave.
+    """The results of a run, and how it went.
 
     Attributes
     ----------
@@ -47,156 +42,124 @@ class Run:
         Ctrl-C ended it; the missing rows have status ``cancelled``.
     failure : BaseException or None
         What broke the backend; the missing rows have status ``error``.
+    notes : tuple of str
+        What ran otherwise than planned; part of the record.
     """
 
     results: list[Result]
     record: dict[str, Any]
     interrupted: bool = False
     failure: BaseException | None = None
+    notes: tuple[str, ...] = ()
 
 
-def run(
-    cells: Sequence[object],
-    prompts: Sequence[str | None],
-    config: Config,
-    spec: BackendSpec,
+class Outcome(NamedTuple):
+    """The results of all rows, whether Ctrl-C ended the work, and the error that did."""
+
+    results: list[Result]
+    interrupted: bool
+    failure: BaseException | None
+
+
+def collect(
+    work: Callable[[], None], collector: ResultCollector, cancel: threading.Event, *, show_progress: bool
+) -> Outcome:
+    """Run `work` in a thread and wait until it ends; an exception of it is the outcome's failure.
+
+    Ctrl-C cancels the run and waits for `work` to end. A second Ctrl-C does not wait.
+    """
+    background = _Background(work, cancel)
+    interrupted = False
+    try:
+        if background.start():
+            background.wait(collector, show_progress=show_progress)
+    except KeyboardInterrupt:
+        interrupted = True
+        cancel.set()
+        with contextlib.suppress(KeyboardInterrupt):
+            background.thread.join()
+    failure = background.failure
+    return Outcome(collector.close(functools.partial(missing, failure=failure)), interrupted, failure)
+
+
+class _Background:
+    """Work in a thread, and the error that ended it."""
+
+    def __init__(self, work: Callable[[], None], cancel: threading.Event) -> None:
+        self._work, self._cancel = work, cancel
+        self._ended = threading.Event()  # Ctrl-C within Thread.join would mark a running thread as ended
+        self.failure: BaseException | None = None
+        self.thread = worker(self._run, "run")
+
+    def start(self) -> bool:
+        """Start the thread; False where the system gives no more threads."""
+        try:
+            self.thread.start()
+        except RuntimeError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def wait(self, collector: ResultCollector, *, show_progress: bool) -> None:
+        """Wait until the work has ended, and show progress."""
+        with progress_bar(collector.n_rows, shown=show_progress) as tick:
+            while not self._ended.wait(_REFRESH_S):
+                tick(collector.n_done, collector.counts["error"])
+            tick(collector.n_done, collector.counts["error"])
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001  # the caller's thread raises it, with the results
+            self._fail(error)
+        finally:
+            self._ended.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self._cancel.set()
+
+
+def generate(
+    prefetcher: ImagePrefetcher,
     acquire: Callable[[], AbstractContextManager[Backend]],
-    *,
-    control: Control | None = None,
-    store: Store | None = None,
-    cache: FetchCache | None = None,
-) -> Run:
-    """Answer one prompt per cell.
+    resolved: ResolvedConfig,
+    control: RunControl,
+    collector: ResultCollector,
+) -> None:
+    """Let the backend answer the requests of a prefetcher, until every row has a result or the run is cancelled.
 
     Parameters
     ----------
-    cells : sequence
-        One picture, or list of pictures, per row.
-    prompts : sequence of str or None
-        One per row.
-    config : Config
-        Limits, and what was asked.
-    spec : BackendSpec
-        The model.
+    prefetcher : ImagePrefetcher
+        Loads images ahead, and is the backend's queue.
     acquire : callable
-        Gives the loaded backend for the time of the run; called only once there is something to ask.
-    control : Control, optional
-        Cancels and listens.
-    store : Store, optional
-        Keeps answers beyond the run.
-    cache : FetchCache, optional
-        Keeps fetched files beyond the run.
+        Give the loaded backend for the time of the run; called once there is a request.
+    resolved : ResolvedConfig
+        How the backend runs.
+    control : RunControl
+        Cancels; set when an error ends the run.
+    collector : ResultCollector
+        Takes the results.
 
-    Returns
-    -------
-    Run
-        Never shorter or longer than `cells`.
-
-    Examples
-    --------
-    >>> from contextlib import nullcontext
-    >>> from qwenvl_kit import Config
-    >>> from qwenvl_kit.executors.specs import make_spec
-    >>> config = Config(backend="echo", progress=False)
-    >>> spec = make_spec(config)
-    >>> run([None], ["What?"], config, spec, lambda: nullcontext(spec.load())).results[0].status
-    'null_image'
+    Raises
+    ------
+    RuntimeError
+        The backend left requests, or returned without an answer for every row.
     """
-    clock = RunClock()
-    control = control or Control()
-    notes: list[str] = []
-    collector = ResultCollector(len(cells), store, control.on_result)
-    job = _Job(cells, prompts, config, spec, acquire, replace(control, note=notes.append), collector, store, cache)
-    interrupted = job.run_to_end()
-    results = collector.close(functools.partial(missing, failure=job.failure))
-    record = make_record(config, spec.resolved, results, notes, clock)
-    return Run(results, record, interrupted, job.failure)
-
-
-class _Job:
-    """The threads of one run."""
-
-    def __init__(
-        self,
-        cells: Sequence[object],
-        prompts: Sequence[str | None],
-        config: Config,
-        spec: BackendSpec,
-        acquire: Callable[[], AbstractContextManager[Backend]],
-        control: Control,
-        collector: ResultCollector,
-        store: Store | None,
-        cache: FetchCache | None,
-    ) -> None:
-        self._spec, self._acquire, self._control, self._collector = spec, acquire, control, collector
-        self._n_rows, self._shown = len(cells), config.progress
-        plan = make_plan(cells, prompts, config.image_src_type)
-        for result in plan.results:
-            collector.add(result)
-        sizing, limits = Sizing.of(config, spec.geometry), Limits.of(config)
-        source_index = None
-        if store is not None:
-            probe = functools.partial(is_unchanged, limits=limits.fetch)
-            source_index = SourceIndex(store, probe, trusts=config.trust_sources)
-
-        self._queue = ImagePrefetcher(
-            plan,
-            ImageLoader(sizing, limits, control.cancel, cache),
-            CacheKeyBuilder(spec.resolved, config.system_prompt),
-            collector,
-            known_digests=source_index.digests if source_index is not None else lambda _: None,
-            remember=source_index.remember if source_index is not None else lambda _source, _image: None,
-            system=config.system_prompt,
-            max_new_tokens=config.max_caption_length,
-            cancel=control.cancel,
-        )
-        self._ended = threading.Event()
-        self.failure: BaseException | None = None
-
-    def run_to_end(self) -> bool:
-        """Run until all rows are settled, the run is cancelled or broken; True when Ctrl-C ended it."""
-        backend_thread = worker(self._serve, "backend")
-        release_openmp_threads()
-        try:
-            try:
-                backend_thread.start()
-            except RuntimeError as error:  # the system gives no more threads
-                self.failure = error
-                self._control.cancel.set()
-                return False
-            self._wait(shown=self._shown)
-        except KeyboardInterrupt:
-            self._control.cancel.set()
-            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not wait for the backend to stop
-                backend_thread.join()
-            return True
-        return False
-
-    def _serve(self) -> None:
-        try:
-            self._queue.start()
-            if self._queue.wait():
-                with self._acquire() as backend:
-                    for result in backend.generate(self._queue, self._spec.resolved, self._control):
-                        self._collector.add(result)
-                self._check_taken()
-        except BaseException as error:  # noqa: BLE001  # the caller's thread raises it, with the results
-            self.failure = error
-            self._control.cancel.set()
-        finally:
-            self._queue.join()
-            decode_pool.close_idle()
-            close_idle_connections()
-            if self._collector.n_done < self._n_rows and not self._control.cancel.is_set():
-                self.failure = RuntimeError("the backend returned without an answer for every row")
-            self._ended.set()
-
-    def _check_taken(self) -> None:
-        if not self._control.cancel.is_set() and self._queue.get(1, block=True) is not None:
-            raise RuntimeError("the backend returned before all requests were taken")
-
-    def _wait(self, *, shown: bool) -> None:
-        with progress_bar(self._n_rows, shown=shown) as tick:
-            while not self._ended.wait(_REFRESH_S):
-                tick(self._collector.n_done, self._collector.counts["error"])
-            tick(self._collector.n_done, self._collector.counts["error"])
+    try:
+        prefetcher.start()
+        if prefetcher.wait():
+            with acquire() as backend:
+                for result in backend.generate(prefetcher, resolved, control):
+                    collector.add(result)
+            if not control.cancel.is_set() and prefetcher.get(1, block=True) is not None:
+                raise RuntimeError("the backend returned before all requests were taken")
+    except BaseException:
+        control.cancel.set()  # for the threads that load
+        raise
+    finally:
+        prefetcher.join()
+        ImageLoader.close_idle()
+    if collector.n_done < collector.n_rows and not control.cancel.is_set():
+        raise RuntimeError("the backend returned without an answer for every row")

@@ -7,17 +7,15 @@ import importlib.metadata
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_kit.checkpoints.resolve import asked_record
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.types import Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.options import Config
 
 _DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow", "pandas", "numpy")
 
@@ -39,12 +37,12 @@ class RunClock:
 
 
 def make_record(
-    config: Config, resolved: ResolvedConfig, results: Sequence[Result], notes: Sequence[str], clock: RunClock
+    asked: Mapping[str, Any], resolved: ResolvedConfig, results: Sequence[Result], notes: Sequence[str], clock: RunClock
 ) -> dict[str, Any]:
     """Return what was asked, what ran and how it went, as plain JSON values."""
     ran = resolved.record()
     return {
-        "asked": asked_record(config),
+        "asked": dict(asked),
         "effective": {**ran, "notes": [*ran["notes"], *notes]},
         "rows": dict(Counter(result.status for result in results)),
         "cached": sum(result.cached for result in results),

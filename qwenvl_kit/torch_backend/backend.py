@@ -1,7 +1,6 @@
-"""Qwen2.5-VL through transformers and accelerate: requests in, results out.
+"""Qwen2.5-VL on torch, through transformers and accelerate.
 
-One answer at a time per row goes through the shared decode loop; beam search through ``generate``, a batch at a time.
-Frames and URLs are unknown here.
+Greedy search and sampling run in `inference.engine`, beam search in transformers' ``generate``.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.checkpoints.weight_files import AGAIN
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.encoder_cache import EncoderCache
+from qwenvl_kit.inference.engine import generate
 from qwenvl_kit.inference.oom import free_memory
 from qwenvl_kit.inference.preflight import check_checkpoint
-from qwenvl_kit.inference.scheduler import Tokenization, generate
+from qwenvl_kit.inference.processor import Tokenization
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
@@ -40,13 +40,13 @@ from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control, RequestQueue
+    from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
 
 @dataclass(frozen=True, slots=True)
 class TorchSpec:
-    """A checkpoint and what will run of it, before any weight is read."""
+    """A checkpoint and its resolved options, before any weight is read."""
 
     folder: Path
     digest: str
@@ -66,7 +66,7 @@ class TorchSpec:
         return f"torch:{self.folder}:{self.fingerprint}:{self.resolved.device}:{placed}"
 
     def load(self) -> TorchBackend:
-        """Read the weights."""
+        """Read the weights and return the backend."""
         return TorchBackend(self)
 
 
@@ -76,7 +76,13 @@ class TorchBackend:
     Parameters
     ----------
     spec : TorchSpec
-        What to load, and how.
+        The checkpoint and its options.
+
+    Attributes
+    ----------
+    model_runner : TorchModelRunner
+    encoder_cache : EncoderCache
+    tokenization : Tokenization
     """
 
     def __init__(self, spec: TorchSpec) -> None:
@@ -86,22 +92,24 @@ class TorchBackend:
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()
         compiles = spec.resolved.torch_compile
-        self._is_packed = _rearrange(self._model, compiles=compiles)
+        self._is_prepacked = _optimize(self._model, compiles=compiles)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
-        self.encoder_cache = EncoderCache(self.model_runner)
         if read(spec.folder).digest != spec.digest:
-            self.close()
-            raise CheckpointError(f"{spec.folder} was changed while it was loaded; call again once it is at rest")
+            self._free()
+            raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
         tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
-        self.tokenization = Tokenization.of(processor, checkpoint.context, tokens)
+        self.tokenization = Tokenization.of(
+            processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
+        )
+        self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
         self._pad_id = tokens.pad_id
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
-        """Answer what the queue gives."""
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
+        """Yield the results of a queue's requests."""
         if places := getattr(self._model, "hf_device_map", None):
-            control.note(f"the device map placed modules on {_places(places)}")
-        if self._is_packed:
-            control.note("the model's matrix products are oneDNN's, with weights laid out in its own order")
+            control.note(f"The device map placed modules on {_places(places)}.")
+        if self._is_prepacked:
+            control.note("Linear layers run on oneDNN with prepacked weights.")
         with _threads(resolved.threads):
             if resolved.num_beams > 1:
                 beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)
@@ -109,17 +117,20 @@ class TorchBackend:
             else:
                 yield from self._decode(queue, resolved, control)
 
-    def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         before = self.model_runner.warm_up_s
         try:
             yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
         finally:
             if seconds := self.model_runner.warm_up_s - before:
-                control.note(f"decode steps were compiled in {seconds:.1f} s of this run")
+                control.note(f"Decode steps were compiled in {seconds:.1f} s of this run.")
 
     def close(self) -> None:
         """Free the model and its offload folder."""
         self.encoder_cache.clear()
+        self._free()
+
+    def _free(self) -> None:
         self.model_runner.close()
         del self._model
         free_memory()
@@ -127,14 +138,14 @@ class TorchBackend:
 
 
 def spec(config: Config) -> TorchSpec:
-    """Find the checkpoint and the device that a config means.
+    """Find the checkpoint and the device of a config.
 
     Raises
     ------
     ConfigError
         ``rank`` names no visible GPU.
     ModelNotFound, CheckpointError
-        There is no checkpoint, none of the family, or one that cannot be run.
+        There is no checkpoint, it is of another model family, or it cannot be run.
     """
     device = find_device(config)
     checkpoint = find(config)
@@ -150,14 +161,14 @@ def spec(config: Config) -> TorchSpec:
 
 
 def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitStack) -> Any:
-    """Load with the attention decided beforehand: transformers must not look for a kernel on the hub."""
+    """Load with a given attention, so that transformers looks for no kernel on the hub."""
     config = spec.config
     placed, offload_folder = config.device_map, None
     if placed is None:
         placed = spec.resolved.device
     else:
         offload_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-"))
-    # What a device map or a GPU raises is no fault of the folder.
+    # An error of a device map or a GPU is not one of the folder.
     is_placed = config.device_map is not None or spec.resolved.device != "cpu"
     errors = contextlib.nullcontext() if is_placed else named_errors(spec.folder, "its weights cannot be loaded", AGAIN)
     with errors:
@@ -178,10 +189,10 @@ def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitSt
     return model.eval()
 
 
-def _rearrange(model: Any, *, compiles: bool) -> bool:
-    """Make the model compute the same in less time where accelerate does not move its parts about; True if packed.
+def _optimize(model: Any, *, compiles: bool) -> bool:
+    """Replace layers by faster equal ones, unless accelerate moves them between devices; return whether on oneDNN.
 
-    What torch is to compile must be plain layers: packed weights are opaque to it.
+    torch compiles plain layers only: prepacked weights are opaque to it.
     """
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return False
@@ -197,7 +208,7 @@ def _rearrange(model: Any, *, compiles: bool) -> bool:
 
 @contextlib.contextmanager
 def _threads(n_threads: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads while a run lasts; the number is the whole process's."""
+    """Set torch's number of threads during a run; it is the whole process's."""
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads or before)
     try:
@@ -207,6 +218,6 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 def _places(device_map: Mapping[str, Any]) -> str:
-    """Say how many modules are where, such as ``cpu: 2, disk: 1``."""
+    """Return how many modules are where, such as ``cpu: 2, disk: 1``."""
     counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values())
     return ", ".join(f"{place}: {n}" for place, n in counts.items())

@@ -1,7 +1,7 @@
-"""A decode step in, the same compiled by torch out, on CUDA recorded as a graph and replayed without Python.
+"""Decode steps through `torch.compile`; on CUDA recorded as a graph and replayed without Python.
 
-Every step has one shape: all slots of the cache and all that these can hold, used or not, so that nothing is compiled
-twice and a graph is recorded only when the cache changes its size. What a step computes is not known here.
+Every step has one shape: all slots of the cache and their whole capacity, used or not. So nothing is compiled twice,
+and a graph is recorded only when the cache is resized.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn import functional
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.inference.oom import is_out_of_memory
@@ -25,60 +23,18 @@ if TYPE_CHECKING:
 
     Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
-_ATTENTION = "qwenvl_kit_packed_sdpa"  # in transformers' register
-_LEAST_SLOTS = 2  # torch compiles a size of one apart from all others
-_WARM_UPS = 3  # before a recording, as torch's notes on graphs have it
-
-
-def attend_packed(text: Any) -> None:
-    """Let the layers of a language model attend by `attend`; changed in place.
-
-    Parameters
-    ----------
-    text : transformers.Qwen2_5_VLTextModel
-        With ``sdpa``.
-    """
-    AttentionInterface.register(_ATTENTION, attend)
-    text.config._attn_implementation = _ATTENTION
-
-
-def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Transformers' own sdpa, but heads that share keys are rows of one product for a single token.
-
-    So does transformers, though not under torch.compile, where it repeats keys and values for each head:
-    https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/sdpa_attention.py.
-
-    Parameters
-    ----------
-    module : transformers.Qwen2_5_VLAttention
-    query : Tensor (B, H, T, d)
-    key, value : Tensor (B, G, L, d)
-    attention_mask : bool Tensor (B, 1, T, L) or None
-
-    Returns
-    -------
-    tuple
-        Attended values (B, T, H, d), and None for the weights.
-    """
-    n_rows, _, n_tokens, head = query.shape
-    if n_tokens > 1 or attention_mask is None:
-        whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return whole
-    groups = query.reshape(n_rows, -1, module.num_key_value_groups, head)  # (B, G, H/G, d)
-    attended = functional.scaled_dot_product_attention(groups, key, value, attention_mask, scale=options.get("scaling"))
-    return attended.reshape(n_rows, 1, -1, head), None
+_MIN_SLOTS = 2  # torch compiles a size of one apart from all others
+_N_WARM_UPS = 3  # before a graph is recorded, as in torch's notes on graphs
 
 
 class CompiledSteps:
-    """Decode steps through `torch.compile`, and CUDA graphs where CUDA computes.
+    """A compiled decode step; on a GPU a CUDA graph of it.
 
     Parameters
     ----------
     step : callable
-        ``step(ids, positions, lengths, n_most)`` gives logits (B, V) of B rows that attend to `n_most` places of their
-        slots at most. Called again with the same arguments it does the same.
+        ``step(ids, positions, lengths, max_len)`` returns logits (B, V) of B rows, which attend to the first `max_len`
+        tokens of their slots. It is idempotent.
 
     Attributes
     ----------
@@ -93,25 +49,25 @@ class CompiledSteps:
         self.warm_up_s = 0.0
 
     def resize_cache(self, n_slots: int, capacity: int) -> int:
-        """Take note of the cache's new size; gives how many slots it must have."""
-        self._size = (max(n_slots, _LEAST_SLOTS) if n_slots else 0, capacity)
-        self._ready = None  # recorded for memory that is let go
+        """Discard what was recorded for another size of the cache, and return how many slots the cache needs."""
+        self._size = (max(n_slots, _MIN_SLOTS) if n_slots else 0, capacity)
+        self._ready = None  # its memory is freed
         return self._size[0]
 
     def __call__(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, V) after one more token (B,) in each of the first slots.
+        """Append a token (B,) to each of the first slots and return logits (B, V).
 
         Raises
         ------
         ConfigError
-            torch cannot compile the step here.
+            torch cannot compile the step on this machine.
         """
         free = (0, self._size[0] - len(ids))
-        # a slot that is free, or not in use yet, gets a token that whoever takes the slot will overwrite
+        # a free slot gets a token that the next sequence in it overwrites
         inputs = [functional.pad(given, free) for given in (ids, positions, lengths)]
         if self._ready is None:
             started = time.perf_counter()
-            with _told_apart():
+            with _named_compile_errors():
                 self._ready = self._prepare(inputs)
             self.warm_up_s += time.perf_counter() - started
         return self._ready(*inputs)[: len(ids)]
@@ -119,17 +75,17 @@ class CompiledSteps:
     def _prepare(self, inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
         capacity = self._size[1]
 
-        def through(*given: Tensor) -> Tensor:
+        def step(*given: Tensor) -> Tensor:
             return self._step(*given, capacity)  # type: ignore[call-arg, arg-type]  # mypy counts no starred tensors
 
         if _is_on_gpu(inputs[0]):
-            return CudaGraphRunner(through, inputs)
-        through(*inputs)
-        return through
+            return CudaGraphRunner(step, inputs)
+        step(*inputs)
+        return step
 
 
 class CudaGraphRunner:
-    """What a function does on the GPU, recorded once and replayed for other values in the same memory.
+    """Record what a function does on the GPU, and replay it for other values in the same memory.
 
     After https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. torch.compile's own recordings
     (``mode="reduce-overhead"``) belong to the thread that made them, and a run has a thread of its own.
@@ -137,9 +93,9 @@ class CudaGraphRunner:
     Parameters
     ----------
     function : callable
-        Of tensors, into a tensor; the same again when called again.
+        From tensors to a tensor; idempotent.
     inputs : sequence of Tensor
-        With the shapes and on the device of all later ones.
+        Of the shapes and device of all later ones.
     """
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
@@ -149,7 +105,7 @@ class CudaGraphRunner:
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(_WARM_UPS):
+                for _ in range(_N_WARM_UPS):
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(aside)
             # other threads of a process may use the GPU meanwhile
@@ -157,7 +113,7 @@ class CudaGraphRunner:
                 self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's result for `inputs`, in memory of its own."""
+        """Return the function's result for `inputs`, in memory of its own."""
         for held, given in zip(self._inputs, inputs, strict=True):
             held.copy_(given)
         self._graph.replay()
@@ -169,8 +125,8 @@ def _is_on_gpu(tensor: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _told_apart() -> Iterator[None]:
-    """Say what a failed compilation means for the caller; memory that ran out is another matter."""
+def _named_compile_errors() -> Iterator[None]:
+    """Raise `ConfigError` with advice for a failed compilation, unless memory ran out."""
     try:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
@@ -179,6 +135,6 @@ def _told_apart() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)
         first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
         raise ConfigError(
-            f"torch_compile=True: torch cannot compile the decode step here ({type(cause).__name__}: {first}); install "
-            "a C++ compiler such as g++, and triton for CUDA, or leave torch_compile out"
+            f"torch_compile=True: torch cannot compile the decode step here ({type(cause).__name__}: {first}). Install "
+            "a C++ compiler such as g++, and triton for CUDA, or leave torch_compile out."
         ) from error

@@ -1,7 +1,4 @@
-"""Keys and values of rows in numbered slots, written in place: what transformers' attention layers call a cache.
-
-Which row sits where, and what is attended to, the model runner says.
-"""
+"""KV cache with numbered slots, written in place, as transformers' attention layers use it."""
 
 from __future__ import annotations
 
@@ -15,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class KVWrite(Protocol):
-    """How one pass writes its keys (or values) into those of a layer, and what it then attends to."""
+    """Write the keys or values of one pass into a layer's, and select what the pass attends to."""
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write `new` (B, H, T, D) into `held` (slots, H, capacity, D); give what the pass attends to."""
+        """Write `new` (B, H, T, D) into `held` (slots, H, capacity, D); return what the pass attends to."""
         ...
 
 
 class SlottedKVCache:
-    """The cache of one model; each layer's part is made where that layer computes.
+    """KV cache of one model; each layer's part is allocated on that layer's device.
 
-    transformers' layers ask a cache for nothing but `update`.
+    transformers' layers only call `update`.
 
     Attributes
     ----------
@@ -39,7 +36,7 @@ class SlottedKVCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write a pass's keys and values (B, H, T, D) of a layer; give those to attend to."""
+        """Write a layer's keys and values (B, H, T, D) of a pass; return those to attend to."""
         assert self.write is not None
         held = self._layers.get(layer)
         if held is None:
@@ -47,7 +44,7 @@ class SlottedKVCache:
         return self.write(held[0], keys), self.write(held[1], values)
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
-        """Change the size; what slots hold is kept where it fits."""
+        """Resize to `n_slots` slots of `capacity` tokens; contents are kept where they fit."""
         self._size = (n_slots, capacity)
         if not n_slots * capacity:
             self._layers.clear()
@@ -61,14 +58,14 @@ class SlottedKVCache:
                 part[target, :, :length] = part[source, :, :length]
 
     def zero_slot(self, slot: int) -> None:
-        """Make a slot what it was at first."""
+        """Zero a slot."""
         for held in self._layers.values():
             for part in held:
                 part[slot].zero_()
 
     def _make(self, like: Tensor) -> Tensor:
         n_slots, capacity = self._size
-        # zeros, not empty: masked tokens still take part in sums, where NaN times nothing is NaN
+        # zeros, not empty: masked tokens still take part in sums, where 0 · NaN is NaN
         return torch.zeros(n_slots, like.shape[1], capacity, like.shape[3], dtype=like.dtype, device=like.device)
 
     def _resized(self, held: Tensor) -> Tensor:
@@ -79,60 +76,61 @@ class SlottedKVCache:
 
 
 class PrefillWrite:
-    """Whole prompts, each from the front of its slot: a pass that attends to its own tokens only.
+    """Write whole prompts to the front of their slots; the pass attends to its own tokens only.
 
     Parameters
     ----------
     slots, lengths : sequence of int
-        Of each row: its slot, and how many of its tokens are no padding.
+        Slot of each row, and its number of tokens without padding.
     """
 
     def __init__(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
         self._rows = list(zip(slots, lengths, strict=True))
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write each row at the front of its slot, without what pads it: that may be anything but finite."""
+        """Write each row without its padding, which may not be finite; return `new`."""
         for row, (slot, length) in zip(new, self._rows, strict=True):
             held[slot, :, :length] = row[:, :length]
         return new
 
 
 class ExtendWrite:
-    """What follows tokens that the slots hold already.
+    """Write tokens that follow cached ones.
 
     Parameters
     ----------
-    slots, pasts, lengths : sequence of int
-        Of each row: its slot, what that holds, how many tokens follow.
+    slots, cached, lengths : sequence of int
+        Slot of each row, its number of cached tokens, and of those that follow.
     """
 
-    def __init__(self, slots: Sequence[int], pasts: Sequence[int], lengths: Sequence[int]) -> None:
-        self._rows = list(zip(slots, pasts, lengths, strict=True))
+    def __init__(self, slots: Sequence[int], cached: Sequence[int], lengths: Sequence[int]) -> None:
+        self._rows = list(zip(slots, cached, lengths, strict=True))
         self._slots = torch.tensor(slots)
-        self._n_most = max(past + length for _, past, length in self._rows)
+        self._max_len = max(start + length for _, start, length in self._rows)
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write each row behind its past; give the slots' tokens up to the longest."""
-        for row, (slot, past, length) in zip(new, self._rows, strict=True):
-            held[slot, :, past : past + length] = row[:, :length]
-        return held[self._slots.to(held.device), :, : self._n_most]
+        """Write each row behind its cached tokens; return the slots' tokens up to the longest."""
+        for row, (slot, start, length) in zip(new, self._rows, strict=True):
+            held[slot, :, start : start + length] = row[:, :length]
+        return held[self._slots.to(held.device), :, : self._max_len]
 
 
 class DecodeWrite:
-    """One token for each of the first slots.
+    """Write one token to each of the first slots.
 
     Parameters
     ----------
     lengths : int64 Tensor (B,)
-        Tokens that each slot holds.
-    n_most : int
-        The largest of them, and one, or more.
+        Tokens in each slot before.
+    max_len : int
+        Tokens to attend to; more than the largest length.
     """
 
-    def __init__(self, lengths: Tensor, n_most: int) -> None:
-        self._rows, self._lengths, self._n_most = torch.arange(len(lengths), device=lengths.device), lengths, n_most
+    def __init__(self, lengths: Tensor, max_len: int) -> None:
+        self._rows = torch.arange(len(lengths), device=lengths.device)
+        self._lengths, self._max_len = lengths, max_len
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write each row's token behind its others; give the first slots' tokens up to `n_most`."""
+        """Write each row's token behind its others; return the first slots' tokens up to `max_len`."""
         held[self._rows.to(held.device), :, self._lengths.to(held.device)] = new[:, :, 0]
-        return held[: len(new), :, : self._n_most]
+        return held[: len(new), :, : self._max_len]

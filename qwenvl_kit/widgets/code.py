@@ -105,9 +105,9 @@ def _png(cell: Any) -> bytes:
     """Return an image in memory as PNG, which is lossless."""
     most = 10**9  # already in memory
     pixels = (
-        decode_pil(cell, "image", max_image_pixels=most)
+        decode_pil(cell, max_image_pixels=most)
         if isinstance(cell, Image.Image)
-        else decode_array(np.asarray(cell), "image", max_image_pixels=most)
+        else decode_array(np.asarray(cell), max_image_pixels=most)
     )
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format="PNG")

@@ -101,7 +101,7 @@ class Gallery:
 
 def prepare(images: Sequence[PanelImage], thumbnailer: Thumbnailer) -> None:
     """Draw all thumbnails in parallel, within the timeout of one fetch."""
-    within_s = min(thumbnailer.limits.fetch.timeout_s, _LONGEST_WAIT_S)
+    within_s = min(thumbnailer.timeout_s, _LONGEST_WAIT_S)
     made = together([functools.partial(draw_thumbnail, image, thumbnailer) for image in images], within_s=within_s)
     for image, found in zip(images, made, strict=True):
         if found is None:

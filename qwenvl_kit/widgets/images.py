@@ -8,11 +8,10 @@ from PIL import Image, ImageDraw
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.html import render
-from qwenvl_kit.images import Sizing
+from qwenvl_kit.images import ExactSize
 from qwenvl_kit.images.resize import resize
 from qwenvl_kit.images.source_context import source_context
 from qwenvl_kit.thumbnails import Thumbnailer, jpeg_uri
-from qwenvl_kit.types import PatchGeometry
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -76,9 +75,8 @@ def _model_input_uri(
         source = image.memo.get("source") or thumbnailer.source(image.cell)
         if source is None or source.kind in ("url", "remote"):
             return None
-        fixed = PatchGeometry(patch=1, merge=1, min_pixels=1, max_pixels=max(size[0] * size[1], 1))
-        pixels = thumbnailer.pixels(source, Sizing(fixed, *size))
-        with source_context("resize", source.label, "cannot be shown"):
+        pixels = thumbnailer.pixels(source, ExactSize(*size))
+        with source_context(source.label, "resize", "Cannot show the image"):
             scale = max(1, round(2 * _SHOWN_SIDE / max(size)))
             shape = (size[1] * scale, size[0] * scale)
             drawn = Image.fromarray(resize(pixels, size)).resize(shape, Image.Resampling.NEAREST)

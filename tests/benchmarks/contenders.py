@@ -21,10 +21,11 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipe
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.checkpoints import make_published  # of the tests' own tools
 
-from qwenvl_kit import Config, Control
+from qwenvl_kit import Config
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
+from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.executors.specs import make_spec
-from qwenvl_kit.pipeline import run
+from qwenvl_kit.inference.backend import RunControl
 from qwenvl_kit.types import LoadedImage, Request
 
 MODEL = "94.5 M parameters: text 768 wide, 12 layers, 12/4 heads, FFN 2048; vision 384 wide, 8 layers; 978 tokens, tied"
@@ -97,14 +98,14 @@ class Ours:
             return self._each_to_its_limit(rows, batch_size)
         config = replace(self.config, batch_size=batch_size, max_caption_length=rows.n_most[0])
         spec = make_spec(config)
-        done = run(rows.images, rows.prompts, config, spec, lambda: nullcontext(self.backend))
+        done = run_spec(rows.images, rows.prompts, config, spec, lambda: nullcontext(self.backend))
         assert all(result.status == "ok" for result in done.results), done.results
         return [str(result.text) for result in done.results]
 
     def _each_to_its_limit(self, rows: Rows, batch_size: int) -> list[str]:
         resolved = replace(make_spec(self.config).resolved, batch_size=batch_size)
         queue = _Queue(list(_requests(rows)))
-        texts = {result.row: str(result.text) for result in self.backend.generate(queue, resolved, Control())}
+        texts = {result.row: str(result.text) for result in self.backend.generate(queue, resolved, RunControl())}
         return [texts[row] for row in range(len(rows))]
 
 

@@ -17,7 +17,6 @@ from contest import RESULTS, machine
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import ModelRunner, PrefillChunk
-from qwenvl_kit.inference.sequence import Sequence
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 
@@ -59,16 +58,16 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 def _logits(model_runner: ModelRunner, ours: Ours, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
     """Logits (n, V) of each prompt's last token."""
-    tokenization = ours.backend.tokenization
-    encoded = [tokenization.encoder.encode(request) for request in _requests(rows)]
-    patches = torch.cat([one.pixel_values for one in encoded]).to(dtype)
-    seen = model_runner.encode_images(patches, torch.cat([one.grid for one in encoded]))
-    readings = []
-    for slot, (one, visual) in enumerate(zip(encoded, seen, strict=True)):
-        row = Sequence(one, image_id=tokenization.image_id, merge=tokenization.merge, device=torch.device("cpu"))
-        readings.append(PrefillChunk(slot, row.ids, row.positions(), image_features=visual))
-    model_runner.resize_cache(len(readings), max(len(reading.ids) for reading in readings) + 1)
-    return model_runner.prefill(readings).double()
+    processor = ours.backend.tokenization.processor
+    sequences = [processor.encode(request) for request in _requests(rows)]
+    patches = torch.cat([processor.patchify(image) for one in sequences for image in one.request.images]).to(dtype)
+    features = model_runner.encode_images(patches, torch.cat([one.grid for one in sequences]))
+    chunks = [
+        PrefillChunk(slot, one.ids, one.positions(), image_features=visual)
+        for slot, (one, visual) in enumerate(zip(sequences, features, strict=True))
+    ]
+    model_runner.resize_cache(len(chunks), max(len(chunk.ids) for chunk in chunks) + 1)
+    return model_runner.prefill(chunks).double()
 
 
 if __name__ == "__main__":

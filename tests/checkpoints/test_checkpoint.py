@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl_kit import CheckpointError, Config, ModelNotFound
-from qwenvl_kit.checkpoints import checkpoint
+from qwenvl_kit.checkpoints import digest
 from qwenvl_kit.checkpoints.checkpoint import find, read
 
 
@@ -94,8 +94,8 @@ def test_the_digest_follows_the_content_and_not_the_name(folder: Path, tmp_path:
 
 
 def test_large_weights_are_told_apart_by_samples(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_WHOLE_FILE", 1000)
-    monkeypatch.setattr(checkpoint, "_BLOCK", 64)
+    monkeypatch.setattr(digest, "WHOLE_FILE_BYTES", 1000)
+    monkeypatch.setattr(digest, "BLOCK_BYTES", 64)
     before = read(folder).digest
     weights = next(folder.glob("*.safetensors"))
     data = weights.read_bytes()

@@ -402,7 +402,7 @@ def test_a_folder_that_cannot_be_read_is_a_line(
     monkeypatch.setattr(caption.os, "scandir", denied)
 
     assert main(["caption", str(folder), *ECHO]) == 2
-    assert "cannot be read: Permission denied" in capsys.readouterr().err
+    assert "Cannot read the image: Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["~no-such-user/a.png", "a" * 5000, "data:image/png;base64,AAAA"])

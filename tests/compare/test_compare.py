@@ -211,14 +211,14 @@ def test_a_bad_picture_is_an_error_in_every_setting_and_warned_of_once(frame: pd
 def test_a_backend_that_breaks_hands_over_the_settings_that_were_done(
     frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = echo.Echo.stream
+    generate = echo.Echo.generate
 
     def broken(self: Any, queue: Any, resolved: Any, control: Any) -> Iterator[Result]:
         if resolved.resized_height == 112:
             raise RuntimeError("no such size here")
-        return stream(self, queue, resolved, control)
+        return generate(self, queue, resolved, control)
 
-    monkeypatch.setattr(echo.Echo, "stream", broken)
+    monkeypatch.setattr(echo.Echo, "generate", broken)
     with pytest.raises(BackendFailed, match="no such size here") as caught:
         frame.vl.compare("image", vary={"resized_height": [56, 112, 168]}, **ECHO)
     assert (caught.value.results.frame["status"] == "ok").sum() == 2

@@ -19,6 +19,7 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ConfigError, Control, ModelNotFound, OptionWarning, RowErrors, StoreError, StoreWarning
+from qwenvl_kit.executors.daft_batches import DaftWorkers
 from qwenvl_kit.executors.daft_worker import Worker
 from qwenvl_kit.executors.serialization import pack_error, unpack_error
 from qwenvl_kit.types import Result
@@ -114,7 +115,7 @@ def test_a_frame_without_work_starts_no_worker(cells: list[Any], monkeypatch: py
     def forbidden(_: object) -> None:
         pytest.fail("Daft was started")
 
-    monkeypatch.setattr("qwenvl_kit.executors.daft.start", forbidden)
+    monkeypatch.setattr("qwenvl_kit.executors.daft.DaftWorkers", forbidden)
     series = pd.Series(cells, dtype=object)
 
     told_same(series.vl.run(**{**ECHO, "engine": "local"}), series.vl.run(**ECHO))
@@ -139,14 +140,14 @@ def test_a_backend_that_breaks_ends_the_run_with_what_is_done(monkeypatch: pytes
     def broken(_: object) -> None:
         raise OSError("the weights are gone")
 
-    def answers(job: Any) -> Iterator[dict[str, Any]]:
-        worker = Worker(job._config.replace(engine="local"))
-        for at, item in list(job._packed.items()):
+    def answers(workers: DaftWorkers, packed: dict[int, bytes]) -> Iterator[dict[str, Any]]:
+        worker = Worker(workers.config)
+        for at, item in list(packed.items()):
             yield {"at": [at], "answer": within(30, functools.partial(worker.answer, [item]))}
             qwenvl_kit.unload()
             monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", broken)
 
-    monkeypatch.setattr("qwenvl_kit.executors.daft._Job._answers", answers)
+    monkeypatch.setattr(DaftWorkers, "answers", answers)
 
     with pytest.raises(qwenvl_kit.BackendFailed, match="the weights are gone") as caught:
         pd.Series([gray(1), gray(2), None]).vl.caption(**ECHO)
@@ -158,12 +159,12 @@ def test_a_backend_that_breaks_ends_the_run_with_what_is_done(monkeypatch: pytes
 def test_a_job_that_only_dies_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     n_tries = []
 
-    def answers(_: Any) -> Iterator[dict[str, Any]]:
+    def answers(*_: object) -> Iterator[dict[str, Any]]:
         n_tries.append(1)
         raise RuntimeError("the worker closed the connection")
         yield
 
-    monkeypatch.setattr("qwenvl_kit.executors.daft._Job._answers", answers)
+    monkeypatch.setattr(DaftWorkers, "answers", answers)
 
     with pytest.raises(qwenvl_kit.BackendFailed, match="closed the connection"):
         pd.Series([gray(1)]).vl.caption(**ECHO)
@@ -272,7 +273,6 @@ def test_a_store_that_cannot_be_used_is_told_before_any_work(tmp_path: Path) -> 
 
 
 def test_rows_that_a_worker_finished_before_it_broke_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qwenvl_kit.executors import daft as cluster
     from qwenvl_kit.store import SqliteStore
 
     put = SqliteStore.put
@@ -284,13 +284,13 @@ def test_rows_that_a_worker_finished_before_it_broke_are_kept(tmp_path: Path, mo
         put(self, key, result)
         kept.append(key)
 
-    def answers(job: Any) -> Iterator[dict[str, Any]]:  # as Daft would give them, from a worker in this process
-        config = job._config.replace(engine="local", progress=False)
-        packed = list(job._packed.values())
-        yield {"at": list(job._packed), "answer": within(30, lambda: Worker(config).answer(packed))}
+    def answers(workers: DaftWorkers, packed: dict[int, bytes]) -> Iterator[dict[str, Any]]:
+        """As Daft would give them, from a worker in this process."""
+        answer = Worker(workers.config).answer
+        yield {"at": list(packed), "answer": within(30, lambda: answer(list(packed.values())))}
 
     monkeypatch.setattr(SqliteStore, "put", full_after_two)
-    monkeypatch.setattr(cluster._Job, "_answers", answers)
+    monkeypatch.setattr(DaftWorkers, "answers", answers)
 
     with pytest.raises(StoreError, match="full"):
         pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", batch_size=1, **ECHO)

@@ -15,7 +15,7 @@ import numpy as np
 from qwenvl_kit.checkpoints.capabilities import Device
 from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.inference.backend import Backend, Control, RequestQueue
+from qwenvl_kit.inference.backend import Backend, RequestQueue, RunControl
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import PatchGeometry, Request, Result
 
@@ -93,7 +93,7 @@ class ScriptedBackend:
         self._script = script
         self._random = random.Random(script.seed)
 
-    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: Control) -> Iterator[Result]:
+    def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         script, held = self._script, list[Request]()
         while (taken := queue.get(self._random.randint(1, 5), block=not held)) is not None or held:
             held += taken or []

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError, RowErrorWarning
-from qwenvl_kit.images.classify import classify, is_null, redact_url
+from qwenvl_kit.images.classify import classify, is_null
+from qwenvl_kit.images.urls import redact_url
 from qwenvl_kit.types import ImageSource
 
 PNG = encoded(noise(30, 20, 0), "PNG")
@@ -124,7 +125,7 @@ def test_a_wrong_image_src_type_names_the_right_one(cell: object, image_src_type
     message = told(cell, image_src_type)
 
     assert f"image_src_type='{image_src_type}'" in message
-    assert f"pass image_src_type='{right}'" in message
+    assert f"Pass image_src_type='{right}'" in message
 
 
 def test_a_data_uri_is_an_address_too() -> None:
@@ -161,7 +162,7 @@ def test_a_list_is_several_pictures_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "what"),
-    [(["a.png", None], "picture 2 of 2 in this cell is missing"), ([["a.png"], "b.png"], "picture 1 of 2 .* a list")],
+    [(["a.png", None], "Image 2 of 2 in this cell is missing"), ([["a.png"], "b.png"], "Image 1 of 2 .* a list")],
     ids=["gap", "nested"],
 )
 def test_a_list_with_a_hole_is_refused_whole(cell: object, what: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images import Limits, Sizing, classify, load
+from qwenvl_kit.images import ImageLoader, Sizing, classify
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import LoadedImage, PatchGeometry
 
@@ -32,7 +32,7 @@ def jpeg(size: tuple[int, int], **options: object) -> bytes:
 def loaded(cell: object, **options: object) -> LoadedImage:
     config = Config(**options)  # type: ignore[arg-type]
     (source,) = classify(cell, config.image_src_type)
-    return load(source, Sizing.of(config, PatchGeometry()), Limits.of(config))
+    return ImageLoader.of(config, Sizing.of(config, PatchGeometry())).load(source)
 
 
 def test_equal_bytes_have_equal_digests_however_they_came(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_faults_name_the_source(tmp_path: Path) -> None:
     path = tmp_path / "needle.png"
     path.write_bytes(encoded(Image.new("L", (201, 1)), "PNG"))
 
-    with pytest.raises(RowError, match=r"needle\.png: a picture of 201×1 is too long"):
+    with pytest.raises(RowError, match=r"needle\.png: Aspect ratio 201:1 of a 201×1 image"):
         loaded(str(path))
-    with pytest.raises(RowError, match=r"needle\.png has 201×1 = 201 pixels"):
+    with pytest.raises(RowError, match=r"needle\.png: The image of 201×1 = 201 pixels"):
         loaded(str(path), max_image_pixels=200)
 
 
@@ -140,9 +140,9 @@ def _png(size: tuple[int, int]) -> bytes:
 
 @given(st.text(max_size=60))
 def test_arbitrary_text_is_a_picture_or_a_row_error(text: str) -> None:
-    limits = Limits.of(Config(timeout_s=0.001, allow_private_hosts=False))
+    loader = ImageLoader.of(Config(timeout_s=0.001, allow_private_hosts=False), Sizing(PatchGeometry()))
 
-    assert outcome(lambda: [load(source, Sizing(PatchGeometry()), limits) for source in classify(text)]) in OUTCOMES
+    assert outcome(lambda: [loader.load(source) for source in classify(text)]) in OUTCOMES
 
 
 def outcome(work: Callable[[], object]) -> str:

@@ -83,7 +83,7 @@ def test_compiled_steps_change_no_token_and_their_warm_up_is_on_record(
 
     assert said.tolist() == card_answers
     assert said.attrs["effective"]["torch_compile"] is True
-    assert any("steps were compiled in" in note for note in said.attrs["effective"]["notes"])
+    assert any("Decode steps were compiled in" in note for note in said.attrs["effective"]["notes"])
 
 
 def test_seeded_samples_do_not_depend_on_batch_size_or_neighbours(

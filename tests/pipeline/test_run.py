@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit import Config, Control
+from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.images import ImageLoader
-from qwenvl_kit.pipeline import Run, run
+from qwenvl_kit.pipeline import Run
 from qwenvl_kit.pipeline import prefetch as feed_module
 
 CONFIG = Config(progress=False, batch_size=3)
@@ -29,7 +30,7 @@ def go(
 ) -> Run:
     spec = ScriptedSpec(config, script)
     prompts = prompts if prompts is not None else ["What?"] * len(cells)
-    return within(30, lambda: run(cells, prompts, config, spec, spec.acquire, control=control))
+    return within(30, lambda: run_spec(cells, prompts, config, spec, spec.acquire, control=control))
 
 
 KINDS = st.sampled_from(["good", "null", "missing", "rubbish", "failing"])

@@ -302,7 +302,7 @@ def _judge_rows(rows: list[Row], frame: pd.DataFrame, report: Report) -> int:
         if status not in ("ok", "null_image", "error") or (status == "error" and stage not in _STATUSES[2:5]):
             report.breach("status", row, f"{status} {stage} {error}")
         if status == "error":
-            n_stopped += "took too long to decode" in str(error)
+            n_stopped += "Decoding took longer" in str(error)
             if fault := _message_fault(error):
                 report.breach("message", row, f"{fault}: {str(error)[:120]!r}")
     return n_stopped

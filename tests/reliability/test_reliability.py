@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import qwenvl_kit
 from qwenvl_kit import Config, Result, StoreError
-from qwenvl_kit.pipeline import run
+from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.store import SqliteStore, open_store
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
@@ -91,7 +91,7 @@ def test_whatever_fails_on_the_way_no_finished_work_is_done_again(
         spec = ScriptedSpec(Config(progress=False), script)
         with open_store(path) as store:
             faulty = FaultyStore(store, store_fails_after)
-            done = within(30, lambda: run(cells, ["What?"] * 40, spec.config, spec, spec.acquire, store=faulty))
+            done = within(30, lambda: run_spec(cells, ["What?"] * 40, spec.config, spec, spec.acquire, store=faulty))
             answered.extend(faulty.kept)
         return done.results
 

@@ -142,4 +142,4 @@ def test_where_torch_cannot_compile_the_message_says_what_to_install(tmp_path: P
 
     assert ended.returncode == 1
     said = ended.stderr.splitlines()[-1]  # what a user reads last
-    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*; install a C\+\+", said)
+    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*\. Install a C\+\+", said)

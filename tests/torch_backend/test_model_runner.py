@@ -42,12 +42,12 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "quickened", "packed", "compiled"])
+@pytest.fixture(scope="module", params=["plain", "fused", "prepacked", "compiled"])
 def model_runner(folder: Path, request: pytest.FixtureRequest) -> TorchModelRunner:
     model = load(folder)
-    if request.param == "quickened":
+    if request.param == "fused":
         fuse_vision(model.model.visual)
-    if request.param == "packed":
+    if request.param == "prepacked":
         assert can_prepack(model)
         prepack_vision(model.model.visual)
         prepack_text(model.model.language_model)
@@ -98,7 +98,7 @@ def test_pictures_look_the_same_alone_and_together(
             torch.cat([text.patches for text in texts]), GRIDS, return_dict=True
         ).pooler_output
     for most in (1, 300, 10_000):
-        monkeypatch.setattr(model_runner, "max_image_patches", most)
+        monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner.max_image_patches", lambda _, most=most: most)
         seen = model_runner.encode_images(torch.cat([text.patches for text in texts]), GRIDS)
         for one, other in zip(seen, wanted, strict=True):
             torch.testing.assert_close(one, other, **NEAR)
@@ -124,7 +124,7 @@ def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
 def test_prompts_of_any_length_are_read_into_any_slots(
     model_runner: TorchModelRunner, texts: list[Text], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_runner, "max_prefill_tokens", most)
+    monkeypatch.setattr("qwenvl_kit.torch_backend.model_runner.max_prefill_tokens", lambda _: most)
     model_runner.resize_cache(0, 0)
     model_runner.resize_cache(4, 128)
 
@@ -231,7 +231,7 @@ def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> Non
     plain = {name: weights.numel() for name, weights in model.named_parameters()}
     ends = {"model.language_model.embed_tokens.weight", "lm_head.weight"}  # the table and the head, often one
     assert set(plain) == {name for name in plain if "norm" in name or "ln_q" in name or name in ends}
-    packed = sum(layer.numel() for name, layer in model.named_buffers() if name.endswith(("packed", "bias")))
+    packed = sum(layer.numel() for name, layer in model.named_buffers() if name.endswith(("prepacked", "bias")))
     assert sum(plain.values()) + packed == n_before
 
 

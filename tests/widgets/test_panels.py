@@ -21,10 +21,11 @@ import pytest
 from helpers.fake_backends import gray
 from PIL import Image
 
-from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption, thumbnails
+from qwenvl_kit import ColumnNotFound, ConfigError, MissingExtra, UnknownOption
 from qwenvl_kit.compare import grid
 from qwenvl_kit.compare.memory import Peak, measure_peak
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
+from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference import echo
 from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare
 
@@ -183,8 +184,8 @@ def test_the_status_shows_the_words_as_they_come(monkeypatch: pytest.MonkeyPatch
 
 def test_a_large_picture_is_decoded_once_however_many_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[object] = []
-    load = thumbnails.load
-    monkeypatch.setattr(thumbnails, "load", lambda source, *rest: decoded.append(source) or load(source, *rest))
+    load = ImageLoader.load
+    monkeypatch.setattr(ImageLoader, "load", lambda loader, source: decoded.append(source) or load(loader, source))
     panel = SamplingCompare([gray(1)], temperatures=[0.5, 1.0, 1.5], repeats=4, prompt="Hm?", backend="echo")
     panel.run()
     panel.to_html()

@@ -1,4 +1,4 @@
-"""Keep fetched files on disk for a while, so that several runs over the same cells ask each host once."""
+"""Keep fetched files on disk, so that several runs over the same cells fetch each of them once."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qwenvl_kit.images.fetch.dispatch import Fetched, check_bytes, lease
+from qwenvl_kit.images.fetch.fetched import Fetched, lease
 
 if TYPE_CHECKING:
-    from qwenvl_kit.images.fetch.dispatch import FetchLimits
+    from qwenvl_kit.images.fetch.limits import FetchLimits
     from qwenvl_kit.types import ImageSource
 
 _LEFT_FREE = 1 << 30  # bytes of the disk that are not taken
 
 
 class FetchCache:
-    """Files that were fetched from hosts, in a temporary folder that goes with the ``with`` block.
+    """Fetched files in a temporary folder, which the end of the ``with`` block deletes.
 
-    On disk, since all files of a column may be more than memory holds. Where the disk is full, or cannot be written,
-    files are not kept, and are fetched again.
+    On disk, since the files of a column may be larger than memory. On a disk that is full, or cannot be written, no
+    file is kept, and each is fetched again.
 
     Examples
     --------
-    >>> from qwenvl_kit.images.fetch.dispatch import FetchLimits
+    >>> from qwenvl_kit.images.fetch.limits import FetchLimits
     >>> from qwenvl_kit.images.classify import classify
     >>> limits, (source,) = FetchLimits(5.0, 1000, False), classify("https://example.org/a.png")
     >>> with FetchCache() as cache:
@@ -53,12 +53,12 @@ class FetchCache:
                 self._folder.cleanup()
 
     def get(self, source: ImageSource, limits: FetchLimits) -> Fetched | None:
-        """Return what was fetched under the same limits; None where nothing was kept.
+        """Return the file that was fetched under the same limits, None where there is none.
 
         Raises
         ------
         RowError
-            There is no room in memory for it, of the stage ``fetch``.
+            No memory was free for it, of the stage ``fetch``.
         """
         kept = self._kept.get((source.key, limits))
         if kept is None:
@@ -66,15 +66,15 @@ class FetchCache:
         path, version = kept
         try:
             with open(path, "rb") as file:
-                held, _ = lease(os.fstat(file.fileno()).st_size, source.label)
+                held, _ = lease(os.fstat(file.fileno()).st_size)
                 data = file.read()
-        except OSError:  # whoever tidies up temporary folders was faster
+        except OSError:  # another program deleted it
             return None
-        check_bytes(len(data), source.label, limits)
+        limits.check_bytes(len(data))
         return Fetched(data, version, held)
 
     def put(self, source: ImageSource, limits: FetchLimits, fetched: Fetched) -> None:
-        """Keep what was fetched, where the disk has room."""
+        """Keep a fetched file, where the disk has room."""
         try:
             path = self._new_path(len(fetched.data))
             if path is None:

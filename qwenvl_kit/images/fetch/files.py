@@ -1,19 +1,20 @@
-"""Files of this machine, as far as a stranger's text may name them."""
+"""Read local files, within what untrusted text may name."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
+from io import BufferedReader
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.fetch.dispatch import Fetched, check_bytes, lease
+from qwenvl_kit.images.fetch.fetched import Fetched, lease
 
 if TYPE_CHECKING:
-    from qwenvl_kit.images.fetch.dispatch import FetchLimits
+    from qwenvl_kit.images.fetch.limits import FetchLimits
 
 # Their "regular files" tell what the kernel knows, block for ever or have no end: /proc/self/environ, /proc/kmsg.
 _KERNELS = ("/proc", "/sys", "/dev")
@@ -21,88 +22,89 @@ _IN_MEMORY = "/dev/shm"  # an ordinary file system, where data sets are put for 
 _OTHER_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
 
-def read(address: str, label: str, limits: FetchLimits) -> Fetched:
+def read(name: str, limits: FetchLimits) -> Fetched:
     """Read a file.
 
     Parameters
     ----------
-    address : str
-        A path, or a file: address.
-    label : str
-        Its name for messages, free of secrets.
+    name : str
+        A path, or a file: URL.
     limits : FetchLimits
-        Bytes allowed, and which files may be named.
+        Bytes and folders allowed.
 
     Raises
     ------
     RowError
-        It is no regular file, is not allowed, too large, or cannot be read; of the stage ``fetch``.
+        It is not a regular file, not allowed, too large, or cannot be read; of the stage ``fetch``.
     """
     try:
-        path = _resolve(address, label, limits)
-        state = os.stat(path)
-        if not stat.S_ISREG(state.st_mode):  # a directory, or a pipe that would block for ever
-            raise RowError("fetch", f"{label} is no regular file; relative paths start from {os.getcwd()}")
+        path = _resolve(name, limits)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a directory, or a pipe that would block for ever
+            raise RowError("fetch", f"Not a regular file. Relative paths start from {os.getcwd()}.")
         with open(path, "rb", opener=_open) as file:
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):  # it was replaced in between
-                raise RowError("fetch", f"{label} is no regular file")
-            check_bytes(state.st_size, label, limits)
-            held, _ = lease(state.st_size, label)
-            data = file.read(state.st_size + 1)
-            if len(data) > state.st_size:  # it grows
-                data += file.read(limits.max_image_bytes + 1 - len(data))
-                check_bytes(len(data), label, limits)
-            return Fetched(data, _version(state), held)
+            return _read(file, limits)
     except FileNotFoundError as error:
-        raise RowError("fetch", f"{label} does not exist; {_hint(address)}") from error
+        raise RowError("fetch", f"The file does not exist. {_hint(name)}") from error
     except (OSError, ValueError) as error:
-        raise RowError("fetch", f"{label} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RowError("fetch", f"Cannot read the image: {reason}.") from error
 
 
-def version_of(address: str, label: str, limits: FetchLimits) -> str:
-    """Return the version that `read` would give now, without reading.
+def version_of(name: str, limits: FetchLimits) -> str:
+    """Return the version of a file now, without reading it.
 
     Raises
     ------
     RowError, OSError, ValueError
-        There is none.
+        The file does not exist, or is not allowed.
     """
-    return _version(os.stat(_resolve(address, label, limits)))
+    return _version(os.stat(_resolve(name, limits)))
 
 
-def _resolve(address: str, label: str, limits: FetchLimits) -> str:
-    """Return the real path, without symbolic links, of a file that may be named."""
+def _read(file: BufferedReader, limits: FetchLimits) -> Fetched:
+    state = os.fstat(file.fileno())
+    if not stat.S_ISREG(state.st_mode):  # it was replaced in between
+        raise RowError("fetch", "Not a regular file.")
+    limits.check_bytes(state.st_size)
+    held, _ = lease(state.st_size)
+    data = file.read(state.st_size + 1)
+    if len(data) > state.st_size:  # it grows
+        data += file.read(limits.max_image_bytes + 1 - len(data))
+        limits.check_bytes(len(data))
+    return Fetched(data, _version(state), held)
+
+
+def _resolve(name: str, limits: FetchLimits) -> str:
+    """Return the real path, without symbolic links, of a file that is allowed."""
     if limits.local_paths is False:
         raise RowError(
             "fetch",
-            f"{label} names a local file, which local_paths=False refuses; pass local_paths=True, or the folder that "
-            "holds the pictures",
+            "local_paths=False blocks local files. Pass local_paths=True, or the folder that contains the images.",
         )
-    path = os.path.abspath(_local_path(address, label))
+    path = os.path.abspath(_local_path(name))
     real = os.path.realpath(path)
-    for kernels in _KERNELS:
-        if any(_is_below(one, kernels) and not _is_below(one, _IN_MEMORY) for one in (path, real)):
-            raise RowError("fetch", f"{label} lies in {kernels}, where no pictures are; files there are not read")
+    for folder in _KERNELS:
+        if any(_is_below(one, folder) and not _is_below(one, _IN_MEMORY) for one in (path, real)):
+            raise RowError("fetch", f"Files in {folder} are not read, since they are the kernel's.")
     if isinstance(limits.local_paths, str):
         folder = os.path.realpath(os.path.expanduser(limits.local_paths))
         if not _is_below(real, folder):
             raise RowError(
                 "fetch",
-                f"{label} lies outside of local_paths={limits.local_paths!r}; pass the folder that holds all pictures, "
-                "or local_paths=True",
+                f"The file is outside of local_paths={limits.local_paths!r}. Pass the folder that contains all images, "
+                "or local_paths=True.",
             )
     return real
 
 
-def _local_path(address: str, label: str) -> str:
-    if address[:5].lower() != "file:":
-        return os.path.expanduser(address)
-    parts = urlsplit(address)
+def _local_path(name: str) -> str:
+    if name[:5].lower() != "file:":
+        return os.path.expanduser(name)
+    parts = urlsplit(name)
     if parts.netloc and parts.netloc.lower() != "localhost":
         raise RowError(
             "fetch",
-            f"{label} names a file of another host; write file:///path, with three slashes, for a file of this machine",
+            "The URL names a file of another host. Write file:///path, with three slashes, for a file of this machine.",
         )
     return url2pathname(parts.path)
 
@@ -123,20 +125,20 @@ def _version(state: os.stat_result) -> str:
     return f"file:{state.st_mtime_ns}:{state.st_size}"
 
 
-def _hint(address: str) -> str:
-    """Say what a text that names no file may have been meant for."""
-    found = _OTHER_SCHEME.match(address)
+def _hint(name: str) -> str:
+    """Return a sentence on what a text that names no file may mean."""
+    found = _OTHER_SCHEME.match(name)
     scheme = found.group(1).lower() if found else ""
-    if address[:1] in "'\"‘’“”`" and len(address) > 1:
-        return "it is in quotes: remove them"
+    if name[:1] in "'\"‘’“”`" and len(name) > 1:
+        return "Remove the quotes around it."
     if scheme in ("http", "https", "s3", "gs", "tos", "hf"):
-        return f"an address has two slashes: {scheme}://"
+        return f"A URL has two slashes: {scheme}://."
     if scheme == "dbfs":
-        return "dbfs:/path is Databricks' own spelling: write /dbfs/path, where its files are mounted"
+        return "dbfs:/path is Databricks' own spelling. Write /dbfs/path, where its files are mounted."
     if scheme and scheme != "file":
-        return f"{scheme}: is no scheme that is read; write a path, or an address such as https://host/path"
-    if address.startswith("//"):
-        return "if it is an address, its scheme is missing: write https: before it"
-    if address.lower().startswith("www."):
-        return "if it is an address, its scheme is missing: write https:// before it"
-    return f"relative paths start from {os.getcwd()}"
+        return f"{scheme}: is not a scheme that is read. Write a path, or a URL such as https://host/path."
+    if name.startswith("//"):
+        return "If it is a URL, its scheme is missing: write https: before it."
+    if name.lower().startswith("www."):
+        return "If it is a URL, its scheme is missing: write https:// before it."
+    return f"Relative paths start from {os.getcwd()}."

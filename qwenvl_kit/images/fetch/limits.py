@@ -1,4 +1,64 @@
-"""Bounds that both those who fetch and those who queue fetches keep."""
+"""Limits of a fetch: time, bytes, hosts, schemes and local files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from qwenvl_kit.errors import RowError
+
+if TYPE_CHECKING:
+    from qwenvl_kit.options import Config
 
 MAX_PER_HOST = 16
-"""Connections to one host at a time; whoever wants another waits for one of them."""
+"""Connections to one host at a time; a further request waits for one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Limits on one fetch; each field is the option of `Config` of the same name.
+
+    Attributes
+    ----------
+    headers : tuple of (str, str)
+        Sent with each request, except after a redirect to another host.
+    extra_schemes : tuple of str
+        URL schemes allowed in addition to the built-in ones.
+    local_paths : bool or str
+        Whether local files are allowed, or the folder that must contain them.
+    """
+
+    timeout_s: float
+    max_image_bytes: int
+    allow_private_hosts: bool
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    extra_schemes: tuple[str, ...] = ()
+    local_paths: bool | str = True
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return the limits that a config sets."""
+        return cls(
+            config.timeout_s,
+            config.max_image_bytes,
+            config.allow_private_hosts,
+            tuple((config.headers or {}).items()),
+            tuple(config.extra_schemes),
+            config.local_paths,
+        )
+
+    def check_bytes(self, n_bytes: int) -> None:
+        """Raise a RowError for a file of more than `max_image_bytes`."""
+        if n_bytes > self.max_image_bytes:
+            raise self.too_large(n_bytes)
+
+    def too_large(self, n_bytes: int | None = None) -> RowError:
+        """Return the error of a file that is too large; without `n_bytes` its size is unknown."""
+        file = "The file" if n_bytes is None else f"The file of {n_bytes} bytes"
+        return RowError(
+            "fetch", f"{file} exceeds max_image_bytes={self.max_image_bytes}. Raise it if you trust the source."
+        )
+
+    def timeout_error(self) -> RowError:
+        """Return the error of a fetch that took longer than `timeout_s`."""
+        return RowError("fetch", f"Not fetched within timeout_s={self.timeout_s:g}. Raise it if the host is slow.")

@@ -1,7 +1,7 @@
-"""When a host that failed once is asked again: a pause, or no further try.
+"""Decide when a failed request is tried again.
 
-What may pass (a busy server, a connection that broke off) is asked for a few times, later each time and never all at
-once. Nothing here waits: callers get the time from which to try again.
+Transient faults (a busy server, a broken connection) are retried a few times, with a growing and random backoff. No
+function here sleeps: callers get the time of the next try.
 """
 
 from __future__ import annotations
@@ -16,33 +16,42 @@ from typing import Any
 import urllib3
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images.fetch.fetched import RetryAt
 
 MAX_RETRIES = 3
-_FIRST_PAUSE_S = 0.1
-RETRY_BUDGET, _REFUND = 50.0, 0.2  # retries that a host is worth at first, and what each good answer adds
-_LONGEST_WAIT_S = 86_400.0
-# urllib3 knows which answers may pass and reads Retry-After in both its forms; its own loop would neither try a body
-# that is cut short while we read it again, nor end at a deadline:
+RETRY_BUDGET = 50.0
+"""Retries granted to a new host."""
+
+_REFUND = 0.2  # of a retry, for each successful response
+_FIRST_BACKOFF_S = 0.1
+_MAX_WAIT_S = 86_400.0
+# urllib3 knows which status codes are transient and reads Retry-After in both its forms; its own loop would neither
+# retry a body that is cut short while we read it, nor end at a deadline:
 # https://urllib3.readthedocs.io/en/stable/reference/urllib3.util.html#urllib3.util.Retry
 _POLICY = urllib3.Retry(total=MAX_RETRIES, status_forcelist=(408, 425, 429, 500, 502, 503, 504))
 _random = random.Random()
 
 
 class TransientError(RowError):
-    """A fault of the stage ``fetch`` that may be gone a moment later.
+    """A fault of the stage ``fetch`` that a later try may not meet.
 
     Attributes
     ----------
     wait_s : float or None
-        After how many seconds the server allows the next request.
+        Seconds of the server's Retry-After header.
     """
 
     wait_s: float | None = None
 
 
+def broken_connection() -> TransientError:
+    """Return the error of a response that ended too early."""
+    return TransientError("fetch", "Cannot read the image: the connection broke off.")
+
+
 def status_error(message: str, response: Any) -> RowError:
-    """Return the fault for an answer without success: one that may pass, or one that stays."""
-    wait_s = _wait_s(response)
+    """Return the error of a response without success, transient or permanent."""
+    wait_s = _retry_after_s(response)
     if not _POLICY.is_retry("GET", response.status, wait_s is not None):
         return RowError("fetch", message)
     fault = TransientError("fetch", message)
@@ -51,9 +60,9 @@ def status_error(message: str, response: Any) -> RowError:
 
 
 class HostRetryState:
-    """The state of one host: until when it rests, and how many retries it is still worth.
+    """The backoff and the retry budget of one host.
 
-    A host that answers nothing but errors gets about as many requests as there are pictures, not four times as many.
+    A host that returns nothing but errors gets about as many requests as there are images, not four times as many.
     """
 
     def __init__(self) -> None:
@@ -67,21 +76,29 @@ class HostRetryState:
         return self._backoff_until
 
     def record_success(self) -> None:
-        """Record a good answer."""
+        """Refund a part of a retry."""
         with self._lock:
             self._budget = min(RETRY_BUDGET, self._budget + _REFUND)
 
     def retry_at(self, fault: TransientError, n_retries: int, deadline: float) -> float | None:
-        """Return the time from which on to try again, or None where there is no further try."""
+        """Return the time of the next try, None where there is none."""
         now = time.monotonic()
         wait_s = fault.wait_s or 0.0
-        pause_s: float = wait_s + _FIRST_PAUSE_S * 2**n_retries * _random.uniform(0.5, 1.5)
-        if n_retries >= MAX_RETRIES or now + pause_s >= deadline or not self._grant(wait_s, now):
+        backoff_s: float = wait_s + _FIRST_BACKOFF_S * 2**n_retries * _random.uniform(0.5, 1.5)
+        if n_retries >= MAX_RETRIES or now + backoff_s >= deadline or not self._spend(wait_s, now):
             return None
-        return now + pause_s
+        return now + backoff_s
 
-    def _grant(self, wait_s: float, now: float) -> bool:
-        """Pay for a retry; a pause that the server named holds for all, and costs nothing."""
+    def retry_or_fail(self, fault: TransientError, n_retries: int, deadline: float) -> RetryAt | RowError:
+        """Return the signal for the next try, or the final error where there is none."""
+        at = self.retry_at(fault, n_retries, deadline)
+        if at is not None:
+            return RetryAt(at)
+        attempts = f" Gave up after {n_retries + 1} attempts." if n_retries else ""
+        return RowError("fetch", f"{fault.message}{attempts}")
+
+    def _spend(self, wait_s: float, now: float) -> bool:
+        """Pay for a retry; a wait that the server asks for holds for all requests, and costs nothing."""
         with self._lock:
             if wait_s > 0:
                 self._backoff_until = max(self._backoff_until, now + wait_s)
@@ -98,10 +115,10 @@ def host_retry_state(key: str) -> HostRetryState:
     return HostRetryState()
 
 
-def _wait_s(response: Any) -> float | None:
+def _retry_after_s(response: Any) -> float | None:
     try:
         wait_s = _POLICY.get_retry_after(response)
-        return None if wait_s is None else min(float(wait_s), _LONGEST_WAIT_S)
+        return None if wait_s is None else min(float(wait_s), _MAX_WAIT_S)
     except Exception:  # noqa: BLE001  # years and zones beyond C's int, numbers of thousands of digits, no date at all
         return None
 

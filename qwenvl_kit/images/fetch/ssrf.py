@@ -1,7 +1,7 @@
-"""A pool of http and https connections, each to an address that the policy allows.
+"""Resolve host names and connect to allowed addresses only: no server-side request forgery.
 
-Addresses are checked where the connection is made, on the very address that is connected to, so that a name which
-resolves differently a moment later gains nothing. It knows nothing of what is asked for over them.
+Each address is checked where the connection is made, so that a name which resolves differently a moment later gains
+nothing.
 """
 
 from __future__ import annotations
@@ -9,31 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import http.client
-import io
 import os
-import queue
 import socket
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from qwenvl_kit.images.fetch.addresses import is_metadata, is_public
-from qwenvl_kit.images.fetch.idle import register_closer
-from qwenvl_kit.images.fetch.limits import MAX_PER_HOST
 from qwenvl_kit.images.fetch.thread_group import ThreadGroup
 
-MAX_IDLE = 128
-"""Connections kept for the next request, over all hosts; fewer where few files may be open."""
-
-_MAX_HOSTS = 1024  # whose pools are kept; without connections they are small
-_MAX_INTERIM = 16  # answers of status 1xx before the answer itself
 # glibc's resolver waits for 10 to 30 s where a server is silent, and nothing can end it.
 _resolvers = ThreadGroup("qwenvl_kit-resolve", 64, 8)
 _found = threading.local()
@@ -41,39 +28,22 @@ _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class BlockedAddressError(Exception):
-    """A name resolves to no address that may be connected to; not an OSError, which urllib3 would retry or wrap."""
+    """A host has no address that may be connected to; not an OSError, which urllib3 would retry or wrap."""
 
     def __init__(self, host: str, *, private: bool) -> None:
-        where = "a private network" if private else "a link-local or metadata address"
-        fix = "; pass allow_private_hosts=True if that is meant" if private else ""
-        super().__init__(f"the host {host} lies in {where}, which is refused{fix}")
+        kind = "in a private network" if private else "link-local or of a metadata service"
+        fix = " Pass allow_private_hosts=True to allow it." if private else ""
+        super().__init__(f"The address of host {host} is {kind}, which is blocked.{fix}")
         self.private = private
 
 
-class OutOfFiles(Exception):
+class OutOfFilesError(Exception):
     """The process may open no more files; not an OSError, which urllib3 would take for a refused connection."""
-
-
-@functools.cache
-def pool(private: bool) -> urllib3.PoolManager:
-    """One pool for public hosts and one for all: a kept connection is only used under the policy it was made under."""
-    checked = urllib3.PoolManager(num_pools=_MAX_HOSTS, maxsize=MAX_PER_HOST, block=True)
-    checked.pool_classes_by_scheme = {
-        "http": _pool_class(HTTPConnectionPool, HTTPConnection, private=private),
-        "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, private=private),
-    }
-    return checked
-
-
-@register_closer
-def close_idle_connections() -> None:
-    """Close the connections that wait for a next request; those in use stay."""
-    _idle.close()
 
 
 @contextlib.contextmanager
 def one_lookup() -> Iterator[None]:
-    """Resolve each name once within the block, in this thread, for both pools."""
+    """Resolve each name once within the block, in this thread."""
     _found.addresses = {}
     try:
         yield
@@ -81,173 +51,21 @@ def one_lookup() -> Iterator[None]:
         del _found.addresses
 
 
-def extend(response: Any, seconds: float) -> None:
-    """Give an answer more time, such as that in which its reader could not read on."""
-    body = getattr(response, "_original_response", None)
-    punctual = getattr(getattr(body, "fp", None), "raw", None)
-    if isinstance(punctual, _Punctual):
-        punctual.deadline += seconds
+def connect(connection: Any, deadline: float, *, private: bool) -> socket.socket:
+    """Resolve the host of a urllib3 connection, check its addresses, and connect to one that is allowed.
 
-
-def _pool_class(pool: Any, connection: Any, *, private: bool) -> Any:
-    def connect(self: Any) -> socket.socket:
-        return _connect(self, private=private)
-
-    members = {"_new_conn": connect, "response_class": _PunctualResponse}
-    checked = type(f"Checked{connection.__name__}", (connection,), members)
-    return type(f"Checked{pool.__name__}", (pool,), {"ConnectionCls": checked, "QueueCls": _Slots})
-
-
-class _Slots:
-    """One host's connections, as the queue that urllib3's pool expects: slots of its own, connections from `_idle`.
-
-    urllib3 bounds the connections of a host, and the number of hosts, but not all connections together.
+    Raises
+    ------
+    BlockedAddressError
+        None is allowed: metadata services never are, private networks where `private` is False.
+    OutOfFilesError
+        The process has too many open files.
     """
-
-    def __init__(self, maxsize: int) -> None:
-        self._n_most = self._n_free = maxsize
-        self._freed = threading.Condition()
-        self._process = os.getpid()
-
-    def put(self, connection: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Give a slot back, and keep its connection where it is open; None at the pool's beginning changes nothing."""
-        if connection is None and self._n_free == self._n_most:
-            return
-        if connection is not None and not connection.is_closed:
-            _idle.add(self, connection)
-        with self._freed:
-            self._n_free += 1
-            self._freed.notify()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take a slot, with the connection that was used last, or None where a new one has to be made."""
-        if self._process != os.getpid():  # the parent's lock may never be free
-            raise queue.Empty
-        with self._freed:
-            if not self._freed.wait_for(lambda: self._n_free > 0, timeout if block else 0):
-                raise queue.Empty
-            self._n_free -= 1
-        return _idle.take(self)
-
-    def qsize(self) -> int:
-        return self._n_free
-
-
-class _Idle:
-    """Open connections that wait for a next request, the least recently used of which are closed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # the garbage collector may end a pool while its own thread holds the lock
-        self._kept: OrderedDict[Any, _Slots] = OrderedDict()
-        self._of: dict[_Slots, list[Any]] = {}
-
-    def add(self, slots: _Slots, connection: Any) -> None:
-        with self._lock:
-            self._kept[connection] = slots
-            self._of.setdefault(slots, []).append(connection)
-            surplus = []
-            while len(self._kept) > _n_idle():
-                oldest, its_slots = self._kept.popitem(last=False)
-                self._forget(its_slots, oldest)
-                surplus.append(oldest)
-        for one in surplus:
-            one.close()
-
-    def take(self, slots: _Slots) -> Any:
-        with self._lock:
-            if slots not in self._of:
-                return None
-            latest = self._of[slots][-1]
-            del self._kept[latest]
-            self._forget(slots, latest)
-            return latest
-
-    def close(self) -> None:
-        with self._lock:
-            kept = list(self._kept)
-            self._kept.clear()
-            self._of.clear()
-        for connection in kept:
-            connection.close()
-
-    def abandon(self) -> None:
-        """Close a forked child's ends without a word to the servers, and without the parent's locks."""
-        for connection in list(self._kept):
-            if connection.sock is not None:
-                connection.sock.close()
-
-    def _forget(self, slots: _Slots, connection: Any) -> None:
-        self._of[slots].remove(connection)
-        if not self._of[slots]:
-            del self._of[slots]
-
-
-_idle = _Idle()
-
-
-@functools.cache
-def _n_idle() -> int:
-    """At most a quarter of the files that may be open."""
-    try:
-        import resource
-
-        n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except (ImportError, OSError):  # Windows
-        return MAX_IDLE
-    return MAX_IDLE if n_files == resource.RLIM_INFINITY else max(1, min(MAX_IDLE, n_files // 4))
-
-
-class _PunctualResponse(http.client.HTTPResponse):
-    """Keeps the socket's time-out as a whole, where the library would grant it anew for every byte of a header."""
-
-    def __init__(self, sock: socket.socket, *rest: Any, **options: Any) -> None:
-        super().__init__(sock, *rest, **options)
-        self.fp: io.BufferedReader = io.BufferedReader(_Punctual(self.fp.detach(), sock))
-
-    def _read_status(self) -> tuple[str, int, str]:
-        """Pass over what comes before the answer, such as 103 Early Hints; the library knows of 100 alone."""
-        for _ in range(_MAX_INTERIM):
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                return version, status, reason
-            http.client.parse_headers(self.fp)
-        raise http.client.HTTPException(f"got more than {_MAX_INTERIM} interim answers")
-
-
-class _Punctual(io.RawIOBase):
-    """Reads from a socket until the time-out that it had at first has passed."""
-
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw, self._sock = raw, sock
-        self.deadline = time.monotonic() + (sock.gettimeout() or 0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer was not whole in time")
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _connect(connection: Any, *, private: bool) -> socket.socket:
-    """Take the place of ``HTTPConnection._new_conn``: resolve, check each address, connect to one that passed."""
-    deadline = time.monotonic() + connection.timeout
     addresses = _resolve(connection)
     allowed = [address for address in addresses if not is_metadata(address) and (private or is_public(address))]
     if not allowed:
         raise BlockedAddressError(connection.host, private=not any(map(is_metadata, addresses)))
-    try:
-        return _connect_first(connection, allowed, deadline)
-    except OutOfFiles:
-        close_idle_connections()
-        return _connect_first(connection, allowed, deadline)
+    return _connect_first(connection, allowed, deadline)
 
 
 def _resolve(connection: Any) -> list[str]:
@@ -260,8 +78,8 @@ def _resolve(connection: Any) -> list[str]:
     except TimeoutError as error:
         raise urllib3.exceptions.ConnectTimeoutError(connection, "the name was not resolved in time") from error
     except (socket.gaierror, UnicodeError) as error:
-        if _may_open_no_more():  # the resolver's own error does not tell
-            raise OutOfFiles from error
+        if _is_out_of_files():  # the resolver's own error does not tell
+            raise OutOfFilesError from error
         cause = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
         raise urllib3.exceptions.NameResolutionError(connection.host, connection, cause) from error
     known[host, port] = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -292,7 +110,7 @@ def _connect_first(connection: Any, addresses: list[str], deadline: float) -> so
             raise urllib3.exceptions.ConnectTimeoutError(connection, "connect timeout") from error
         except OSError as error:
             if error.errno in _OUT_OF_FILES:
-                raise OutOfFiles from error
+                raise OutOfFilesError from error
             if last == 0:
                 raise urllib3.exceptions.NewConnectionError(connection, str(error)) from error
         else:
@@ -301,24 +119,9 @@ def _connect_first(connection: Any, addresses: list[str], deadline: float) -> so
     raise AssertionError("there is at least one address")
 
 
-def _may_open_no_more() -> bool:
+def _is_out_of_files() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
         return error.errno in _OUT_OF_FILES
     return False
-
-
-def _after_fork() -> None:
-    """Begin anew in a forked child: requests of both processes over one connection get each other's answers.
-
-    https://github.com/urllib3/urllib3/issues/850
-    """
-    global _idle
-    inherited, _idle = _idle, _Idle()
-    pool.cache_clear()
-    inherited.abandon()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

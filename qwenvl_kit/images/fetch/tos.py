@@ -1,7 +1,6 @@
-"""Objects in TOS, through the official SDK.
+"""Read objects of TOS, through the official SDK.
 
-Where TOS is and who asks is taken from the environment at the first read, kept with the client alone, and told to
-nobody.
+Endpoint and credentials come from the environment at the first read. Only the client keeps them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _WANTED = "set TOS_ACCESS_KEY, TOS_SECRET_KEY and TOS_REGION (and TOS_ENDPOINT f
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where TOS is, and who asks; without keys, nobody does, which public buckets answer."""
+    """Endpoint and credentials of TOS; without keys, requests are anonymous, as public buckets allow."""
 
     endpoint: str
     region: str
@@ -47,57 +46,57 @@ class Settings:
 
     @property
     def is_custom_domain(self) -> bool:
-        """Whether the endpoint stands for one bucket, and its name is left out of the host.
+        """Whether the endpoint is of one bucket, so that the bucket's name is left out of the host.
 
         TOS's own endpoints begin with ``tos-``: https://www.volcengine.com/docs/6349/107356
         """
         return not _host(self.endpoint).startswith("tos-")
 
 
-def open_object(address: str, label: str, _deadline: float) -> TosObject:
+def open_object(url: str, _deadline: float) -> TosObject:
     """Open an object.
 
     Raises
     ------
     RowError
-        It is not there, may not be read, or the environment does not say where TOS is; of the stage ``fetch``.
+        It is not found, access is denied, or the environment has no endpoint; of the stage ``fetch``.
     """
     import requests
     import tos
 
-    settings = settings_of(os.environ, label)
-    bucket, _, key = address.partition("://")[2].partition("/")
+    settings = settings_of(os.environ)
+    bucket, _, key = url.partition("://")[2].partition("/")
     if not bucket or not key:
-        raise RowError("fetch", f"{label} names no object; the form is tos://bucket/path/of/the/object")
+        raise RowError("fetch", "The URL names no object. Write tos://bucket/path/of/the/object.")
     client = _client(settings, os.getpid())
     try:
-        return TosObject(client.get_object(bucket, key), label, settings)
+        return TosObject(client.get_object(bucket, key), settings)
     except tos.exceptions.TosServerError as error:
-        raise RowError("fetch", f"{label} cannot be read: {_reason(error, settings)}") from None
+        raise RowError("fetch", f"Cannot read the image: {_reason(error, settings)}.") from None
     except (tos.exceptions.TosClientError, requests.RequestException) as error:
-        raise _failure(error, label, settings) from None  # its message has signatures
+        raise _failure(error, settings) from None  # its message has signatures
 
 
 class TosObject:
     """An object of TOS that is open for reading."""
 
-    def __init__(self, output: Any, label: str, settings: Settings) -> None:
-        self._output, self._label, self._settings = output, label, settings
+    def __init__(self, output: Any, settings: Settings) -> None:
+        self._output, self._settings = output, settings
         self.size: int | None = output.content_length
 
     def read(self, n_bytes: int) -> bytes:
-        """Return at most so many bytes, none at the end."""
+        """Return at most `n_bytes`, none at the end."""
         import requests
         import tos
 
         try:
             data: bytes = self._output.read(min(n_bytes, _CHUNK))
         except (tos.exceptions.TosClientError, requests.RequestException) as error:
-            raise _failure(error, self._label, self._settings) from None
+            raise _failure(error, self._settings) from None
         return data
 
     def close(self) -> None:
-        """Close the connection where the object was not read to its end."""
+        """Close the connection where a part of the object is unread."""
         self._output.content.resp.close()
 
 
@@ -108,33 +107,33 @@ def close_idle_connections() -> None:
         client.session.close()
 
 
-def settings_of(environment: Mapping[str, str], label: str) -> Settings:
-    """What an environment says of TOS.
+def settings_of(environment: Mapping[str, str]) -> Settings:
+    """Return the settings of TOS in an environment.
 
     Examples
     --------
-    >>> settings_of({"TOS_REGION": "cn-beijing"}, "tos://bucket/a.png").endpoint
+    >>> settings_of({"TOS_REGION": "cn-beijing"}).endpoint
     'https://tos-cn-beijing.volces.com'
 
     Raises
     ------
     RowError
-        It says too little.
+        The endpoint, the region or a key is missing.
     """
     endpoint, region = _first(environment, _ENDPOINTS), _first(environment, _REGIONS)
     keys = next(([environment.get(name, "") for name in names] for names in _KEYS if environment.get(names[0])), None)
     access_key, secret_key, security_token = keys or ("", "", "")
     if not (endpoint or region) or (access_key and not secret_key):
-        raise RowError("fetch", f"{label} cannot be read: no credentials; {_WANTED}")
+        raise RowError("fetch", f"Cannot read the image: no credentials; {_WANTED}.")
     if _host(endpoint).startswith("tos-s3-"):
         raise RowError(
             "fetch",
-            f"{label} cannot be read: TOS_ENDPOINT={_bare(endpoint)} is the one for S3's protocol; set it to "
-            f"{_bare(endpoint).replace('tos-s3-', 'tos-')}",
+            f"TOS_ENDPOINT={_bare(endpoint)} is the endpoint of S3's protocol. Set it to "
+            f"{_bare(endpoint).replace('tos-s3-', 'tos-')}.",
         )
     region = region or _region(endpoint)
     if access_key and not region:
-        raise RowError("fetch", f"{label} cannot be read: no region; set TOS_REGION in the environment")
+        raise RowError("fetch", "Cannot read the image: no region; set TOS_REGION in the environment.")
     endpoint = _bare(endpoint) if endpoint else f"https://tos-{region}.volces.com"
     return Settings(endpoint, region, access_key, secret_key, security_token or None)
 
@@ -143,7 +142,7 @@ def settings_of(environment: Mapping[str, str], label: str) -> Settings:
 def _client(settings: Settings, process: int) -> Any:
     """Return one client, and with it one pool of connections, for all reads of a process under the same settings.
 
-    A forked child makes its own: requests of both processes over one connection get each other's answers.
+    A forked child makes its own: requests of both processes over one connection get each other's responses.
     """
     import tos
 
@@ -165,14 +164,14 @@ def _client(settings: Settings, process: int) -> Any:
     return client
 
 
-def _failure(error: Any, label: str, settings: Settings) -> RowError:
-    """Return the fault of an answer that did not come, or not whole.
+def _failure(error: Any, settings: Settings) -> RowError:
+    """Return the error of a response that is missing or incomplete.
 
-    The SDK tries again until an answer begins; one that breaks off is ours to ask for again.
+    The SDK retries until a response begins; one that breaks off is ours to retry.
     """
     cause = getattr(error, "cause", None) or error
-    what = f"{settings.endpoint} cannot be reached or its answer is not whole ({type(cause).__name__})"
-    return (TransientError if _broke_off(error) else RowError)("fetch", f"{label} cannot be read: {what}")
+    what = f"{settings.endpoint} cannot be reached or its response is not whole ({type(cause).__name__})"
+    return (TransientError if _broke_off(error) else RowError)("fetch", f"Cannot read the image: {what}.")
 
 
 def _broke_off(error: Exception) -> bool:
@@ -192,7 +191,7 @@ def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _bare(endpoint: str) -> str:
-    """The endpoint with its scheme, without a login that somebody put into it."""
+    """Return the endpoint with its scheme and without a login."""
     scheme, found, rest = endpoint.rpartition("://")
     return f"{scheme if found else 'https'}://{rest.rpartition('@')[2].rstrip('/')}"
 

@@ -23,6 +23,7 @@ from qwenvl_kit.errors import ConfigError, ExportFailed
 from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.onnx_backend.export.graph import OPSET, GraphWriter
 from qwenvl_kit.onnx_backend.export.parity import Parity, verify
+from qwenvl_kit.onnx_backend.export.parity_rows import images_of
 from qwenvl_kit.onnx_backend.export.text import write_decoder
 from qwenvl_kit.onnx_backend.export.vision import write_vision
 from qwenvl_kit.onnx_backend.export.weights import BLOCK_SIZE, WEIGHTS_FILE, Stored, Tensors, WeightsWriter
@@ -30,7 +31,7 @@ from qwenvl_kit.onnx_backend.manifest import FORMAT, MANIFEST, describe_file, is
 from qwenvl_kit.options import Config
 
 if TYPE_CHECKING:
-    from qwenvl_kit.onnx_backend.export.parity import LoadedImage
+    from qwenvl_kit.onnx_backend.export.parity_rows import ImageInput
 
 DType = Literal["float32", "float16"]
 Quantize = Literal["int8", "int4", "w8a8"]
@@ -66,8 +67,9 @@ def to_onnx(
     dtype: DType = "float32",
     quantize: Quantize | None = None,
     verify_rows: int = 8,
-    pictures: Sequence[LoadedImage] | None = None,
+    images: Sequence[ImageInput] | None = None,
     progress: Callable[[str], None] | None = None,
+    pictures: Sequence[ImageInput] | None = None,
 ) -> Exported:
     """Export a checkpoint of the Qwen2.5-VL family to ONNX and compare the export with it.
 
@@ -86,10 +88,12 @@ def to_onnx(
         refused where not.
     verify_rows : int
         Rows to compare with the source afterwards; 0 for none.
-    pictures : sequence, optional
-        Pictures to compare on; drawn ones where None.
+    images : sequence of PIL images or uint8 arrays (H, W, 3), optional
+        Images to compare on; None draws some.
     progress : callable, optional
-        Called with a sentence at each step.
+        Called with a line of text at each step.
+    pictures : sequence, optional
+        The former name of `images`.
 
     Returns
     -------
@@ -121,7 +125,7 @@ def to_onnx(
         parity = None
         if verify_rows:
             log(f"comparing {verify_rows} rows with the source")
-            parity = verify(checkpoint.path, made, pictures, n_rows=verify_rows)
+            parity = verify(checkpoint.path, made, images_of(images, pictures), n_rows=verify_rows)
             _check_parity(parity)
             manifest["parity"] = parity.summary()
             _write_manifest(made, manifest)

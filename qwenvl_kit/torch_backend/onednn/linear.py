@@ -1,8 +1,7 @@
-"""Layers of a model in float32 on the CPU in, the same by fewer passes over memory out.
+"""Linear layers, gated networks and norms for float32 on the CPU, with fewer passes over memory.
 
-oneDNN multiplies by weights laid out in an order of its own: a handful of rows about a quarter faster than plain ones,
-and it adds biases, gates and residuals while the product is at hand. The plain weights are let go, so memory does not
-grow. What the layers are put together to is not known here.
+oneDNN multiplies by prepacked weights: a handful of rows is about a quarter faster than with plain ones. It also adds
+biases, gates and residuals to the product at once. The plain weights are freed, so memory does not grow.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROWS = 4  # for which oneDNN chooses the order; measured no slower from 2 to 2000 rows
+_N_ROWS = 4  # for which oneDNN chooses the layout; measured no slower from 2 to 2000 rows
 
 
 def can_prepack(model: Any) -> bool:
-    """Whether all weights of a model are plain float32 in this machine's memory, and oneDNN is there."""
+    """Return whether oneDNN is there and all weights of a model are plain float32 in CPU memory."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -31,50 +30,50 @@ def can_prepack(model: Any) -> bool:
 
 
 class OneDNNLinear(nn.Module):
-    """One or several linear layers of the same input as one product.
+    """One product for one or several linear layers of the same input.
 
     Parameters
     ----------
     linears : sequence of torch.nn.Linear
-        Their outputs follow each other.
+        Their outputs are concatenated.
     """
 
-    packed: Tensor
+    prepacked: Tensor
     bias: Tensor | None
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
         weight = torch.cat([linear.weight.detach().flatten(1) for linear in linears])  # (out, in)
-        self.register_buffer("packed", torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), persistent=False)
+        self.register_buffer("prepacked", torch.ops.mkldnn._reorder_linear_weight(weight, _N_ROWS), persistent=False)
         biases = [linear.bias for linear in linears]
         bias = None if biases[0] is None else torch.cat([each.detach() for each in biases])
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (…, in) to (…, out)."""
+        """Return the product (…, out) of states (…, in)."""
         return self._apply_with("none", states)
 
     def silu(self, states: Tensor) -> Tensor:
-        """The product through the activation."""
+        """Return SiLU of the product."""
         return self._apply_with("swish", states)
 
     def times(self, states: Tensor, factors: Tensor) -> Tensor:
-        """The product, times `factors` (…, out) element by element."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, factors, self.packed, self.bias, "mul")
+        """Return the product times `factors` (…, out), element by element."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, factors, self.prepacked, self.bias, "mul")
         return out
 
     def plus(self, states: Tensor, others: Tensor) -> Tensor:
-        """The product, plus `others` (…, out)."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, others, self.packed, self.bias, "add")
+        """Return the product plus `others` (…, out)."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, others, self.prepacked, self.bias, "add")
         return out
 
     def _apply_with(self, activation: str, states: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, activation, [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.prepacked, self.bias, activation, [], "")
         return out
 
 
 class OneDNNMLP(nn.Module):
-    """The gated network of a layer.
+    """Gated network of a layer.
 
     Parameters
     ----------
@@ -88,12 +87,12 @@ class OneDNNMLP(nn.Module):
         self.down = OneDNNLinear([mlp.down_proj])
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
-        """States (…, D) through the network, plus `residual` (…, D)."""
+        """Return the network's output for states (…, D), plus `residual` (…, D)."""
         return self.down.plus(self.up.times(states, self.gate.silu(states)), residual)
 
 
 class OneDNNRMSNorm(nn.Module):
-    """Root mean square norm in two passes over the states.
+    """RMS norm in two passes over the states.
 
     Parameters
     ----------
@@ -106,36 +105,31 @@ class OneDNNRMSNorm(nn.Module):
         self.weight, self._epsilon = norm.weight, norm.variance_epsilon
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (…, D), each of mean square one, times the weights."""
+        """Return states (…, D), each of mean square one, times the weights."""
         scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
         scale = scale.square_().div_(states.shape[-1]).add_(self._epsilon).rsqrt_()
         normed: Tensor = (states * scale).mul_(self.weight)
         return normed
 
 
-def interleave_rotary(linear: nn.Linear, head: int) -> nn.Linear:
-    """Order the outputs of each head so that the two coordinates which rotary positions turn stand side by side.
+def interleave_rotary(linear: nn.Linear, head_dim: int) -> nn.Linear:
+    """Return a query or key layer whose pairs of rotated coordinates are neighbours.
 
     Queries and keys in one order have the same products as in another.
 
     Parameters
     ----------
     linear : torch.nn.Linear
-        Gives queries or keys of any number of heads.
-    head : int
-        Coordinates of one.
-
-    Returns
-    -------
-    torch.nn.Linear
-        Another one; the given one stays as it is.
+        Of any number of heads; unchanged.
+    head_dim : int
+        Coordinates of a head.
     """
-    order = torch.arange(linear.out_features).view(-1, 2, head // 2).transpose(1, 2).flatten()
-    return part(linear, order)
+    order = torch.arange(linear.out_features).view(-1, 2, head_dim // 2).transpose(1, 2).flatten()
+    return select_outputs(linear, order)
 
 
-def part(linear: nn.Linear, outputs: Tensor) -> nn.Linear:
-    """The linear layer that gives some outputs of another."""
+def select_outputs(linear: nn.Linear, outputs: Tensor) -> nn.Linear:
+    """Return a linear layer with some outputs of another, given by their indices."""
     taken = nn.Linear(linear.in_features, len(outputs), bias=linear.bias is not None, device="meta")
     taken.weight = nn.Parameter(linear.weight.detach()[outputs], requires_grad=False)
     if linear.bias is not None:
@@ -144,15 +138,15 @@ def part(linear: nn.Linear, outputs: Tensor) -> nn.Linear:
 
 
 def rotary_as_complex(cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions, cosines and sines (…, d) of angles that repeat after half, as complex numbers (…, d/2)."""
+    """Return cosines and sines (…, d), which repeat after half, as complex numbers (…, d/2)."""
     half = cos.shape[-1] // 2
     return torch.complex(cos[..., :half], sin[..., :half])
 
 
-def apply_rotary(states: Tensor, rotated: Tensor) -> Tensor:
-    """Turn paired coordinates (…, d) by complex numbers (…, d/2): eq. 12 of Su et al. 2021 (arXiv:2104.09864)."""
+def apply_rotary(states: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate neighbouring coordinates (…, d) by complex numbers (…, d/2): eq. 12 of Su et al. 2021, arXiv:2104.09864."""
     pairs = torch.view_as_complex(states.view(*states.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotated).flatten(-2)
+    return torch.view_as_real(pairs * rotary).flatten(-2)
 
 
 def _mlps(model: Any) -> list[Any]:

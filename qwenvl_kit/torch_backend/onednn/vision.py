@@ -1,7 +1,4 @@
-"""A loaded vision tower in, the same tower with fewer and larger operations out; the numbers stay the same.
-
-Only how it computes changes, so ``generate`` may go on using it. Rows, prompts and caches are unknown here.
-"""
+"""Vision tower of Qwen2.5-VL with fewer and larger operations, and the same numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ from qwenvl_kit.torch_backend.onednn.linear import (
     OneDNNRMSNorm,
     apply_rotary,
     interleave_rotary,
-    part,
     rotary_as_complex,
+    select_outputs,
 )
 
 if TYPE_CHECKING:
@@ -29,12 +26,12 @@ _SILU = ("SiLU", "SiLUActivation")  # torch's and transformers' name for it
 
 
 def fuse_vision(visual: Any) -> None:
-    """Replace parts of a vision tower that has no hooks of accelerate's and attends with ``sdpa``.
+    """Replace parts of a vision tower in place; weights are shared, not copied.
 
     Parameters
     ----------
     visual : transformers.Qwen2_5_VisionTransformerPretrainedModel
-        Changed in place; weights are shared, not copied.
+        With ``sdpa``, and without accelerate's hooks.
     """
     visual.patch_embed = LinearPatches(visual.patch_embed)
     for block in visual.blocks:
@@ -43,7 +40,7 @@ def fuse_vision(visual: Any) -> None:
 
 
 def prepack_vision(visual: Any) -> None:
-    """Replace all products of a vision tower by packed ones, whose plain weights are let go; changed in place.
+    """Replace the linear layers of a vision tower in place by prepacked ones; plain weights are freed.
 
     Parameters
     ----------
@@ -59,20 +56,20 @@ def prepack_vision(visual: Any) -> None:
 
 
 class LinearPatches(nn.Module):
-    """The patch embedding, a convolution whose stride is its size, as the matrix product that it is."""
+    """Patch embedding as a matrix product: its convolution has a stride of its size."""
 
-    def __init__(self, convolving: Any) -> None:
+    def __init__(self, convolution: Any) -> None:
         super().__init__()
-        self.proj = convolving.proj
+        self.proj = convolution.proj
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches (P, C·T·p·p) to states (P, D)."""
+        """Return states (P, D) of patches (P, C·T·p·p)."""
         weight = self.proj.weight.flatten(1)  # (D, C·T·p·p)
         return functional.linear(patches.to(weight.dtype), weight)
 
 
 class WindowedAttention(nn.Module):
-    """Attention within windows, all windows of one length at a time instead of one after the other."""
+    """Attention within windows, for all windows of one length at once."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -82,23 +79,24 @@ class WindowedAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
     ) -> Tensor:
-        """States (P, D) to states (P, D); the windows' borders are `cu_seqlens`."""
+        """Return states (P, D); the windows' borders are `cu_seqlens`."""
         n_patches = len(hidden_states)
         qkv = self.qkv(hidden_states).view(n_patches, 3, self._n_heads, -1)  # (P, 3, H, d)
-        turned = _turn(qkv[:, :2], *position_embeddings)
-        attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
+        rotated = _apply_rotary(qkv[:, :2], *position_embeddings)
+        attended = _attend_within(rotated[:, 0], rotated[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
         return self.proj(attended)  # type: ignore[no-any-return]
 
 
 class OneDNNBlock(nn.Module):
-    """Windowed attention and the gated network of a block, each with its norm before and its sum after it."""
+    """Vision block: windowed attention and gated network, each with its norm and residual."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         attention = block.attn
         self._n_heads, self._scaling = attention.num_heads, attention.scaling
         width = attention.qkv.in_features
-        query, key, value = (part(attention.qkv, outputs) for outputs in torch.arange(3 * width).view(3, width))
+        parts = torch.arange(3 * width).view(3, width)
+        query, key, value = (select_outputs(attention.qkv, outputs) for outputs in parts)
         query, key = (interleave_rotary(each, width // self._n_heads) for each in (query, key))
         self.first_norm, self.second_norm = OneDNNRMSNorm(block.norm1), OneDNNRMSNorm(block.norm2)
         self.qkv, self.out = OneDNNLinear([query, key, value]), OneDNNLinear([attention.proj])
@@ -107,16 +105,16 @@ class OneDNNBlock(nn.Module):
     def forward(
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
     ) -> Tensor:
-        """States (P, D) to states (P, D), as transformers' loop calls a block."""
+        """Return states (P, D), as transformers' loop calls a block."""
         qkv = self.qkv(self.first_norm(hidden_states)).view(len(hidden_states), 3, self._n_heads, -1)  # (P, 3, H, d)
-        turned = apply_rotary(qkv[:, :2], rotary_as_complex(*position_embeddings)[:, None, None])
-        attended = _attend_within(turned[:, 0], turned[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
+        rotated = apply_rotary(qkv[:, :2], rotary_as_complex(*position_embeddings)[:, None, None])
+        attended = _attend_within(rotated[:, 0], rotated[:, 1], qkv[:, 2], cu_seqlens, self._scaling)
         states = self.out.plus(attended, hidden_states)
         return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]
 
 
 class InPlaceMLP(nn.Module):
-    """The gated network of a block, whose large states in between are not copied."""
+    """Gated network of a block that does not copy its large intermediate states."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
@@ -124,13 +122,13 @@ class InPlaceMLP(nn.Module):
         self.act_fn = nn.SiLU(inplace=True) if type(mlp.act_fn).__name__ in _SILU else mlp.act_fn
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (…, D) to states (…, D)."""
+        """Return states (…, D)."""
         gate = self.act_fn(self.gate_proj(states))
         return self.down_proj(gate.mul_(self.up_proj(states)))  # type: ignore[no-any-return]
 
 
 def _attend_within(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float) -> Tensor:
-    """Attention of heads (P, H, d) within windows that end at `borders`; states (P, H · d)."""
+    """Attend with heads (P, H, d) within windows that end at `borders`; return states (P, H · d)."""
     lengths = borders.diff().tolist()
     if len(set(lengths)) == 1:
         return _attend(query, key, value, lengths[0], scaling)
@@ -141,26 +139,26 @@ def _attend_within(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, s
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float) -> Tensor:
-    """Within windows of one length that follow each other."""
+    """Attend within consecutive windows of one length."""
     shape = (-1, length, *query.shape[1:])
     query, key, value = (each.reshape(shape).transpose(1, 2) for each in (query, key, value))  # (W, H, l, d)
     attended = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
     return attended.transpose(1, 2).flatten(0, 1).flatten(1)  # (P, H · d)
 
 
-def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions in float32, as transformers applies them; both halves of the angles are equal."""
+def _apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions in float32, like transformers; both halves of the angles are equal."""
     half = cos.shape[-1] // 2
     cos, sin = (angles[:, None, None, :half].float() for angles in (cos, sin))  # (P, 1, 1, d/2)
     first, second = states[..., :half].float(), states[..., half:].float()  # (P, 2, H, d/2)
-    turned = torch.empty(states.shape, dtype=torch.float32, device=states.device)
-    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned[..., half:]).addcmul_(first, sin)
-    return turned.to(states.dtype)
+    rotated = torch.empty(states.shape, dtype=torch.float32, device=states.device)
+    torch.mul(first, cos, out=rotated[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=rotated[..., half:]).addcmul_(first, sin)
+    return rotated.to(states.dtype)
 
 
 def _by_length(lengths: list[int], device: torch.device) -> dict[int, Tensor]:
-    """Places of all patches in windows of each length."""
+    """Return indices of the patches in windows of each length."""
     places: dict[int, list[Tensor]] = defaultdict(list)
     start = 0
     for length in lengths:

@@ -12,7 +12,7 @@ def script(name: str) -> ModuleType:
     """Return the script of that name, loaded once."""
     known = f"reliability_{name}"
     if known not in sys.modules:
-        path = Path(__file__).parents[1] / "reliability" / f"{name}.py"
+        path = Path(__file__).parents[2] / "reliability" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None
         assert spec.loader is not None

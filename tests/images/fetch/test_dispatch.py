@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.classify import classify
-from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch, is_unchanged
+from qwenvl_kit.images.fetch import FetchLimits, fetch
+from qwenvl_kit.images.fetch.dispatch import is_unchanged
 from qwenvl_kit.types import ImageSource
 
 LIMITS = FetchLimits(timeout_s=5, max_image_bytes=1000, allow_private_hosts=True)
@@ -115,7 +116,7 @@ def test_the_limit_on_bytes_counts_the_pictures_own_bytes(form: str, n_bytes: in
     if n_bytes <= 1000:
         assert read(*cells[form]) == data
     else:
-        assert f"has {n_bytes} bytes, more than max_image_bytes=1000" in told(*cells[form])
+        assert f"of {n_bytes} bytes exceeds max_image_bytes=1000" in told(*cells[form])
 
 
 # ------------------------------------------------------------------ files
@@ -144,7 +145,7 @@ def test_a_missing_file_says_from_where_it_was_looked_for(tmp_path: Path, monkey
 
     message = told("missing.png")
 
-    assert "missing.png does not exist" in message
+    assert "missing.png: The file does not exist" in message
     assert str(tmp_path) in message
 
 
@@ -158,8 +159,8 @@ def test_folders_and_pipes_are_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
 
-    assert "no regular file" in told(str(tmp_path))
-    assert "no regular file" in told(str(pipe))
+    assert "Not a regular file" in told(str(tmp_path))
+    assert "Not a regular file" in told(str(pipe))
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(bytes(1001))
 
-    assert "has 1001 bytes, more than max_image_bytes=1000" in told(str(path))
+    assert "of 1001 bytes exceeds max_image_bytes=1000" in told(str(path))
 
 
 def test_a_file_is_unchanged_until_it_is_written_again(tmp_path: Path) -> None:
@@ -217,7 +218,10 @@ def test_an_object_is_read_through_fsspec() -> None:
 
 @pytest.mark.usefixtures("memory")
 def test_a_missing_object_is_told() -> None:
-    assert told("memory://bucket/none.png", limits=WITH_MEMORY) == "memory://bucket/none.png cannot be read: not found"
+    assert (
+        told("memory://bucket/none.png", limits=WITH_MEMORY)
+        == "memory://bucket/none.png: Cannot read the image: not found."
+    )
 
 
 def test_too_large_an_object_is_not_read_to_its_end(memory: Any) -> None:
@@ -275,7 +279,7 @@ def test_schemes_off_the_list_are_refused_and_the_option_is_named(
 
     message = told(f"{scheme}://127.0.0.1/a.png", limits=limits)
 
-    assert f"{scheme}:// addresses are not read" in message
+    assert f"{scheme}:// URLs are not read" in message
     assert f"extra_schemes=['{scheme}']" in message
 
 
@@ -321,5 +325,5 @@ def test_a_clients_message_is_not_repeated_since_it_may_hold_keys(monkeypatch: p
 
     assert (
         told("memory://bucket/a.png?sig=s3cr3t", limits=WITH_MEMORY)
-        == "memory://bucket/a.png?… cannot be read: EndpointError"
+        == "memory://bucket/a.png?…: Cannot read the image: EndpointError."
     )

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import urllib3.util.connection as connections
+import urllib3.util.connection as sockets
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.fetch import http, ssrf
-from qwenvl_kit.images.fetch.dispatch import FetchLimits
+from qwenvl_kit.images.classify import classify
+from qwenvl_kit.images.fetch import connections, fetch, http
+from qwenvl_kit.images.fetch.limits import FetchLimits
 
 LIMITS = FetchLimits(timeout_s=5, max_image_bytes=100_000, allow_private_hosts=True)
 PUBLIC = "93.184.216.34"
@@ -24,12 +25,13 @@ STRICT = FetchLimits(timeout_s=5, max_image_bytes=100_000, allow_private_hosts=F
 def _fresh_pools() -> Iterator[None]:
     yield
     for private in (True, False):
-        ssrf.pool(private).clear()
-    ssrf.pool.cache_clear()
+        connections.pool(private).clear()
+    connections.pool.cache_clear()
 
 
 def get(url: str, limits: FetchLimits = LIMITS) -> bytes:
-    return http.get(url, "the picture", limits)[0]
+    (source,) = classify(url, "image_url")
+    return fetch(source, limits).data
 
 
 def told(url: str, limits: FetchLimits = LIMITS) -> str:
@@ -92,7 +94,7 @@ def test_private_hosts_are_refused_outright_where_asked(server: Any) -> None:
     ["fileCOLON///etc/passwd", "ftpCOLON//127.0.0.1/x", "dataCOLONimage/png;base64,AAAA"],
 )
 def test_redirects_to_other_schemes_are_refused(server: Any, target: str) -> None:
-    assert "only http and https" in told(server.url(f"to/{target}"))
+    assert "http and https only" in told(server.url(f"to/{target}"))
 
 
 @pytest.mark.parametrize(
@@ -163,14 +165,14 @@ def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("kind", ["etag", "date"])
 def test_an_address_is_asked_whether_it_changed_without_fetching_it_again(server: Any, kind: str) -> None:
     url = server.url(f"marked/{kind}")
-    _, version = http.get(url, "the picture", LIMITS)
+    version = http.HttpGet(url, LIMITS).try_once().version
     assert version is not None
     assert version.startswith(kind)
 
-    assert http.is_unchanged(url, "the picture", version, LIMITS)
+    assert http.is_unchanged(url, version, LIMITS)
     assert server.bodies == 1
-    assert not http.is_unchanged(url, "the picture", f"{kind}:another", LIMITS)
-    assert not http.is_unchanged(server.url("good"), "the picture", version, LIMITS), "no answer of 304 is a change"
+    assert not http.is_unchanged(url, f"{kind}:another", LIMITS)
+    assert not http.is_unchanged(server.url("good"), version, LIMITS), "no answer of 304 is a change"
 
 
 def test_connections_are_kept_for_the_next_picture(server: Any) -> None:
@@ -199,7 +201,7 @@ def test_messages_hold_the_label_and_nothing_of_the_address(server: Any, path: s
 
     message = told(address, FetchLimits(0.3, 100_000, True))
 
-    assert message.startswith("the picture ")
+    assert message.startswith(f"http://***@127.0.0.1:{server.port}/{path}?…: ")
     assert not [secret for secret in ("me:", "hunter2", "deadbeef") if secret in message]
 
 
@@ -215,7 +217,7 @@ def test_https_is_fetched_where_the_certificate_is_trusted_and_refused_elsewhere
     address = tls_server.url("good").replace("http://", "https://")
 
     assert "certificate" in told(address)
-    ssrf.pool.cache_clear()
+    connections.pool.cache_clear()
     monkeypatch.setenv("SSL_CERT_FILE", str(tls_server.certificate))
     assert get(address).startswith(b"\x89PNG")
     assert "timeout_s=0.3" in told(address.replace("good", "drip/head"), FetchLimits(0.3, 100_000, True))
@@ -237,13 +239,13 @@ def resolve_as(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
 def pretend_public(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> list[str]:
     """Let `name` resolve to public addresses whose connections are made to this machine instead; keep where to."""
     resolve_as(monkeypatch, {name: " ".join(addresses or (PUBLIC,))})
-    real, connected = connections.create_connection, list[str]()
+    real, connected = sockets.create_connection, list[str]()
 
     def local(address: tuple[str, int], *rest: Any, **options: Any) -> Any:
         connected.append(address[0])
         return real(("127.0.0.1", address[1]), *rest, **options)
 
-    monkeypatch.setattr(connections, "create_connection", local)
+    monkeypatch.setattr(sockets, "create_connection", local)
     return connected
 
 
@@ -251,4 +253,4 @@ def forbid_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(address: tuple[str, int], *_: Any, **__: Any) -> Any:
         pytest.fail(f"a connection to {address} was made")
 
-    monkeypatch.setattr(connections, "create_connection", refuse)
+    monkeypatch.setattr(sockets, "create_connection", refuse)

@@ -19,9 +19,11 @@ from helpers.malformed_inputs import encoded, noise
 from qwenvl_kit import Config
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.classify import classify
-from qwenvl_kit.images.fetch import ssrf
+from qwenvl_kit.images.fetch import connections
 from qwenvl_kit.images.fetch.addresses import is_metadata, is_public
-from qwenvl_kit.images.fetch.dispatch import WITHOUT_LEASE, FetchLimits, _bodies, fetch
+from qwenvl_kit.images.fetch.dispatch import fetch
+from qwenvl_kit.images.fetch.fetched import BODY_MEMORY, WITHOUT_LEASE
+from qwenvl_kit.images.fetch.limits import FetchLimits
 
 LIMITS = FetchLimits(timeout_s=10, max_image_bytes=10_000_000, allow_private_hosts=True)
 PNG = encoded(noise(30, 20, 0), "PNG")
@@ -68,7 +70,7 @@ def recorder() -> Iterator[tuple[int, list[tuple[str, dict[str, str]]]]]:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_port, Recorder.seen
-    ssrf.close_idle_connections()
+    connections.close_idle_connections()
     server.shutdown()
     server.server_close()
 
@@ -138,7 +140,7 @@ def test_cells_can_be_kept_from_local_files(tmp_path: Path) -> None:
     assert read(str(inside), within) == PNG
     for path in (outside, f"{inside.parent}/../b.png", inside.parent / "link.png", f"file://{outside}"):
         assert "outside of local_paths" in told(str(path), within)
-    assert "local_paths=False refuses" in told(str(inside), dataclasses.replace(LIMITS, local_paths=False))
+    assert "local_paths=False blocks" in told(str(inside), dataclasses.replace(LIMITS, local_paths=False))
     assert read(PNG, dataclasses.replace(LIMITS, local_paths=False)) == PNG
 
 
@@ -182,16 +184,16 @@ def test_no_record_and_no_log_holds_a_header_or_a_signature(
         assert "deadbeef" not in text
 
 
-def test_large_bodies_share_a_budget_until_they_are_decoded(tmp_path: Path) -> None:
-    path, before = tmp_path / "a.bin", _bodies.available
+def test_largeBODY_MEMORY_share_a_budget_until_they_are_decoded(tmp_path: Path) -> None:
+    path, before = tmp_path / "a.bin", BODY_MEMORY.available
     path.write_bytes(bytes(2 * WITHOUT_LEASE))
     (source,) = classify(str(path))
 
     fetched = fetch(source, LIMITS)
 
-    assert _bodies.available == before - 2 * WITHOUT_LEASE
+    assert BODY_MEMORY.available == before - 2 * WITHOUT_LEASE
     fetched.release()
-    assert _bodies.available == before
+    assert BODY_MEMORY.available == before
 
 
 def test_no_connection_stays_open_behind_a_run(recorder: tuple[int, list[tuple[str, dict[str, str]]]]) -> None:

@@ -16,8 +16,7 @@ from helpers.fake_servers import ACCESS_KEY, S3, SECRET_KEY, TOKEN, Tos, serve_h
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.classify import classify
-from qwenvl_kit.images.fetch import tos
-from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch
+from qwenvl_kit.images.fetch import FetchLimits, fetch, tos
 
 LIMITS = FetchLimits(timeout_s=20, max_image_bytes=1000, allow_private_hosts=True)
 STRICT = FetchLimits(timeout_s=20, max_image_bytes=1000, allow_private_hosts=False)
@@ -68,7 +67,7 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 READ = """
 import sys
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.fetch.dispatch import FetchLimits, fetch
+from qwenvl_kit.images.fetch import FetchLimits, fetch
 from qwenvl_kit.images.classify import classify
 (source,) = classify(sys.argv[1], "image_url")
 try:
@@ -160,7 +159,7 @@ def test_wrong_keys_are_told_without_being_repeated(store: Tos, monkeypatch: pyt
 
     message = told("tos://bucket/a.png")
 
-    assert message == "tos://bucket/a.png cannot be read: access denied (SignatureDoesNotMatch)"
+    assert message == "tos://bucket/a.png: Cannot read the image: access denied (SignatureDoesNotMatch)."
 
 
 @pytest.mark.parametrize("faults", [["503"], ["short"], ["short", "503", "short"]])
@@ -183,7 +182,7 @@ def test_what_stays_cut_short_is_no_picture(store: Tos) -> None:
         ("tos://bucket/none.png", "not found (NoSuchKey)"),
         ("tos://bucket", "names no object"),
         ("tos:///a.png", "names no object"),
-        ("tos://bucket/large.png", "more than max_image_bytes=1000"),
+        ("tos://bucket/large.png", "exceeds max_image_bytes=1000"),
     ],
 )
 def test_what_tos_does_not_give_is_told(store: Tos, address: str, reason: str) -> None:
@@ -198,12 +197,12 @@ def test_what_tos_does_not_give_is_told(store: Tos, address: str, reason: str) -
         ({"TOS_ACCESS_KEY": "a", "TOS_SECRET_KEY": "s"}, "TOS_REGION"),
         ({"TOS_REGION": "cn-x", "TOS_ACCESS_KEY": "a"}, "TOS_SECRET_KEY"),
         ({"TOS_ENDPOINT": "img.example.org", "TOS_ACCESS_KEY": "a", "TOS_SECRET_KEY": "s"}, "no region"),
-        ({"TOS_ENDPOINT": "https://tos-s3-cn-x.volces.com"}, "set it to https://tos-cn-x.volces.com"),
+        ({"TOS_ENDPOINT": "https://tos-s3-cn-x.volces.com"}, "Set it to https://tos-cn-x.volces.com"),
     ],
 )
 def test_an_environment_that_says_too_little_is_told_what_to_set(environment: dict[str, str], reason: str) -> None:
     with pytest.raises(RowError) as caught:
-        tos.settings_of(environment, "tos://bucket/a.png")
+        tos.settings_of(environment)
     assert reason in caught.value.message
 
 
@@ -219,7 +218,7 @@ def test_an_environment_that_says_too_little_is_told_what_to_set(environment: di
 def test_endpoint_and_region_are_told_from_each_other(
     given: dict[str, str], endpoint: str, region: str, is_custom: bool
 ) -> None:
-    settings = tos.settings_of(given, "tos://bucket/a.png")
+    settings = tos.settings_of(given)
 
     assert (settings.endpoint, settings.region, settings.is_custom_domain) == (endpoint, region, is_custom)
 
@@ -259,7 +258,7 @@ def test_a_public_bucket_of_s3_is_read_without_keys(monkeypatch: pytest.MonkeyPa
     [
         ("s3://bucket/none.png", "not found"),
         ("s3://none/a.png", "not found"),
-        ("s3://bucket/large.png", "more than max_image_bytes=1000"),
+        ("s3://bucket/large.png", "exceeds max_image_bytes=1000"),
     ],
 )
 @pytest.mark.usefixtures("s3")
@@ -276,7 +275,7 @@ def test_a_file_of_a_data_set_on_the_hub_is_read(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
 
         assert read_in_a_process("hf://datasets/me/pictures/a.png") == "b'data'"
-        assert read_in_a_process("hf://datasets/me/pictures/none.png").endswith("cannot be read: not found")
+        assert read_in_a_process("hf://datasets/me/pictures/none.png").endswith("Cannot read the image: not found.")
 
 
 # ------------------------------------------------------------------ secrets
@@ -296,7 +295,7 @@ def test_no_log_and_no_pickle_of_settings_names_a_secret(
     assert TOKEN not in caplog.text
     assert "Signature=" not in caplog.text
     assert SECRET_KEY.encode() not in pickle.dumps(source)
-    assert SECRET_KEY not in repr(tos.settings_of(os.environ, ""))
+    assert SECRET_KEY not in repr(tos.settings_of(os.environ))
 
 
 @pytest.mark.parametrize(

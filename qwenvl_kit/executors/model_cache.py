@@ -1,0 +1,83 @@
+"""Keep one model loaded between runs, and let one run at a time use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qwenvl_kit.errors import ForkedProcess
+from qwenvl_kit.executors.base import refuse_nested_run
+
+if TYPE_CHECKING:
+    from qwenvl_kit.inference.backend import Backend, BackendSpec
+
+
+class ModelCache:
+    """The model that stays loaded, and the lock of the run that uses it."""
+
+    def __init__(self) -> None:
+        self._in_use = threading.Lock()
+        self._identity: str | None = None
+        self._backend: Backend | None = None
+        self._n_runs = 0
+        self._counting = threading.Lock()
+        self._was_forked = False
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a run while it lasts.
+
+        Raises
+        ------
+        BackendBusy
+            Entered from a callback of a run, which would wait for itself.
+        ForkedProcess
+            The process was forked when a model was loaded or a run was under way.
+        """
+        refuse_nested_run()
+        if self._was_forked:
+            raise ForkedProcess(
+                "This process was forked while a model was loaded or a run was under way. The threads that they need "
+                "exist only in the parent. Start workers with multiprocessing's 'spawn' or 'forkserver', or fork "
+                "between runs, after qwenvl_kit.unload()."
+            )
+        with self._counting:
+            self._n_runs += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._n_runs -= 1
+
+    @contextlib.contextmanager
+    def acquire(self, spec: BackendSpec) -> Iterator[Backend]:
+        """Wait for the model of `spec` and hold it; it is loaded where another one, or none, is."""
+        with self._in_use:
+            if self._backend is None or self._identity != spec.identity:
+                self._drop()
+                self._backend, self._identity = spec.load(), spec.identity
+            yield self._backend
+
+    def clear(self) -> None:
+        """Free the model, once no run uses it."""
+        with self._in_use:
+            self._drop()
+
+    def after_fork(self) -> None:
+        """Forget in a forked child what only the parent can use; the parent may have held the locks."""
+        self._in_use, self._counting = threading.Lock(), threading.Lock()
+        self._was_forked = self._was_forked or self._backend is not None or self._n_runs > 0
+        self._backend, self._identity, self._n_runs = None, None, 0
+
+    def _drop(self) -> None:
+        backend, self._backend, self._identity = self._backend, None, None
+        if backend is not None:
+            backend.close()
+
+
+model_cache = ModelCache()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=model_cache.after_fork)

@@ -1,0 +1,172 @@
+"""The generation loop of every backend with a `ModelRunner`: schedule, prefill or decode, sample, postprocess."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from qwenvl_kit.inference.kv_slots import SlotManager
+from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.sampler import Sampler
+from qwenvl_kit.inference.scheduler import Decode, Prefill, Scheduler
+from qwenvl_kit.inference.waiting_queue import WaitingQueue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.inference.backend import RequestQueue, RunControl
+    from qwenvl_kit.inference.encoder_cache import EncoderCache
+    from qwenvl_kit.inference.model_runner import ModelRunner
+    from qwenvl_kit.inference.processor import Tokenization
+    from qwenvl_kit.inference.sequence import Sequence
+    from qwenvl_kit.types import Result
+
+_T = TypeVar("_T")
+
+
+def generate(
+    model_runner: ModelRunner,
+    encoder_cache: EncoderCache,
+    tokenization: Tokenization,
+    queue: RequestQueue,
+    resolved: ResolvedConfig,
+    control: RunControl,
+) -> Iterator[Result]:
+    """Answer the requests of a queue.
+
+    Parameters
+    ----------
+    model_runner : ModelRunner
+        The model; its cache is empty afterwards.
+    encoder_cache : EncoderCache
+        Over the same model runner.
+    tokenization : Tokenization
+        The checkpoint's.
+    queue : RequestQueue
+        The requests.
+    resolved : ResolvedConfig
+        ``batch_size`` is the most sequences that run at once.
+    control : RunControl
+        Cancels between two steps.
+
+    Yields
+    ------
+    Result
+        One per request, in the order in which they finish.
+    """
+    encoder_cache.start_run(resolved.decode)
+    try:
+        yield from Engine(model_runner, encoder_cache, tokenization, queue, resolved, control).run()
+    finally:
+        model_runner.resize_cache(0, 0)
+
+
+class Engine:
+    """One run of the generation loop; see `generate` for its parameters."""
+
+    def __init__(
+        self,
+        model_runner: ModelRunner,
+        encoder_cache: EncoderCache,
+        tokenization: Tokenization,
+        queue: RequestQueue,
+        resolved: ResolvedConfig,
+        control: RunControl,
+    ) -> None:
+        self._model_runner, self._encoder_cache = model_runner, encoder_cache
+        self._queue, self._control = queue, control
+        self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
+        self._slots = SlotManager(model_runner)
+        self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
+        self._sampler = Sampler(resolved, tokenization.eos_ids)
+
+    def run(self) -> Iterator[Result]:
+        """Yield results until the queue is drained or the run is cancelled."""
+        while not self._control.cancel.is_set():
+            yield from self._admit()
+            batch = self._scheduler.schedule()
+            if batch is not None:
+                yield from self._run_batch(batch)
+            elif self._waiting.is_drained:
+                return
+        yield from self._scheduler.cancel()
+
+    def _admit(self) -> Iterator[Result]:
+        """Encode requests while there is room; wait for one only when nothing else can run."""
+        if self._scheduler.n_free:
+            yield from self._waiting.fill_from(self._queue, block=not self._slots.sequences)
+
+    def _run_batch(self, batch: Prefill | Decode) -> Iterator[Result]:
+        forward = self._prefill if isinstance(batch, Prefill) else self._decode
+        sampled = _unless_out_of_memory(lambda: forward(batch.sequences))
+        if sampled is None:
+            yield from self._preempt_and_shrink()
+        else:
+            yield from self._scheduler.postprocess(*sampled)
+
+    def _prefill(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[int | None]]:
+        """Encode images, prefill prompts and sample first tokens of the sequences whose images are good."""
+        started = time.perf_counter()
+        self._slots.allocate(sequences, max_slots=self._scheduler.max_num_seqs)
+        sequences, features = self._encode_images(sequences)
+        if not sequences:
+            return [], []
+        logits: dict[int, Tensor] = {}
+        for stage in self._slots.plan_prefill(sequences, features):
+            self._slots.copy_prefixes(stage)
+            slots = [chunk.slot for chunk in stage.chunks]
+            logits |= zip(slots, self._model_runner.prefill(stage.chunks), strict=True)
+        rows = torch.stack([logits[slot] for slot in self._slots.slots_of(sequences)])  # (B, V)
+        return sequences, self._sample(sequences, rows, started)
+
+    def _encode_images(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[Tensor]]:
+        """Return the sequences whose images are good, and the visual tokens of each; the others get an `error`."""
+        good: list[Sequence] = []
+        tensors: list[Tensor] = []
+        for sequence, features in zip(sequences, self._encoder_cache.encode(sequences), strict=True):
+            if isinstance(features, Exception):
+                sequence.error = features
+            else:
+                good.append(sequence)
+                tensors.append(features)
+        return good, tensors
+
+    def _decode(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[int | None]]:
+        """Append the newest token of each sequence to its slot and sample the next."""
+        started = time.perf_counter()
+        ids = torch.tensor([sequence.output_ids[-1] for sequence in sequences])
+        positions = torch.tensor([sequence.position for sequence in sequences])
+        lengths = torch.tensor([sequence.n_tokens - 1 for sequence in sequences])
+        device = self._model_runner.device
+        logits = self._model_runner.decode(ids.to(device), positions.to(device), lengths.to(device))  # (B, V)
+        return sequences, self._sample(sequences, logits, started)
+
+    def _sample(self, sequences: list[Sequence], logits: Tensor, started: float) -> list[int | None]:
+        tokens = self._sampler.sample(logits, sequences)
+        seconds = (time.perf_counter() - started) / len(sequences)
+        for sequence in sequences:
+            sequence.seconds += seconds
+        return tokens
+
+    def _preempt_and_shrink(self) -> list[Result]:
+        results = self._scheduler.preempt()
+        self._encoder_cache.clear()
+        free_memory()
+        return results
+
+
+def _unless_out_of_memory(work: Callable[[], _T]) -> _T | None:
+    """Return what `work` does, or None if memory ran out.
+
+    The exception is gone once this returns, and with it the failed forward's tensors.
+    """
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
