@@ -31,7 +31,7 @@ def test_the_quickstart_prints_the_frame_that_it_shows(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.warns(qwenvl_kit.RowErrorWarning, match="missing.jpg does not exist"):
+    with pytest.warns(qwenvl_kit.RowErrorWarning, match="fetch: missing.jpg"):
         exec(compile(block("quickstart"), "README.md", "exec"), {})
 
     assert capsys.readouterr().out == block("quickstart output")
