@@ -148,8 +148,8 @@ def spec(config: Config) -> TorchSpec:
     ModelNotFound, CheckpointError
         There is no checkpoint, it is of another model family, or it cannot be run.
     """
-    device = find_device(config)
-    checkpoint = find(config)
+    device = find_device(config.model)
+    checkpoint = find(config.model)
     check_checkpoint(checkpoint, device=device.name)
     planned = resolve(config, device, defaults_of(checkpoint, config))
     steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
