@@ -1,12 +1,11 @@
-"""Let a Qwen2.5-VL look at a column of pictures: ``df.vl.caption("image")``.
+"""Run Qwen2.5-VL on a column of images: ``df.vl.caption("image")``.
 
-Importing this package registers ``df.vl`` and ``Series.vl`` on pandas and loads nothing heavy: torch and transformers
-come with the first picture that is answered.
+The import registers ``df.vl`` and ``Series.vl`` on pandas. The first call imports torch and transformers.
 """
 
 from qwenvl_kit import _moved
 from qwenvl_kit._version import __version__
-from qwenvl_kit.accessor import last_run, register
+from qwenvl_kit.accessor import register
 from qwenvl_kit.errors import (
     BackendBusy,
     BackendFailed,
@@ -29,6 +28,7 @@ from qwenvl_kit.errors import (
     UnknownOption,
 )
 from qwenvl_kit.executors.local import unload
+from qwenvl_kit.frame_run import last_run
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import Result

@@ -1,4 +1,4 @@
-"""Take what a caller gave for a list of images or prompts apart into one value per row, and no further."""
+"""Split a sequence of images or prompts into one value per row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def rows_of(values: Any, name: str = "images") -> list[Any]:
     Parameters
     ----------
     values : iterable, Series, Arrow array, numpy array or tensor
-        An array is taken apart along its first axis only: (N, H, W, 3) is N images.
+        An array is split along its first axis only: (N, H, W, 3) is N images.
     name : str
         The parameter's name, for messages.
 
     Raises
     ------
     ConfigError
-        `values` is one text, one bytes object or one image, or nothing that holds rows.
+        `values` is a single string, bytes object or image, or not iterable.
 
     Examples
     --------
@@ -37,22 +37,22 @@ def rows_of(values: Any, name: str = "images") -> list[Any]:
     [(60, 80, 3), (60, 80, 3)]
     >>> rows_of("a.png")
     Traceback (most recent call last):
-    qwenvl_kit.errors.ConfigError: images must be a list; got one text: 'a.png'; pass ['a.png'] for one row
+    qwenvl_kit.errors.ConfigError: images is a single string 'a.png', not a list. Pass ['a.png'] for one row.
     """
     if isinstance(values, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping):
         raise _single(values, name)
     if isinstance(values, pd.DataFrame):
-        raise ConfigError(f"{name} must be a list or a Series; got a DataFrame; pass one of its columns")
+        raise ConfigError(f"{name} is a DataFrame. Pass one of its columns.")
     if isinstance(values, pd.Series | pd.Index):
         return values.tolist()
-    if hasattr(values, "to_numpy_ndarray"):  # Arrow's arrays of tensors, whose to_pylist gives their numbers in a row
+    if hasattr(values, "to_numpy_ndarray"):  # Arrow's tensor arrays, whose to_pylist flattens each tensor
         values = values.to_numpy_ndarray()
     if hasattr(values, "to_pylist"):
         return list(values.to_pylist())
     if hasattr(values, "__array__") and hasattr(values, "shape"):
         return _along_first_axis(values, name)
     if not isinstance(values, Iterable):
-        raise ConfigError(f"{name} must be a list; got {_shown(values)} of type {type(values).__name__}")
+        raise ConfigError(f"{name} is {_shown(values)} of type {type(values).__name__}. Pass a list.")
     return list(values)
 
 
@@ -70,13 +70,13 @@ def _is_text(array: Any) -> bool:
 
 def _single(value: object, name: str) -> ConfigError:
     if hasattr(value, "shape"):
-        what = f"one array of shape {tuple(value.shape)}"
         return ConfigError(
-            f"{name} must be a list, or a stack of shape (N, H, W, 3); got {what}; pass [array] for one row"
+            f"{name} is a single array of shape {tuple(value.shape)}. Pass a list, an array of shape (N, H, W, 3), or "
+            "[array] for one row."
         )
-    kind = "text" if isinstance(value, str) else "bytes object" if isinstance(value, bytes | bytearray) else "value"
+    kind = "string" if isinstance(value, str) else "bytes object" if isinstance(value, bytes | bytearray) else "value"
     shown = _shown(value)
-    return ConfigError(f"{name} must be a list; got one {kind}: {shown}; pass [{shown}] for one row")
+    return ConfigError(f"{name} is a single {kind} {shown}, not a list. Pass [{shown}] for one row.")
 
 
 def _shown(value: object) -> str:

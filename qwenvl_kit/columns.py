@@ -1,9 +1,10 @@
-"""Find a frame's column by its label, which may be a tuple; what is no label of one column is said in words."""
+"""Find the columns of a frame by label; a label may be a tuple."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
 
 import pandas as pd
 
@@ -14,43 +15,77 @@ _LONGEST_NAME = 100
 
 
 def has_column(frame: pd.DataFrame, label: object) -> bool:
-    """Whether `label` is the whole label of a column, not a level above several."""
+    """Return whether `label` is the full label of a column, not a level above several."""
     return any(is_same_label(name, label) for name in frame.columns)
 
 
 def pick_column(frame: pd.DataFrame, label: Hashable) -> pd.Series:
-    """Return the one column of a label.
+    """Return the column of a label.
 
     Raises
     ------
     ColumnNotFound
-        There is none or more than one, or `label` is none.
+        No column or several columns have this label, or it is not hashable.
     """
     try:
-        with warnings.catch_warnings():  # of columns that are not sorted, which is no fault of the caller's
+        with warnings.catch_warnings():  # of unsorted columns, which the caller may have
             warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
             is_known = label in frame.columns
     except TypeError as error:  # unhashable
         raise ColumnNotFound(
-            f"a column's label cannot be a {type(label).__name__}; got {shown(label)}; pass one label of the frame, "
-            f"which has: {column_names(frame)}"
+            f"{shown(label)} of type {type(label).__name__} is not a column label. Pass one label of the frame, which "
+            f"has: {column_names(frame)}."
         ) from error
     if not is_known:
-        raise ColumnNotFound(f"there is no column {shown(label)}; the frame has: {column_names(frame)}")
+        raise ColumnNotFound(f"No column {shown(label)}. The frame has: {column_names(frame)}.")
     places = [at for at, name in enumerate(frame.columns) if is_same_label(name, label)]
     if len(places) == 1:
         return frame.iloc[:, places[0]]
     if places:
-        raise ColumnNotFound(f"column {shown(label)} stands {len(places)} times in the frame; rename one of them")
+        raise ColumnNotFound(f"{len(places)} columns have the label {shown(label)}. Rename all but one.")
     raise ColumnNotFound(
-        f"{shown(label)} is a level above columns, and not the label of one; pass a whole label; the frame has: "
-        f"{column_names(frame)}"
+        f"{shown(label)} is a level of the column labels. Pass a full label. The frame has: {column_names(frame)}."
     )
 
 
+def pick_prompts(frame: pd.DataFrame, prompts: Any) -> Sequence[object] | pd.Series | None:
+    """Return the prompts of a label, or `prompts` itself where it is a sequence of texts or None."""
+    if prompts is None or isinstance(prompts, pd.Series):
+        return prompts
+    is_label = isinstance(prompts, tuple) and has_column(frame, prompts)
+    if not is_label and (isinstance(prompts, list | tuple) or hasattr(prompts, "__array__")):
+        return cast("Sequence[object]", prompts)
+    return pick_column(frame, prompts)
+
+
+def pick_question(frame: pd.DataFrame, question: Hashable) -> pd.Series | str:
+    """Return the column of a label, or the question itself.
+
+    Raises
+    ------
+    ColumnNotFound
+        `question` is a single word, or not a string, and no label of a column.
+    """
+    if not isinstance(question, Hashable) or question in frame.columns:
+        return pick_column(frame, question)
+    if not isinstance(question, str) or not question.strip() or (question.isascii() and question.isidentifier()):
+        raise ColumnNotFound(
+            f"{shown(question)} is neither a column nor a question. The frame has: {column_names(frame)}. "
+            "A question has several words or ends with a punctuation mark."
+        )
+    return question
+
+
+def labels_of(frame: pd.DataFrame, labels: Hashable | Sequence[Hashable]) -> list[Hashable]:
+    """Return labels as a list; a tuple may be a single label."""
+    if isinstance(labels, str | bytes) or has_column(frame, labels):
+        return [labels]
+    return list(labels) if isinstance(labels, Sequence | pd.Index) else [labels]
+
+
 def column_names(frame: pd.DataFrame) -> str:
-    """Return the labels of a frame's columns, for messages."""
-    names = ", ".join(map(shown, frame.columns[:_SHOWN_NAMES])) or "no columns at all"
+    """Return the column labels of a frame, for messages."""
+    names = ", ".join(map(shown, frame.columns[:_SHOWN_NAMES])) or "no columns"
     n_more = frame.shape[1] - _SHOWN_NAMES
     return f"{names}, … and {n_more} more" if n_more > 0 else names
 
@@ -61,7 +96,7 @@ def shown(label: object) -> str:
 
 
 def is_same_label(name: object, label: object) -> bool:
-    """Whether two labels are the same, whatever their types make of ``==``."""
+    """Return whether two labels are equal, also for types whose ``==`` raises."""
     try:
         return name is label or bool(name == label)
     except (TypeError, ValueError):  # pd.NA, and arrays

@@ -1,28 +1,28 @@
-"""Every error and warning this package raises, in one tree.
+"""All errors and warnings of this package, in one tree.
 
 ::
 
     QwenVLError
-    ├── ConfigError        (ValueError)         an option breaks its rule, or cannot be honoured under ``strict=True``
+    ├── ConfigError        (ValueError)         an invalid option, or an ignored one under ``strict=True``
     ├── UnknownOption      (TypeError)          an option that does not exist
-    ├── ColumnNotFound     (KeyError)           a column that the frame lacks
-    ├── ModelNotFound      (FileNotFoundError)  no checkpoint where the options point
-    ├── CheckpointError    (ValueError)         a folder that is no usable Qwen2.5-VL checkpoint
-    ├── StoreError         (OSError)            the store's file cannot be read or written
+    ├── ColumnNotFound     (KeyError)           no such column in the frame
+    ├── ModelNotFound      (FileNotFoundError)  no checkpoint at the searched locations
+    ├── CheckpointError    (ValueError)         not a usable Qwen2.5-VL checkpoint
+    ├── StoreError         (OSError)            a store that cannot be read or written
     ├── MissingExtra       (ImportError)        an optional dependency is not installed
-    ├── RowError                                one row's fault; ends as a ``Result``, not as an exception
-    ├── RowErrors                               some rows failed under ``on_error="raise"``
-    ├── ExportFailed       (RuntimeError)       an ONNX export was not written, or is not equal to its source
+    ├── RowError                                error of one row; becomes a ``Result``
+    ├── RowErrors                               failed rows under ``on_error="raise"``
+    ├── ExportFailed       (RuntimeError)       an ONNX export that failed, or differs from its source
     ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
-    ├── ForkedProcess      (RuntimeError)       a call in a process that was forked while a model or a run was up
-    └── BackendFailed      (RuntimeError)       the backend itself broke; nothing of one row
-    Interrupted            (KeyboardInterrupt)  the run was stopped by Ctrl-C
+    ├── ForkedProcess      (RuntimeError)       a call in a process forked with a loaded model or an active run
+    └── BackendFailed      (RuntimeError)       error of the backend, for all rows
+    Interrupted            (KeyboardInterrupt)  Ctrl-C ended the run
     QwenVLWarning          (UserWarning)
-    ├── OptionWarning                           an option was given that cannot take effect
-    ├── RowErrorWarning                         some rows of a finished run are errors
-    └── StoreWarning                            a store was moved aside, or something of it left out
+    ├── OptionWarning                           an explicit option is ignored
+    ├── RowErrorWarning                         failed rows of a finished run
+    └── StoreWarning                            a store was moved aside, or parts of it left out
 
-Errors whose arguments are more than a message say how they are rebuilt, since workers hand them on as pickles.
+Errors with other arguments than a message define `__reduce__`, since workers send them as pickles.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import re
 from typing import Any, Literal
 
 Stage = Literal["fetch", "decode", "resize", "generate"]
-"""Where in its way through the house a row failed."""
+"""The stage at which a row failed."""
 
-# Messages quote what strangers wrote, and end in terminals and tables: control characters and half characters (C0, C1,
-# surrogates), line and paragraph separators, marks that reverse the direction of writing, and tags are replaced.
+# Messages quote untrusted text, and are shown in terminals and tables. Replaced are control characters (C0, C1),
+# surrogates, line and paragraph separators, bidirectional marks, and tags.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
@@ -43,7 +43,7 @@ _LONGEST_MESSAGE = 2000
 
 
 def printable(text: str, length: int = _LONGEST_MESSAGE) -> str:
-    r"""Return a text on one line, without control characters, and with at most `length` characters.
+    r"""Return a text on one line, without control characters, cut to `length` characters.
 
     Examples
     --------
@@ -64,37 +64,37 @@ class QwenVLError(Exception):
     Attributes
     ----------
     results : object
-        The rows that were finished, where a run was under way; None elsewhere.
+        Finished rows, where a run was active; else None.
     """
 
     results: Any = None
 
 
 class ConfigError(QwenVLError, ValueError):
-    """An option breaks its rule; the message names field, rule, value and the nearest fix."""
+    """An option is invalid; the message names the value, the allowed values and a remedy."""
 
 
 class UnknownOption(QwenVLError, TypeError):
-    """An option that does not exist; the message names the nearest one."""
+    """An option does not exist; the message names the nearest one."""
 
 
 class ColumnNotFound(QwenVLError, KeyError):
-    """A column that the frame does not have; the message lists those it has."""
+    """The frame has no such column; the message lists its columns."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would print the repr, quotes and all
 
 
 class ModelNotFound(QwenVLError, FileNotFoundError):
-    """No checkpoint was found; the message lists every place that was looked at."""
+    """No checkpoint was found; the message lists the searched locations."""
 
 
 class CheckpointError(QwenVLError, ValueError):
-    """A folder or file that is no usable checkpoint of the Qwen2.5-VL family."""
+    """A folder or file is not a usable checkpoint of the Qwen2.5-VL family."""
 
 
 class StoreError(QwenVLError, OSError):
-    """The store's file is none, is broken, or cannot be written."""
+    """The store's file is not a store, is broken, or cannot be written."""
 
 
 class MissingExtra(QwenVLError, ImportError):
@@ -103,13 +103,13 @@ class MissingExtra(QwenVLError, ImportError):
     Parameters
     ----------
     purpose : str
-        What it is needed for, such as ``"reading s3:// addresses"``.
+        What requires it, such as ``"reading s3:// URLs"``.
     extra : str
-        The extra of this package that brings it.
+        The extra of this package that installs it.
     """
 
     def __init__(self, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs an extra: pip install 'qwenvl_kit[{extra}]'")
+        super().__init__(f"{purpose} requires an extra. Install it: pip install 'qwenvl_kit[{extra}]'")
         self.purpose = purpose
         self.extra = extra
 
@@ -118,15 +118,15 @@ class MissingExtra(QwenVLError, ImportError):
 
 
 class RowError(QwenVLError):
-    """One row's fault: the row ends with status ``error`` and the others go on.
+    """Error of one row: it gets status ``error``, and other rows continue.
 
     Parameters
     ----------
     stage : {"fetch", "decode", "resize", "generate"}
         Where the row failed.
     message : str
-        What went wrong, with the source, and what to do about it. Never contains a secret. Control characters are
-        replaced, and a very long message is cut.
+        The problem, with the source, and the remedy, without secrets. Control characters are replaced, and a very
+        long message is cut.
 
     Attributes
     ----------
@@ -154,12 +154,12 @@ class RowError(QwenVLError):
 
 
 class RowErrors(QwenVLError):
-    """Some rows failed and ``on_error="raise"`` was asked for; raised after all rows are finished.
+    """Rows failed under ``on_error="raise"``; raised after the last row.
 
     Attributes
     ----------
     results : object
-        What the call would have returned under ``on_error="keep"``.
+        The return value under ``on_error="keep"``.
     """
 
     def __init__(self, message: str, results: Any) -> None:
@@ -171,24 +171,24 @@ class RowErrors(QwenVLError):
 
 
 class ExportFailed(QwenVLError, RuntimeError):
-    """An ONNX export could not be written, or does not answer as its source does; nothing of it is left."""
+    """An ONNX export could not be written, or differs from its source; its files are removed."""
 
 
 class BackendBusy(QwenVLError, RuntimeError):
-    """A model was called from inside its own run, which would wait for itself for ever."""
+    """A model was called from inside its own run, which would deadlock."""
 
 
 class ForkedProcess(QwenVLError, RuntimeError):
-    """The process was forked from one with a loaded model, whose threads and locks did not come along."""
+    """The process was forked with a loaded model or an active run, whose threads a fork does not copy."""
 
 
 class BackendFailed(QwenVLError, RuntimeError):
-    """The backend broke in the middle of a run.
+    """The backend failed during a run.
 
     Attributes
     ----------
     results : object
-        The rows that were finished; the others have status ``error``.
+        Finished rows; other rows have status ``error``.
     """
 
     def __init__(self, message: str, results: Any = None) -> None:
@@ -197,12 +197,12 @@ class BackendFailed(QwenVLError, RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was interrupted; a KeyboardInterrupt, so that "Run all" in a notebook stops here.
+    """Ctrl-C ended the run; a KeyboardInterrupt, so that "Run all" in a notebook stops.
 
     Attributes
     ----------
     results : object
-        What the call would have returned: finished rows as they are, the rest with status ``cancelled``.
+        The return value, in which unfinished rows have status ``cancelled``.
     """
 
     def __init__(self, message: str, results: Any) -> None:
@@ -219,14 +219,14 @@ class QwenVLWarning(UserWarning):
     Attributes
     ----------
     results : object
-        The rows that were finished, where the warning was made an error at the end of a run; None elsewhere.
+        Finished rows, where a filter raises the warning at the end of a run; else None.
     """
 
     results: Any = None
 
 
 class OptionWarning(QwenVLWarning):
-    """The caller named an option that cannot take effect here; the record shows what ran instead."""
+    """An explicit option is ignored; the record shows the value used."""
 
 
 class RowErrorWarning(QwenVLWarning):

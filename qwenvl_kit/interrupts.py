@@ -1,7 +1,4 @@
-"""Keep a run's results when Ctrl-C comes after its last row, while they become a frame.
-
-It knows runs and results, and neither frames nor models.
-"""
+"""Keep a run's results when Ctrl-C comes after its last row, while they become a frame."""
 
 from __future__ import annotations
 
@@ -27,8 +24,8 @@ class InterruptGuard:
     """Hold Ctrl-C back where it would cost finished results; before that, pass it on.
 
     Interrupts are held from the last row's result on, and from `hold` on, until the ``with`` block ends. A second one
-    before `hold` is passed on, so that an engine that does not end can be left. In other threads than the main one,
-    where no interrupt arrives, only the results are kept.
+    before `hold` is passed on, so that the caller can leave a run that does not end. Interrupts arrive in the main
+    thread; in others, only the results are kept.
 
     Parameters
     ----------
@@ -70,12 +67,12 @@ class InterruptGuard:
         """Hold all interrupts from here on."""
         self._is_held = True
 
-    def settled(self, run: Run) -> Run:
+    def finished(self, run: Run) -> Run:
         """Return the run, marked as interrupted where an interrupt was held."""
         return replace(run, interrupted=True) if self._is_pending else run
 
     def rescued(self, config: Config) -> Run:
-        """Return a run of the results that came before an interrupt left the engine; the others are cancelled."""
+        """Return a run of the results that came before an interrupt left the executor; the others are cancelled."""
         kept = dict(self._results)
         results = [kept.get(row) or Result(row, "cancelled") for row in range(self._n_rows)]
         rows = dict(Counter(result.status for result in results))

@@ -1,7 +1,4 @@
-"""The operator: lists of pictures and prompts in, a list of texts out, with the parameters its users know.
-
-It is the same on one machine and in a worker of Daft or Ray; how it got there it does not know.
-"""
+"""The operator: a callable from lists of images and prompts to a list of texts, for scripts and workers."""
 
 from __future__ import annotations
 
@@ -31,14 +28,14 @@ class QwenVLImageUnderstanding:
     Parameters
     ----------
     **options
-        Those of `Config`; ``image_src_type`` is ``"image_url"`` and ``progress`` False where they are not given.
+        Options of `Config`; the defaults of ``image_src_type`` and ``progress`` are ``"image_url"`` and False.
 
     Raises
     ------
     ConfigError, UnknownOption
-        An option breaks its rule, or does not exist.
+        An option is invalid or unknown.
     ModelNotFound
-        The model is at none of the places looked at.
+        No searched location has the model.
 
     Examples
     --------
@@ -52,38 +49,38 @@ class QwenVLImageUnderstanding:
         self._config = Config(**given)
         if self._config.engine != "local":
             raise ConfigError(
-                f"engine={self._config.engine!r} is for df.vl; the operator runs where it is called; leave it out, and "
-                "see qwenvl_kit.daft.las_udf for its place in a job on Daft or Ray"
+                f"The operator does not support engine={self._config.engine!r}, which runs in the calling process. "
+                "Leave engine out, or use qwenvl_kit.daft.las_udf in a job on Daft or Ray."
             )
-        # A missing model fails here, not with the first picture, and one warning is enough for all calls.
+        # A missing model fails here, not at the first image; one warning is enough for all calls.
         warn_ignored_options(self._config, make_spec(self._config).resolved)
 
     def __call__(self, images: Iterable[object], user_prompts: Iterable[object] | None = None) -> list[str | None]:
-        """Understand pictures.
+        """Run the model on images.
 
         Parameters
         ----------
         images : list, Series, Arrow array, numpy array or tensor
-            One picture, or a list of pictures, each; an array of shape (N, H, W, 3) is N pictures.
+            Each entry is one image or a list of images; an array of shape (N, H, W, 3) is N images.
         user_prompts : list, Series or Arrow array, optional
-            One per picture; where it is missing, the ``prompt`` option serves.
+            One per entry; missing values use the ``prompt`` option.
 
         Returns
         -------
         list of str or None
-            One per picture, in order; None where there is none or the row failed.
+            One per entry, in order; None for null images and failed rows.
 
         Raises
         ------
         ConfigError
-            `user_prompts` has another length, or one value was given in place of a list.
+            `user_prompts` has another length, or an argument is a single value, not a list.
         RowErrors
-            Rows failed under ``on_error="raise"``, after all are finished.
+            Rows failed under ``on_error="raise"``; raised after the last row.
         """
         return [result.text for result in self.results(images, user_prompts)]
 
     def results(self, images: Iterable[object], user_prompts: Iterable[object] | None = None) -> list[Result]:
-        """As a call, with everything that is known of each row.
+        """Return all result fields of each row; otherwise as a call.
 
         Examples
         --------
@@ -104,10 +101,10 @@ class QwenVLImageUnderstanding:
             except KeyboardInterrupt:
                 guard.hold()
                 run = guard.rescued(self._config)
-            assert len(run.results) == len(cells), "one result per picture"
+            assert len(run.results) == len(cells), "one result per row"
             frame = result_frame(run, pd.RangeIndex(len(cells)))
-            run = guard.settled(run)
-        return return_or_raise(run, frame, lambda _: run.results, self._config)
+            run = guard.finished(run)
+        return return_or_raise(run, frame, run.results, on_error=self._config.on_error)
 
 
 expand_options(QwenVLImageUnderstanding.__init__)

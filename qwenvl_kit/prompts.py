@@ -1,7 +1,4 @@
-"""The prompt that each row gets: a text per row goes out, whatever way the caller gave it.
-
-It deals in texts only; the chat template is the backend's affair.
-"""
+"""Choose the prompt of each row."""
 
 from __future__ import annotations
 
@@ -14,26 +11,26 @@ from qwenvl_kit.errors import ConfigError, RowError
 
 
 def fill(prompts: Sequence[object] | None, default: str | None, n_rows: int) -> list[str | None]:
-    """Give every row its own prompt, else the default one, else None.
+    """Return one prompt per row: its own, else the default, else None.
 
     Parameters
     ----------
     prompts : sequence of str or None
-        One per row; None, NaN, pd.NA and "" stand for the default.
+        One per row; None, NaN, pd.NA and "" mean the default.
     default : str or None
         The ``prompt`` option.
     n_rows : int
-        Rows there are.
+        Number of rows.
 
     Returns
     -------
     list of str or None
-        None where a row has no prompt at all, which is that row's error.
+        None for a row without a prompt, which becomes that row's error.
 
     Raises
     ------
     ConfigError
-        `prompts` is itself a text, has another length, or holds something that is no text.
+        `prompts` is a single string, has another length, or contains a value that is not a string.
 
     Examples
     --------
@@ -45,18 +42,17 @@ def fill(prompts: Sequence[object] | None, default: str | None, n_rows: int) -> 
         return [default] * n_rows
     if isinstance(prompts, str | bytes):
         raise ConfigError(
-            f"prompts must have one entry per row; got one text; pass prompt={prompts!r} to ask all of it"
+            f"prompts is a single string, not one prompt per row. Pass prompt={prompts!r} to use it for all rows."
         )
     if len(prompts) != n_rows:
         raise ConfigError(
-            f"prompts must have one entry per row; got {len(prompts)} for {n_rows} rows; pass None in "
-            "the places where the prompt option should serve"
+            f"prompts has {len(prompts)} entries for {n_rows} rows. Pass one per row; None uses the prompt option."
         )
     return [default if is_missing(prompt) else _text(prompt, row) for row, prompt in enumerate(prompts)]
 
 
 def is_missing(prompt: object) -> bool:
-    """Whether a prompt is None, NaN, pd.NA, NaT or empty."""
+    """Return whether a prompt is None, NaN, pd.NA, NaT or empty."""
     if prompt is None or prompt is pd.NA or prompt is pd.NaT:
         return True
     if isinstance(prompt, str):
@@ -65,31 +61,31 @@ def is_missing(prompt: object) -> bool:
 
 
 def no_prompt() -> RowError:
-    """The fault of a row that has no prompt at all."""
-    return RowError("generate", "the row has no prompt and the prompt option is None; pass prompt=… or fill the column")
+    """Return the error of a row without a prompt."""
+    return RowError(
+        "generate", "The row has no prompt, and the prompt option is None. Pass prompt=…, or fill the column."
+    )
 
 
 def check_whole(prompt: str) -> None:
-    """Refuse a prompt that holds half a character, which no tokenizer takes.
+    """Reject a prompt with an unpaired surrogate, which no tokenizer accepts.
 
     Raises
     ------
     RowError
-        Of the stage ``generate``.
+        At stage ``generate``.
     """
     if not prompt.isascii():
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise RowError(
-                "generate", f"the prompt holds half a character (a lone surrogate) at {error.start}"
-            ) from error
+            raise RowError("generate", f"The prompt contains an unpaired surrogate at index {error.start}.") from error
 
 
 def _text(prompt: object, row: int) -> str:
     if isinstance(prompt, str):
         return prompt
     raise ConfigError(
-        f"prompts must be texts; got {prompt!r} of type {type(prompt).__name__} at position {row}; "
-        "convert the column with .astype('string')"
+        f"prompts contains {prompt!r} of type {type(prompt).__name__} at position {row}. Convert the column with "
+        ".astype('string')."
     )

@@ -1,10 +1,9 @@
-"""A run in, frames and series out; and the errors and warnings that a run ends with."""
+"""Make frames and series of a run, and raise its error or warn of its failed rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from qwenvl_kit.errors import (
 )
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import OnError
     from qwenvl_kit.pipeline import Run
 
 _T = TypeVar("_T")
@@ -40,15 +39,16 @@ _COLUMNS: dict[str, Any] = {
     "cached": "bool",
     "flag": _TEXT,
 }
+_FINISHED = "Finished rows are in .results and in qwenvl_kit.last_run()."
 _SHOWN_ERRORS = 5
-# The frame has each error whole. A message of many lines hides what follows it in a notebook.
+# The frame has the full errors. A message of many lines hides the cells after it in a notebook.
 _LONGEST_ERROR = 300
 _LONGEST_LABEL = 100
 _LONGEST_FAILURE = 1000
 
 
 def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
-    """One row per result under `index`, typed also when empty; ``attrs`` hold the record.
+    """Return one row per result under `index`; ``attrs`` hold the record. Empty frames have the same dtypes.
 
     Returns
     -------
@@ -67,62 +67,60 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
 
 
 def text_series(frame: pd.DataFrame, name: str) -> pd.Series:
-    """The texts of a result frame as a series of its own."""
+    """Return the texts of a result frame as a series."""
     texts = frame["text"].rename(name)
     texts.attrs.update(frame.attrs)
     return texts
 
 
-def return_or_raise(
-    run: Run, frame: pd.DataFrame, shape: Callable[[pd.DataFrame], _T], config: Config, n_prompts: int = 1
-) -> _T:
-    """Return what the caller asked for, or raise what the run ended with, results included.
+def return_or_raise(run: Run, frame: pd.DataFrame, results: _T, *, on_error: OnError, n_prompts: int = 1) -> _T:
+    """Return `results`, or raise the error of a run with them; warn of failed rows.
 
     Parameters
     ----------
     run : Run
-        How it went.
+        The finished run.
     frame : DataFrame
         Its `result_frame`.
-    shape : callable
-        Makes of the frame what the caller gets.
-    config : Config
-        Says what failed rows mean.
+    results : object
+        The return value of the call.
+    on_error : {"keep", "raise"}
+        Whether failed rows raise.
     n_prompts : int
         Results per row of the caller's frame.
 
     Raises
     ------
     BackendFailed
-        The backend broke.
+        The backend failed.
     Interrupted
         Ctrl-C ended the run.
     RowErrors
         Rows failed under ``on_error="raise"``.
     """
-    results = shape(frame)
     if run.failure is not None:
-        if isinstance(run.failure, QwenVLError | QwenVLWarning):
-            run.failure.results = results
-            run.failure.add_note("rows that were finished are in .results and in qwenvl_kit.last_run()")
-            raise run.failure
-        broke = printable(str(run.failure), _LONGEST_FAILURE)
-        message = f"the {run.record['effective']['backend']} backend broke: {broke}; .results holds finished rows"
-        raise BackendFailed(message, results) from run.failure
+        _raise_failure(run, run.failure, results)
     if run.interrupted:
         done = sum(result.status != "cancelled" for result in run.results)
-        raise Interrupted(
-            f"interrupted with {done} of {len(run.results)} rows done; they are in .results and in "
-            "qwenvl_kit.last_run()",
-            results,
-        )
+        message = f"Interrupted after {done} of {len(run.results)} rows. {_FINISHED}"
+        raise Interrupted(message, results)
     failed = frame["status"].to_numpy() == "error"
     if failed.any():
         message = _message(frame, np.flatnonzero(failed), n_prompts)
-        if config.on_error == "raise":
+        if on_error == "raise":
             raise RowErrors(message, results)
-        warn(f"{message}\nThey are null here; qwenvl_kit.last_run() has every row's error", RowErrorWarning)
+        warn(f"{message}\nThey are null here. qwenvl_kit.last_run() has every row's error.", RowErrorWarning)
     return results
+
+
+def _raise_failure(run: Run, failure: BaseException, results: object) -> NoReturn:
+    if isinstance(failure, QwenVLError | QwenVLWarning):
+        failure.results = results
+        failure.add_note(_FINISHED)
+        raise failure
+    reason = printable(str(failure), _LONGEST_FAILURE)
+    message = f"The {run.record['effective']['backend']} backend failed: {reason}. Finished rows are in .results."
+    raise BackendFailed(message, results) from failure
 
 
 def _message(frame: pd.DataFrame, failed: np.ndarray[tuple[int], np.dtype[np.intp]], n_prompts: int) -> str:

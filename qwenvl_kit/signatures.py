@@ -1,4 +1,4 @@
-"""Doors that take ``**options`` get them spelled out, for Tab and ``?``."""
+"""Expand ``**options`` in signatures and docstrings, for Tab and ``?``."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def expand_options(function: _F) -> _F: ...
 @overload
 def expand_options(*, only: Collection[str]) -> Callable[[_F], _F]: ...
 def expand_options(function: _F | None = None, *, only: Collection[str] | None = None) -> _F | Callable[[_F], _F]:
-    """Replace ``**options`` in a function's shown signature by all options, and list them in its docstring.
+    """Replace ``**options`` in a function's signature by all options, and list them in its docstring.
 
     Parameters
     ----------
     function : callable
-        The door.
+        The function.
     only : collection of str, optional
-        Names of the options that the door takes; all without it.
+        Names of its options; default: all.
 
     Examples
     --------
     >>> @expand_options
-    ... def look(cell, **options):
-    ...     '''Look at it.'''
-    >>> "dtype" in inspect.signature(look).parameters
+    ... def describe(cell, **options):
+    ...     '''Describe it.'''
+    >>> "dtype" in inspect.signature(describe).parameters
     True
     """
     if function is None:

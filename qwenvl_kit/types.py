@@ -1,7 +1,4 @@
-"""The frozen values that travel between the steps: image source → picture → request → result.
-
-They know nothing of each other's makers: no frame, no URL client, no tensor appears here.
-"""
+"""The frozen values between the steps of a run: ImageSource → LoadedImage → Request → Result."""
 
 from __future__ import annotations
 
@@ -21,19 +18,19 @@ FinishReason = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One picture as the caller gave it, classified but not yet read.
+    """One image as passed by the caller: classified, not yet read.
 
     Attributes
     ----------
     kind : str
-        ``url`` (http, https), ``path``, ``remote`` (s3, tos and what else fsspec opens), ``base64``, ``bytes``,
+        ``url`` (http, https), ``path``, ``remote`` (s3, tos and other fsspec URLs), ``base64``, ``bytes``,
         ``pil`` or ``array``.
     value : object
-        The cell itself, or the address in it.
+        The cell itself, or its URL.
     label : str
-        A short name for messages, free of secrets.
+        A short name for messages, without secrets.
     key : str
-        Equal for equal pictures within a run; rows that share it share one fetch.
+        Equal for equal images within a run; rows with the same key share one fetch.
     """
 
     kind: SourceKind
@@ -44,20 +41,20 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """A picture ready for a model.
+    """An image ready for a model.
 
     Attributes
     ----------
     pixels : uint8 array (H, W, 3)
-        RGB, upright, already of the size the model sees.
+        RGB, upright, in the size of the model's input.
     digest : str
-        Of the encoded bytes, or of the raw pixels where there were none. With `size` it names the content.
+        Digest of the encoded bytes, or of the pixels of an array. With `size` it identifies the content.
     source_size : tuple of int
         ``(height, width)`` in pixels before resizing.
     label : str
-        A short name for messages, free of secrets.
+        A short name for messages, without secrets.
     version : str or None
-        By which the picture's place tells later whether it still holds the same: an ETag, or time and size.
+        Validator of the source, such as an ETag, or time and size; equal while it is unchanged.
     """
 
     pixels: NDArray[np.uint8]
@@ -68,23 +65,23 @@ class LoadedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(height, width)`` in pixels that the model sees."""
+        """``(height, width)`` of the model's input, in pixels."""
         height, width = self.pixels.shape[:2]
         return int(height), int(width)
 
 
 @dataclass(frozen=True, slots=True)
 class PatchGeometry:
-    """How a checkpoint cuts pictures into tokens.
+    """How a checkpoint splits images into visual tokens.
 
     Attributes
     ----------
     patch : int
         Side of a patch in pixels.
     merge : int
-        Patches per side that become one visual token.
+        Patches per side of one visual token.
     min_pixels, max_pixels : int
-        Limits on the area of a picture, in pixels.
+        Limits of an image's area, in pixels.
     """
 
     patch: int = 14
@@ -94,13 +91,13 @@ class PatchGeometry:
 
     @property
     def factor(self) -> int:
-        """Side in pixels of the square that becomes one visual token."""
+        """Side of a visual token, in pixels."""
         return self.patch * self.merge
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One question to a model; `row` is handed back with its `Result`."""
+    """One prompt with its images; its `Result` has the same `row`."""
 
     row: int
     images: tuple[LoadedImage, ...]
@@ -112,7 +109,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one row.
+    """The result of one row.
 
     Attributes
     ----------
@@ -120,19 +117,19 @@ class Result:
         The answer; None unless `status` is ``ok``.
     status : {"ok", "null_image", "error", "cancelled"}
     error, stage : str or None
-        What went wrong, and where.
+        Error message and the stage at which it occurred.
     finish_reason : {"stop", "length", "repetition"} or None
-        ``length`` when the answer was cut by ``max_caption_length``, ``repetition`` when by ``stop_repetition``.
+        ``length``: cut by ``max_caption_length``; ``repetition``: by ``stop_repetition``.
     prompt_tokens, new_tokens : int or None
-        Counts of tokens, visual ones among the former.
+        Token counts; `prompt_tokens` includes visual tokens.
     height, width : int or None
-        Size in pixels that the model saw (of the row's first picture).
+        Size of the model's input for the row's first image, in pixels.
     seconds : float
         The row's share of the backend's time.
     cached : bool
-        The answer was taken from an equal row or from the store.
+        Whether the answer comes from an equal row or the store.
     flag : str or None
-        Why an answer should not be believed as it stands, such as one that repeats itself to its end.
+        Why an answer is doubtful, such as one that repeats a phrase to its end.
     """
 
     row: int
@@ -150,11 +147,11 @@ class Result:
     flag: str | None = None
 
     def for_row(self, row: int, *, cached: bool = False) -> Result:
-        """The same result under another row number; a cached one cost no time."""
+        """Return the result for another row; a cached one has zero seconds."""
         return replace(self, row=row, cached=True, seconds=0.0) if cached else replace(self, row=row)
 
     @classmethod
     def failed(cls, row: int, error: RowError, *, size: tuple[int, int] | None = None) -> Result:
-        """The result of a row that met `error`."""
+        """Return the result of a failed row."""
         height, width = size or (None, None)
         return cls(row, "error", error=error.message, stage=error.stage, height=height, width=width)

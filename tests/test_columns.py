@@ -48,7 +48,7 @@ def test_a_tuple_that_is_no_label_holds_prompts() -> None:
 
 
 def test_a_level_is_said_to_be_one() -> None:
-    with pytest.raises(ColumnNotFound, match=r"'img' is a level above columns.*\('img', 'front'\)"):
+    with pytest.raises(ColumnNotFound, match=r"'img' is a level of the column labels.*\('img', 'front'\)"):
         levels().vl.caption("img", **ECHO)
     with pytest.raises(ColumnNotFound, match="'text' is a level"):
         levels().vl.ask(("img", "front"), "text", **ECHO)
@@ -56,17 +56,17 @@ def test_a_level_is_said_to_be_one() -> None:
 
 def test_a_column_that_stands_twice_is_told_from_a_level() -> None:
     df = pd.concat([levels(), levels()], axis=1)
-    with pytest.raises(ColumnNotFound, match="stands 2 times"):
+    with pytest.raises(ColumnNotFound, match="2 columns have the label"):
         df.vl.caption(("img", "front"), **ECHO)
 
 
 def test_what_cannot_be_a_label_is_said_in_words() -> None:
     df = pd.DataFrame({"image": [gray(1)]})
-    with pytest.raises(ColumnNotFound, match=r"label cannot be a list.*pass one label.*'image'"):
+    with pytest.raises(ColumnNotFound, match=r"of type list is not a column label.*Pass one label.*'image'"):
         df.vl.caption(["image"], **ECHO)
-    with pytest.raises(ColumnNotFound, match="label cannot be a list"):
+    with pytest.raises(ColumnNotFound, match="of type list is not a column label"):
         df.vl.ask("image", ["What is it?"], **ECHO)
-    with pytest.raises(ColumnNotFound, match="label cannot be a list"):
+    with pytest.raises(ColumnNotFound, match="of type list is not a column label"):
         df.vl.show(["image"])
 
 

@@ -19,7 +19,7 @@ from helpers.fake_backends import gray
 from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, Config, ConfigError, UnknownOption, thumbnails
-from qwenvl_kit.contact_sheet import SHOW_OPTIONS, _image_column
+from qwenvl_kit.contact_sheet import SHOW_OPTIONS, find_image_column
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.thumbnails import Thumbnailer, together
 
@@ -34,7 +34,7 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (900, 700, 3), dtype=np.uint8)
 
 
-def test_the_column_of_pictures_is_found_and_the_others_are_written_below() -> None:
+def test_the_column_of_images_is_found_and_the_others_are_written_below() -> None:
     df = pd.DataFrame({"note": ["first", "second"], "photo": [None, gray(3)]})
     shown = df.vl.show()
 
@@ -66,15 +66,15 @@ def test_rows_and_bytes_are_bounded_and_the_page_says_so() -> None:
     assert "the limit of 60000 bytes was reached" in by_bytes.html
 
 
-def test_a_broken_picture_says_why_beside_the_others() -> None:
-    page = pd.DataFrame({"image": [b"not a picture", gray(1), "nowhere.png"]}).vl.show("image").html
+def test_a_broken_image_says_why_beside_the_others() -> None:
+    page = pd.DataFrame({"image": [b"not an image", gray(1), "nowhere.png"]}).vl.show("image").html
 
     assert page.count("<img") == 1
     assert "decode: " in page
     assert "fetch: " in page
 
 
-def test_a_frame_without_pictures_says_how_to_name_the_column() -> None:
+def test_a_frame_without_images_says_how_to_name_the_column() -> None:
     with pytest.raises(ColumnNotFound, match=r"Name one with df.vl.show\('column'\). The frame has: 'text'"):
         pd.DataFrame({"text": ["word"]}).vl.show()
 
@@ -118,7 +118,7 @@ def test_captions_that_cannot_be_written_or_are_long_do_not_end_the_sheet() -> N
 )
 def test_every_form_of_image_is_recognised(cell: object) -> None:
     df = pd.DataFrame({"note": ["words, and more of them", "Qk is short"], "image": pd.Series([None, cell])})
-    assert _image_column(df) == 1
+    assert find_image_column(df) == 1
 
 
 def test_images_are_read_under_the_limits_that_show_was_given(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_missing_column_is_told_without_the_quotes_of_a_key_error() -> None:
 
 def test_a_missing_extra_names_its_install_command() -> None:
     assert str(MissingExtra("reading tos:// addresses", "tos")) == (
-        "reading tos:// addresses needs an extra: pip install 'qwenvl_kit[tos]'"
+        "reading tos:// addresses requires an extra. Install it: pip install 'qwenvl_kit[tos]'"
     )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import qwenvl_kit
-from qwenvl_kit import Control, Interrupted, accessor, operator
+from qwenvl_kit import Control, Interrupted, frame_run, operator
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.operator import QwenVLImageUnderstanding
 from qwenvl_kit.types import Result
@@ -51,8 +51,8 @@ def interrupting(function: Callable[..., Any], *, after: bool = False) -> Callab
 def test_ctrl_c_while_results_become_a_frame_keeps_them(
     frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    monkeypatch.setattr(accessor, "result_frame", interrupting(accessor.result_frame, after=after))
-    with pytest.raises(Interrupted, match="3 of 3 rows done") as caught:
+    monkeypatch.setattr(frame_run, "result_frame", interrupting(frame_run.result_frame, after=after))
+    with pytest.raises(Interrupted, match="Interrupted after 3 of 3 rows") as caught:
         frame.vl.caption("image", **ECHO)
 
     last = qwenvl_kit.last_run()
@@ -64,13 +64,13 @@ def test_ctrl_c_while_results_become_a_frame_keeps_them(
 def test_ctrl_c_that_leaves_the_engine_keeps_the_rows_that_were_counted(
     frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = accessor.execute
+    engine = frame_run.execute
 
     def stopped(*args: Any, control: Control, **named: Any) -> Any:
         engine(*args, control=control, **named)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accessor, "execute", stopped)
+    monkeypatch.setattr(frame_run, "execute", stopped)
     with pytest.raises(Interrupted) as caught:
         frame.vl.run("image", **ECHO)
     assert caught.value.results["status"].tolist() == ["ok"] * 3
@@ -79,7 +79,7 @@ def test_ctrl_c_that_leaves_the_engine_keeps_the_rows_that_were_counted(
 def test_ctrl_c_between_the_last_row_and_the_end_of_the_engine_waits_for_it(
     frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accessor, "execute", interrupting(accessor.execute, after=True))
+    monkeypatch.setattr(frame_run, "execute", interrupting(frame_run.execute, after=True))
     with pytest.raises(Interrupted) as caught:
         frame.vl.run("image", **ECHO)
     assert "effective" in caught.value.results.attrs
@@ -90,15 +90,15 @@ def test_the_last_run_is_the_newest_also_where_its_frame_was_never_made(
     frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame.vl.run("image", prompt="first", **ECHO)
-    make = accessor.result_frame
+    make = frame_run.result_frame
 
     def broken(*_: object) -> pd.DataFrame:
         raise MemoryError
 
-    monkeypatch.setattr(accessor, "result_frame", broken)
+    monkeypatch.setattr(frame_run, "result_frame", broken)
     with pytest.raises(MemoryError):
         frame.vl.run("image", prompt="second", **ECHO)
-    monkeypatch.setattr(accessor, "result_frame", make)
+    monkeypatch.setattr(frame_run, "result_frame", make)
     last = qwenvl_kit.last_run()
     assert last is not None
     assert last["text"].str.startswith("second").all()

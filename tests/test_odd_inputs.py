@@ -54,24 +54,24 @@ def one(cell: Any, **options: Any) -> pd.Series:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"do_sample": True, "temperature": 0}, r"temperature.*above 0.*got 0.*do_sample=False"),
+        ({"do_sample": True, "temperature": 0}, r"temperature=0 .*above 0.*do_sample=False"),
         ({"do_sample": True, "temperature": -1.0}, r"temperature.*above 0"),
-        ({"top_p": 0}, r"top_p.*\(0, 1\].*got 0"),
-        ({"top_p": 1.01}, r"top_p.*\(0, 1\].*got 1\.01"),
-        ({"max_caption_length": -1}, r"max_caption_length.*at least 1.*got -1"),
-        ({"batch_size": 0}, r"batch_size.*at least 1.*got 0"),
-        ({"batch_size": True}, r"batch_size.*got True"),
+        ({"top_p": 0}, r"top_p=0 .*\(0, 1\]"),
+        ({"top_p": 1.01}, r"top_p=1\.01 .*\(0, 1\]"),
+        ({"max_caption_length": -1}, r"max_caption_length=-1 .*at least 1"),
+        ({"batch_size": 0}, r"batch_size=0 .*at least 1"),
+        ({"batch_size": True}, r"batch_size=True .*an integer"),
         ({"resized_height": 0}, r"resized_height.*None"),
-        ({"dtype": "int8"}, r"dtype must be one of bfloat16, float16, float32; got 'int8'"),
-        ({"dtype": "fp16"}, r"did you mean 'float16'"),
-        ({"rank": -1}, r"rank.*got -1"),
+        ({"dtype": "int8"}, r"dtype='int8' is invalid\. Use bfloat16, float16 or float32"),
+        ({"dtype": "fp16"}, r"Did you mean 'float16'"),
+        ({"rank": -1}, r"rank=-1"),
         ({"rank": 0, "device_map": "auto"}, r"rank=0 and device_map='auto'"),
-        ({"top_k": -5}, r"top_k.*from 0"),
-        ({"min_pixels": 9000, "max_pixels": 4000}, r"9000 > 4000"),
+        ({"top_k": -5}, r"top_k=-5 .*at least 0"),
+        ({"min_pixels": 9000, "max_pixels": 4000}, r"min_pixels=9000 exceeds max_pixels=4000"),
         ({"num_beams": 2, "do_sample": True}, r"num_beams=2 and do_sample=True"),
-        ({"image_src_type": "url"}, r"did you mean 'image_url'"),
+        ({"image_src_type": "url"}, r"Did you mean 'image_url'"),
         ({"backend": "tortch"}, r"did you mean 'torch'"),
-        ({"seed": -1}, r"seed.*got -1"),
+        ({"seed": -1}, r"seed=-1"),
         ({"timeout_s": float("nan")}, r"timeout_s"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -162,14 +162,14 @@ def test_half_a_character_in_a_prompt_is_that_rows_error() -> None:
     frame = run([GOOD, GOOD[::-1]], prompts=["a \ud800 b", "图？"])
 
     assert frame["status"].tolist() == ["error", "ok"]
-    assert "lone surrogate" in frame["error"].iloc[0]
+    assert "unpaired surrogate at index 2" in frame["error"].iloc[0]
 
 
 def test_prompts_of_another_length_or_index_are_refused() -> None:
     frame = pd.DataFrame({"image": [GOOD, GOOD]})
-    with pytest.raises(ConfigError, match="got 3 for 2 rows"):
+    with pytest.raises(ConfigError, match="3 entries for 2 rows"):
         frame.vl.caption("image", prompts=["a", "b", "c"], **ECHO)
-    with pytest.raises(ConfigError, match="same index"):
+    with pytest.raises(ConfigError, match="index of prompts differs"):
         frame.vl.caption("image", prompts=pd.Series(["a", "b"], index=[1, 2]), **ECHO)
     with pytest.raises(ConfigError, match="position 1"):
         frame.vl.caption("image", prompts=["a", 7], **ECHO)
@@ -359,13 +359,13 @@ JPEG = encoded(Image.effect_noise((200, 200), 80).convert("RGB"), "JPEG")
         (JPEG[:20], "decode", ""),
         (b"<!DOCTYPE html><html>404</html>", "decode", "HTML"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "decode", "SVG"),
-        (b"\x00" * 100, "decode", "no image"),
+        (b"\x00" * 100, "decode", "Not an image"),
         ("no-such-file.png", "fetch", "does not exist"),
-        (".", "fetch", "no regular file"),
+        (".", "fetch", "Not a regular file"),
         (12.5, "fetch", "type float"),
         ({"bytes": None, "path": None}, "fetch", "both empty"),
-        (np.zeros((5600, 20, 3), dtype=np.uint8), "resize", "280 : 1"),
-        ([GOOD, None], "fetch", "picture 2 of 2"),
+        (np.zeros((5600, 20, 3), dtype=np.uint8), "resize", "280:1"),
+        ([GOOD, None], "fetch", "Image 2 of 2"),
         ("gopher://example.org/a.png", "fetch", "gopher"),
     ],
     ids=[
@@ -524,7 +524,7 @@ def test_a_missing_column_lists_those_there_are() -> None:
         frame.vl.caption("img", **ECHO)
     with pytest.raises(ColumnNotFound, match="'color'"):
         frame.vl.ask("image", "color", **ECHO)
-    with pytest.raises(ColumnNotFound, match="2 times"):
+    with pytest.raises(ColumnNotFound, match="2 columns have the label"):
         pd.concat([frame, frame], axis=1).vl.caption("image", **ECHO)
 
 
@@ -535,7 +535,7 @@ def test_ask_takes_a_question_a_column_or_several() -> None:
     assert frame.vl.ask("image", "colour", **ECHO).str[:10].tolist() == ["What colou", "Which one?"]
     assert frame.vl.ask("image", "颜色？", **ECHO).str.startswith("颜色？").all()
     assert list(frame.vl.ask("image", {"a": "colour", "b": "How many?"}, **ECHO).columns) == ["a", "b"]
-    with pytest.raises(ConfigError, match="at least one question"):
+    with pytest.raises(ConfigError, match="mapping of questions is empty"):
         frame.vl.ask("image", {}, **ECHO)
 
 

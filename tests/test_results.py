@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from qwenvl_kit import Config, RowErrors, RowErrorWarning
+from qwenvl_kit import RowErrors, RowErrorWarning
 from qwenvl_kit.pipeline import Run
 from qwenvl_kit.results import result_frame, return_or_raise
 from qwenvl_kit.types import Result
@@ -25,12 +25,12 @@ def is_clean(message: str) -> bool:
 def test_warnings_of_failed_rows_hold_no_control_characters_and_are_bounded() -> None:
     run, frame = failed_run(8)
     with pytest.warns(RowErrorWarning, match="8 of 8 rows failed") as caught:
-        return_or_raise(run, frame, lambda frame: frame, Config())
+        return_or_raise(run, frame, frame, on_error="keep")
     assert is_clean(str(caught[0].message))
 
 
 def test_errors_of_failed_rows_hold_no_control_characters_and_are_bounded() -> None:
     run, frame = failed_run(8)
     with pytest.raises(RowErrors, match="8 of 8 rows failed") as caught:
-        return_or_raise(run, frame, lambda frame: frame, Config(on_error="raise"))
+        return_or_raise(run, frame, frame, on_error="raise")
     assert is_clean(str(caught.value))

@@ -1,7 +1,7 @@
-"""The command line: ``qwenvl-kit bench | caption | demo | doctor | export | store``; words in, lines and a status out.
+"""The command line: ``qwenvl-kit bench | caption | demo | doctor | export | store``.
 
-Exit status: 0 when done (failed rows are named but kept), 1 when rows failed under ``--on-error raise``, the backend
-broke or a file could not be written, 2 for a wrong option or a missing model, 130 after Ctrl-C.
+Exit status: 0 on success (failed rows are reported and kept), 1 for failed rows under ``--on-error raise``, a failed
+backend or a file that cannot be written, 2 for an invalid option or a missing model, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LINE_END = "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command and return its exit status.
 
     Parameters
     ----------
     arguments : sequence of str, optional
-        The command line; that of the process where None.
+        The command line; default: the process's own.
 
     Returns
     -------
@@ -41,18 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with safe_output():
         try:
             try:
-                return _work(arguments)
+                return _run(arguments)
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
         except OSError as error:  # such as a full disk behind the standard output
-            _say(error)
+            _print_error(error)
             if sys.stdout is not None:
                 silence(sys.stdout)
             return 1
 
 
-def _work(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -60,20 +60,20 @@ def _work(arguments: Sequence[str] | None) -> int:
             warnings.showwarning = _show_warning
             status: int = parsed.work(parsed)
     except (Interrupted, KeyboardInterrupt) as error:
-        _say(error or "interrupted")
+        _print_error(error or "Interrupted.")
         return 130
     except QwenVLError as error:
-        _say(error)
+        _print_error(error)
         return 1 if isinstance(error, RowErrors) or getattr(error, "results", None) is not None else 2
     return status
 
 
-def _say(message: object) -> None:
+def _print_error(message: object) -> None:
     print(f"qwenvl-kit: {escape(str(message), keep=_LINE_END)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qwenvl-kit", description="Let Qwen2.5-VL look at pictures.")
+    parser = argparse.ArgumentParser(prog="qwenvl-kit", description="Run Qwen2.5-VL on images.")
     parser.add_argument("--version", action="version", version=f"qwenvl_kit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
@@ -82,6 +82,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """One line for our own warnings, without the place in the code that Python would add."""
+    """Print a warning on one line, without its place in the code."""
     name = "" if issubclass(category, QwenVLWarning) else f"{category.__name__}: "
-    _say(f"{name}{message}")
+    _print_error(f"{name}{message}")

@@ -1,4 +1,4 @@
-"""``qwenvl-kit bench``: captions drawn pictures with your model, here, at a few settings; says what to set."""
+"""``qwenvl-kit bench``: measure captions of synthetic images at several settings, and recommend one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_NEAR_BEST = 0.95  # a smaller batch that is this near to the fastest is the better one: it takes less memory
+_NEAR_BEST = 0.95  # a smaller batch of nearly the same speed takes less memory
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is tried: a backend with its model, threads of the model (None for its own choice) and a batch size."""
+    """A measured setting: backend, model, CPU threads (None for the default) and batch size."""
 
     backend: str
     model_name: str
@@ -34,7 +34,7 @@ class Setting:
     batch_size: int
 
     def options(self) -> dict[str, Any]:
-        """As options of a call."""
+        """Return the setting as options of a call."""
         return {
             "backend": self.backend,
             "model_name": self.model_name,
@@ -43,13 +43,13 @@ class Setting:
         }
 
     def __str__(self) -> str:
-        """As a call is written."""
+        """Return the setting as keyword arguments."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Rows and tokens per second with one setting; medians of the rounds."""
+    """Rows and tokens per second of one setting; medians of the rounds."""
 
     setting: Setting
     rows_per_s: float
@@ -59,13 +59,13 @@ class Pace:
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("bench", help="see which settings are fastest here", description=__doc__)
+    parser = commands.add_parser("bench", help="find the fastest settings of this machine", description=__doc__)
     parser.add_argument("--sizes", type=_counts, default=(1, 4, 8, 16), help="batch sizes to try [1,4,8,16]")
-    parser.add_argument("--thread-counts", type=_counts, help="numbers of CPU threads to try, such as 1,2,4")
-    parser.add_argument("--export", metavar="DIR", help="an ONNX export of the model, to be tried beside it")
-    parser.add_argument("--pictures", type=_count, default=16, help="pictures for each try [%(default)s]")
-    parser.add_argument("--side", type=_count, default=448, help="their side in pixels [%(default)s]")
-    parser.add_argument("--rounds", type=_count, default=2, help="how often each is tried, in turn [%(default)s]")
+    parser.add_argument("--thread-counts", type=_counts, help="CPU thread counts to try, such as 1,2,4")
+    parser.add_argument("--export", metavar="DIR", help="an ONNX export of the model to compare")
+    parser.add_argument("--images", "--pictures", type=_count, default=16, help="images per measurement [%(default)s]")
+    parser.add_argument("--side", type=_count, default=448, help="side of the images in pixels [%(default)s]")
+    parser.add_argument("--rounds", type=_count, default=2, help="measurements per setting, interleaved [%(default)s]")
     add_options(parser)
     parser.set_defaults(work=work)
 
@@ -74,9 +74,11 @@ def work(parsed: argparse.Namespace) -> int:
     """Measure and print."""
     config = config_of(parsed)
     if "batch_size" in config.explicit:
-        raise ConfigError("bench tries several batch sizes; pass them as --sizes, such as --sizes 1,4,8")
+        raise ConfigError(
+            "bench does not support --batch-size, because it tries several. Use --sizes, such as --sizes 1,4,8."
+        )
     if "threads" in config.explicit and parsed.thread_counts:
-        raise ConfigError("bench takes --threads, which all tries get, or --thread-counts to try; not both")
+        raise ConfigError("--threads and --thread-counts exclude each other. Pass only one of them.")
     models = [(config.backend, config.model_name), *([("onnx", parsed.export)] if parsed.export else [])]
     settings = [
         Setting(backend, model_name, threads, size)
@@ -85,13 +87,13 @@ def work(parsed: argparse.Namespace) -> int:
         for size in parsed.sizes
     ]
     options = {name: getattr(config, name) for name in config.explicit} | {"progress": False}
-    print(f"{config.model_name}: {parsed.pictures} pictures of {parsed.side} pixels for each try")
-    paces = measure(settings, parsed.pictures, parsed.side, parsed.rounds, options)
-    print("backend  threads  batch_size  pictures/s  tokens/s")
+    print(f"{config.model_name}: {parsed.images} images of {parsed.side} pixels per measurement")
+    paces = measure(settings, parsed.images, parsed.side, parsed.rounds, options)
+    print("backend  threads  batch_size  images/s  tokens/s")
     for pace in paces:
         tried = pace.setting
         print(
-            f"{tried.backend:7}  {tried.threads or 'own':>7}  {tried.batch_size:10}  {pace.rows_per_s:10.3g}  "
+            f"{tried.backend:7}  {tried.threads or 'auto':>7}  {tried.batch_size:10}  {pace.rows_per_s:8.3g}  "
             f"{pace.tokens_per_s:8.3g}"
         )
     for note in dict.fromkeys(note for pace in paces for note in pace.notes):
@@ -101,23 +103,23 @@ def work(parsed: argparse.Namespace) -> int:
 
 
 def measure(
-    settings: Sequence[Setting], n_pictures: int, side: int, n_rounds: int, options: dict[str, Any]
+    settings: Sequence[Setting], n_images: int, side: int, n_rounds: int, options: dict[str, Any]
 ) -> list[Pace]:
-    """Try each setting in turn, so that whatever else the machine does meets all of them."""
-    pictures = _pictures(side)
-    for setting in settings:  # models are loaded before time counts
-        pd.Series([next(pictures)]).vl.run(**_joined(options, setting))
+    """Measure the settings in interleaved rounds, so that other load affects all of them."""
+    images = _images(side)
+    for setting in settings:  # load the models before measuring
+        pd.Series([next(images)]).vl.run(**_joined(options, setting))
     tries: dict[Setting, list[tuple[float, float, tuple[str, ...]]]] = {setting: [] for setting in settings}
     for _ in range(n_rounds):
         for setting in settings:
-            cells = pd.Series([next(pictures) for _ in range(n_pictures)])  # new ones: what was seen costs less
+            cells = pd.Series([next(images) for _ in range(n_images)])  # new images: known ones are cached
             started = time.perf_counter()
             done = cells.vl.run(**_joined(options, setting))
             seconds = time.perf_counter() - started
             if not (done["status"] == "ok").all():
-                raise BackendFailed(f"rows failed at {setting}: {done['error'].dropna().iloc[0]}")
+                raise BackendFailed(f"Rows failed with {setting}: {done['error'].dropna().iloc[0]}")
             notes = tuple(note for note in done.attrs["effective"]["notes"] if "Out of memory" in note)
-            tries[setting].append((n_pictures / seconds, float(done["new_tokens"].sum()) / seconds, notes))
+            tries[setting].append((n_images / seconds, float(done["new_tokens"].sum()) / seconds, notes))
     qwenvl_kit.unload()
     return [
         Pace(
@@ -131,7 +133,7 @@ def measure(
 
 
 def advise(paces: Sequence[Pace]) -> Setting:
-    """Of the settings that are nearly as fast as the fastest, the one of the smallest batch.
+    """Return the setting of the smallest batch among the nearly fastest ones.
 
     Examples
     --------
@@ -145,13 +147,13 @@ def advise(paces: Sequence[Pace]) -> Setting:
 
 
 def _joined(options: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """What all tries get, without what an export has decided for itself."""
+    """Return the options of a setting, without those that an export fixes."""
     decided = ("dtype",) if setting.backend == "onnx" else ()
     return {name: value for name, value in options.items() if name not in decided} | setting.options()
 
 
-def _pictures(side: int) -> Iterator[NDArray[np.uint8]]:
-    """Endless distinct pictures of coloured squares."""
+def _images(side: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield distinct images of coloured squares, endlessly."""
     draw = np.random.default_rng(0)
     cell = -(-side // 8)
     while True:
@@ -166,5 +168,5 @@ def _counts(text: str) -> tuple[int, ...]:
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+        raise argparse.ArgumentTypeError(f"{text} is invalid. Use an integer of at least 1.")
     return number

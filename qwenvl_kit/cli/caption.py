@@ -1,4 +1,4 @@
-"""``qwenvl-kit caption PICTURES… --out FILE``: caption files, folders and addresses, and print or write a table."""
+"""``qwenvl-kit caption IMAGES… --out FILE``: caption files, folders and URLs, and print or write a table."""
 
 from __future__ import annotations
 
@@ -23,53 +23,51 @@ if TYPE_CHECKING:
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("caption", help="caption pictures", description=__doc__)
-    parser.add_argument(
-        "pictures", nargs="+", metavar="PICTURES", help="files, folders (every file in them), addresses"
-    )
-    parser.add_argument("--out", type=Path, help=OUT_HELP + "; printed where left out")
+    parser = commands.add_parser("caption", help="caption images", description=__doc__)
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders (all files in them), URLs")
+    parser.add_argument("--out", type=Path, help=OUT_HELP + "; default: print")
     add_options(parser)
     parser.set_defaults(work=work)
 
 
 def work(parsed: argparse.Namespace) -> int:
-    """Caption the pictures; whatever ends the run, the rows that are done are written first."""
+    """Caption the images; finished rows are written also when the run fails."""
     config = config_of(parsed)
     if parsed.out is not None:
         check_out(parsed.out, has_record=True)
-    # Names that are no UTF-8 fit an object column only, where pandas holds texts as Arrow.
-    pictures = list(_pictures(parsed.pictures))
-    frame = pd.DataFrame({"image": pd.Series(pictures, dtype=object)})
-    cells = pd.DataFrame({"image": pd.Series(list(map(_cell, pictures)), dtype=object)})
+    # Names that are not UTF-8 fit an object column only, where pandas stores strings as Arrow.
+    images = list(_images(parsed.images))
+    frame = pd.DataFrame({"image": pd.Series(images, dtype=object)})
+    cells = pd.DataFrame({"image": pd.Series(list(map(_cell, images)), dtype=object)})
     options: dict[str, Any] = {name: getattr(config, name) for name in config.explicit}
     before = qwenvl_kit.last_run()
     try:
         results = cells.vl.run("image", **options)
     except BaseException as error:
         done = getattr(error, "results", None)
-        if done is None and qwenvl_kit.last_run() is not before:  # as where a store's disk was full
+        if done is None and qwenvl_kit.last_run() is not before:  # such as a full disk under the store
             done = qwenvl_kit.last_run()
         if done is not None:
             vars(error)["results"] = done
-            _give(frame, done, parsed.out)
+            _output(frame, done, parsed.out)
         raise
-    return _give(frame, results, parsed.out)
+    return _output(frame, results, parsed.out)
 
 
-def _pictures(places: list[str]) -> Iterator[str]:
-    """Addresses and files as they are; of a folder each file, in order of names, hidden ones left out."""
+def _images(places: list[str]) -> Iterator[str]:
+    """Yield URLs and files, and the files of each folder, sorted, without hidden ones."""
     for place in places:
         path = os.path.expanduser(place)
         if "://" not in place and os.path.isdir(path):
             yield from _files(path, place)
         elif "://" not in place and place.endswith(("/", os.sep)):
-            raise ConfigError(f"there is no folder {place}; relative paths start from {Path.cwd()}")
+            raise ConfigError(f"No folder {place}. Relative paths start from {Path.cwd()}.")
         else:
             yield place
 
 
 def _cell(place: str) -> str:
-    """Return what names a file in a cell, where white space around a path does not count but may be part of a name."""
+    """Return the cell of a file; names with outer white space become URIs, since cells are stripped."""
     return Path(os.path.abspath(place)).as_uri() if place != place.strip() and os.path.isfile(place) else place
 
 
@@ -78,14 +76,16 @@ def _files(folder: str, shown: str) -> list[str]:
         with os.scandir(folder) as entries:
             found = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
     except OSError as error:
-        raise ConfigError(f"the folder {shown} cannot be read: {error.strerror}; name files, or another one") from error
+        raise ConfigError(
+            f"Cannot read the folder {shown}: {error.strerror}. Pass files, or another folder."
+        ) from error
     if not found:
-        raise ConfigError(f"the folder {shown} holds no files; name files, or a folder that has some")
+        raise ConfigError(f"The folder {shown} contains no files. Pass files, or another folder.")
     return found
 
 
-def _give(frame: pd.DataFrame, results: pd.DataFrame, out: Path | None) -> int:
-    """Print the table, or write it."""
+def _output(frame: pd.DataFrame, results: pd.DataFrame, out: Path | None) -> int:
+    """Print or write the table."""
     table = pd.concat([frame, results], axis=1)
     if out is not None:
         return _write(table, results.attrs, out)
@@ -95,8 +95,8 @@ def _give(frame: pd.DataFrame, results: pd.DataFrame, out: Path | None) -> int:
         sys.stdout.flush()
     except OSError as error:  # such as a full disk behind the standard output
         saved = rescue(table, ".csv", results.attrs)
-        where = "no file could be made for them" if saved is None else f"they are in {saved}"
-        print(f"qwenvl-kit: captions cannot be printed ({error.strerror}); {where}", file=sys.stderr)
+        where = "Saving them to a file failed too." if saved is None else f"They are in {saved}"
+        print(f"qwenvl-kit: Cannot print the captions: {error.strerror}. {where}", file=sys.stderr)
         return 1
     return 0
 
@@ -104,7 +104,7 @@ def _give(frame: pd.DataFrame, results: pd.DataFrame, out: Path | None) -> int:
 def _write(table: pd.DataFrame, record: dict[Any, Any], out: Path) -> int:
     saved, why = save(table, out, record)
     if why is not None:
-        print(f"qwenvl-kit: {out} cannot be written ({why}); the {len(table)} rows are in {saved}", file=sys.stderr)
+        print(f"qwenvl-kit: Cannot write {out}: {why}. The {len(table)} rows are in {saved}", file=sys.stderr)
         return 1
-    print(f"{len(table)} rows in {out}, what ran in {record_of(out).name}", file=sys.stderr)
+    print(f"{len(table)} rows in {out}, the record in {record_of(out).name}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""``qwenvl-kit demo``: the embedded model captions drawn pictures; a table and a gallery show it beside the truth."""
+"""``qwenvl-kit demo``: caption drawn images with the embedded model, and show a table and a gallery."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("demo", help="see the embedded model at work", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("qwenvl_kit_demo"), help="folder for the gallery [%(default)s]"
-    )
-    parser.add_argument("--pictures", type=int, default=12, help="how many pictures to draw [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="which pictures to draw [%(default)s]")
+    parser = commands.add_parser("demo", help="try the embedded model", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("qwenvl_kit_demo"), help="folder of the gallery [%(default)s]")
+    parser.add_argument("--images", "--pictures", type=int, default=12, help="number of images [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images [%(default)s]")
     parser.set_defaults(work=work)
 
 
@@ -29,8 +27,10 @@ def work(parsed: argparse.Namespace) -> int:
     try:
         parsed.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out must be a folder that can be made; {parsed.out}: {error.strerror}") from error
-    exhibits = gallery.exhibits(max(1, parsed.pictures), seed=parsed.seed)
+        raise ConfigError(
+            f"Cannot create the folder {parsed.out}: {error.strerror}. Pass another one with --out."
+        ) from error
+    exhibits = gallery.exhibits(max(1, parsed.images), seed=parsed.seed)
     print(gallery.table(exhibits))
     page = gallery.write(exhibits, parsed.out)
     print(f"\nGallery: {page.resolve()}")

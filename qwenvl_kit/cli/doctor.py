@@ -1,4 +1,4 @@
-"""``qwenvl-kit doctor``: what this machine has, what would run on it, and why not more."""
+"""``qwenvl-kit doctor``: report the machine, the extras, and how the model would run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _EXTRAS = {
     "flash": ("flash_attn", "flash-attention-2 on CUDA"),
     "onnx": ("onnxruntime", "exports to ONNX and running them"),
     "daft": ("daft", "the operator on Daft and Ray"),
-    "s3": ("s3fs", "s3:// addresses"),
-    "tos": ("tos", "tos:// addresses"),
-    "gs": ("gcsfs", "gs:// addresses"),
+    "s3": ("s3fs", "s3:// URLs"),
+    "tos": ("tos", "tos:// URLs"),
+    "gs": ("gcsfs", "gs:// URLs"),
     "parquet": ("pyarrow", "writing Parquet"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
 }
@@ -35,13 +35,13 @@ _EXTRAS = {
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("doctor", help="see what would run here, and why not more", description=__doc__)
+    parser = commands.add_parser("doctor", help="report the machine and how the model would run", description=__doc__)
     add_options(parser)
     parser.set_defaults(work=work)
 
 
 def work(parsed: argparse.Namespace) -> int:
-    """Print what is found; the status is 1 when the model asked for cannot run."""
+    """Print the report; the status is 1 where the model cannot run."""
     config = config_of(parsed)
     for title, lines in (("Machine", _machine()), ("Extras", _extras())):
         print(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
@@ -64,11 +64,11 @@ def _machine() -> Iterator[str]:
 
 
 def _imported(package: str) -> str:
-    """Version of a package that really imports: a wrong pair of torch and torchvision is found here."""
+    """Return a package's version after an import, which detects a mismatch of torch and torchvision."""
     try:
         importlib.import_module(package)
         return f"{package} {importlib.metadata.version(package)}"
-    except Exception as error:  # noqa: BLE001  # a broken installation can raise anything
+    except Exception as error:  # noqa: BLE001  # a broken installation may raise anything
         fix = " (install the matching pair: pip install torch torchvision)" if package.startswith("torch") else ""
         return f"{package} does not import: {type(error).__name__}: {error}{fix}"
 
@@ -76,7 +76,7 @@ def _imported(package: str) -> str:
 def _gpus() -> Iterator[str]:
     try:
         import torch
-    except Exception:  # noqa: BLE001  # told above
+    except Exception:  # noqa: BLE001  # reported above
         return
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
@@ -104,5 +104,5 @@ def _plan(config: Config) -> Iterator[str]:
     yield f"dtype {resolved.dtype}, attention {resolved.attention}, batch_size {resolved.batch_size}"
     if resolved.provider is not None:
         yield f"{resolved.provider}, weights {resolved.quantization or 'not quantised'}"
-    yield f"pictures of {resolved.min_pixels} to {resolved.max_pixels} pixels"
-    yield from (f"not: {note}" for note in resolved.notes)
+    yield f"images of {resolved.min_pixels} to {resolved.max_pixels} pixels"
+    yield from (f"ignored: {note}" for note in resolved.notes)

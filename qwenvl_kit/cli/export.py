@@ -1,4 +1,4 @@
-"""``qwenvl-kit export``: an ONNX export of a checkpoint, compared with it before it is called done."""
+"""``qwenvl-kit export``: export a checkpoint to ONNX, and compare it with the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("export", help="export a checkpoint to ONNX", description=__doc__)
-    parser.add_argument("model", help="demo, a checkpoint's folder, or a name in the local hub cache")
+    parser.add_argument("model", help="demo, a checkpoint folder, or a name in the local hub cache")
     add_arguments(parser)
     parser.set_defaults(work=work)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``optimum-cli export qwenvl`` takes too."""
-    parser.add_argument("out", type=Path, help="the folder to make; an older export there is replaced")
+    """Add the arguments shared with ``optimum-cli export qwenvl``."""
+    parser.add_argument("out", type=Path, help="folder to create; replaces an older export")
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "float16"), help="of what is not quantised [%(default)s]"
+        "--dtype", default="float32", choices=("float32", "float16"), help="dtype of unquantised weights [%(default)s]"
     )
     parser.add_argument(
         "--quantize",
         choices=("int8", "int4", "w8a8"),
-        help="the text model's matrices: weights in blocks, or weights and activations in int8",
+        help="quantise the text model: int8 or int4 weights in blocks, or int8 weights and activations",
     )
     parser.add_argument(
         "--verify",
@@ -48,7 +48,7 @@ def work(parsed: argparse.Namespace) -> int:
         dtype=parsed.dtype,
         quantize=parsed.quantize,
         verify_rows=parsed.verify,
-        progress=lambda said: print(said, flush=True),
+        progress=lambda line: print(line, flush=True),
     )
     if done.parity is not None:
         print(done.parity)

@@ -1,4 +1,4 @@
-"""Every option of `Config` as a flag of the command line, and back."""
+"""Options of `Config` as command-line flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(parsed: argparse.Namespace) -> Config:
-    """Make the `Config` that the flags ask for; what was not given stays not asked for."""
+    """Return the config of the passed flags."""
     given: dict[str, Any] = {
         option.name: getattr(parsed, option.name) for option in option_docs() if hasattr(parsed, option.name)
     }

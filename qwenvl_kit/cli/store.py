@@ -1,4 +1,4 @@
-"""``qwenvl-kit store show | export | prune FILE``: what a store holds, as a table, and without what is old."""
+"""``qwenvl-kit store show | export | prune FILE``: inspect a store, write it as a table, delete old results."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _DAY_S = 86_400
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("store", help="look into a store of results", description=__doc__)
+    parser = commands.add_parser("store", help="inspect a store of results", description=__doc__)
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     show = actions.add_parser("show", help="count results and list runs")
     export = actions.add_parser("export", help="write all results to a table")
     export.add_argument("--out", type=Path, required=True, help=OUT_HELP)
-    prune = actions.add_parser("prune", help="forget old results and give their space back")
-    prune.add_argument("--older-than-days", type=float, required=True, help="forget what was stored before this")
+    prune = actions.add_parser("prune", help="delete old results and free their space")
+    prune.add_argument("--older-than-days", type=float, required=True, help="delete results older than this")
     for action, work in ((show, _show), (export, _export), (prune, _prune)):
-        action.add_argument("file", type=Path, help="the store")
+        action.add_argument("file", type=Path, help="path of the store")
         action.set_defaults(work=work)
 
 
 def _show(parsed: argparse.Namespace) -> int:
     with open_store(_existing(parsed.file), access="read") as store:
         counts = store.counts()
-        print(f"{parsed.file}: {counts['results']} results, {counts['sources']} known addresses, {counts['runs']} runs")
+        print(f"{parsed.file}: {counts['results']} results, {counts['sources']} known URLs, {counts['runs']} runs")
         for record in store.runs():
             print(f"  {escape(_line(record))}")
     return 0
@@ -50,10 +50,10 @@ def _line(record: dict[str, Any]) -> str:
         ran, rows = record["effective"], ", ".join(f"{n} {status}" for status, n in record["rows"].items())
         return (
             f"{record['started']}  {ran['model']} ({ran['dtype']}, {ran['device']}): {rows or 'no rows'}, "
-            f"{record['cached']} of them known, {record['seconds']:.1f} s"
+            f"{record['cached']} of them cached, {record['seconds']:.1f} s"
         )
-    except (KeyError, TypeError, ValueError, AttributeError):  # written by other hands, or another version
-        return "a record of another form"
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another program or version
+        return "unreadable record"
 
 
 def _export(parsed: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def _export(parsed: argparse.Namespace) -> int:
         table = pd.DataFrame(store.results())
     saved, why = save(table, parsed.out)
     if why is not None:
-        print(f"qwenvl-kit: {parsed.out} cannot be written ({why}); the results are in {saved}", file=sys.stderr)
+        print(f"qwenvl-kit: Cannot write {parsed.out}: {why}. The results are in {saved}", file=sys.stderr)
         return 1
     print(f"{len(table)} results in {parsed.out}")
     return 0
@@ -71,12 +71,12 @@ def _export(parsed: argparse.Namespace) -> int:
 def _prune(parsed: argparse.Namespace) -> int:
     with open_store(_existing(parsed.file), access="existing") as store:
         n_pruned = store.prune(time.time() - parsed.older_than_days * _DAY_S)
-        print(f"{n_pruned} results forgotten, {store.counts()['results']} kept")
+        print(f"{n_pruned} results deleted, {store.counts()['results']} kept")
     return 0
 
 
 def _existing(file: Path) -> Path:
     file = Path(os.path.expanduser(file))
     if not os.path.isfile(file):
-        raise ConfigError(f"there is no store {file}; relative paths start from {Path.cwd()}")
+        raise ConfigError(f"No store {file}. Relative paths start from {Path.cwd()}.")
     return file

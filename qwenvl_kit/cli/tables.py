@@ -1,6 +1,6 @@
-"""Write a frame as a whole file: Parquet, CSV or JSON lines, by the name's end.
+"""Write a frame atomically as Parquet, CSV or JSON lines.
 
-Texts are written as they are. In CSV alone, a text that a spreadsheet would run as a formula gets an apostrophe first.
+Texts are written unchanged, except in CSV, where an apostrophe precedes texts that a spreadsheet would run as formulas.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from qwenvl_kit.cli.terminal import whole
 from qwenvl_kit.errors import ConfigError, MissingExtra
 
 OUT_HELP = (
-    "table to write: *.parquet, *.csv or *.jsonl; in *.csv an apostrophe leads texts that a spreadsheet would run as a "
-    "formula"
+    "table to write: *.parquet, *.csv or *.jsonl; in *.csv an apostrophe precedes texts that a spreadsheet would run "
+    "as formulas"
 )
 _FORMATS = (".parquet", ".csv", ".jsonl")
 _RECORD = ".config.json"
@@ -30,57 +30,57 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def check_out(out: Path, *, has_record: bool = False) -> None:
-    """Refuse, before any work is done, a name that cannot be written to.
+    """Check before the run that a table can be written.
 
     Parameters
     ----------
     out : Path
         The table.
     has_record : bool
-        A record will be written beside it.
+        Check the record's file too.
 
     Raises
     ------
     ConfigError
-        Another ending, a folder that does not exist, or a file that cannot be made there.
+        Unsupported suffix, missing folder, or a file that cannot be created.
     MissingExtra
         Parquet without pyarrow.
     """
     if out.suffix not in _FORMATS:
-        raise ConfigError(f"--out must end with one of {', '.join(_FORMATS)}; got {out.name!r}; pass captions.csv")
+        raise ConfigError(f"--out {out.name!r} has an unsupported suffix. Use one of: {', '.join(_FORMATS)}.")
     if out.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401  # what pandas writes Parquet with
         except ImportError as error:
             raise MissingExtra("writing Parquet", "parquet") from error
     if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
-        raise ConfigError(f"--out must lie in a folder that exists; got {out}; make {out.parent} first")
+        raise ConfigError(f"The folder of --out {out} does not exist. Create {out.parent} first.")
     for file in (out, record_of(out)) if has_record else (out,):
         _check_file(file, out)
 
 
 def _check_file(file: Path, out: Path) -> None:
     if os.path.isdir(file):
-        raise ConfigError(f"--out must be the name of a file; {file} is a folder; pass another name")
+        raise ConfigError(f"--out cannot be written, because {file} is a folder. Pass the name of a file.")
     partial = _partial(file)
     try:
-        with contextlib.suppress(FileExistsError):  # of a command that was killed, and will be written over
+        with contextlib.suppress(FileExistsError):  # of a killed command; will be overwritten
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             os.unlink(partial)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--out cannot be written: {why}; got {out}; pass another name or folder") from error
+        raise ConfigError(f"--out {out} cannot be written: {why}. Pass another name or folder.") from error
 
 
 def record_of(out: Path) -> Path:
-    """Return the name of the record beside a table."""
+    """Return the file of the record beside a table."""
     return out.with_name(f"{out.name}{_RECORD}")
 
 
 def write_table(table: pd.DataFrame, out: Path, record: dict[Any, Any] | None = None) -> None:
-    """Write a table, and what ran beside it; a file gets its name only once it is whole."""
+    """Write a table, and its record beside it; each file appears only when complete."""
     plain = table.copy()
-    plain.attrs = {}  # the record has a file of its own; Parquet would hold it twice
+    plain.attrs = {}  # the record has its own file; Parquet would contain it twice
     for name in plain:
         if plain[name].dtype.kind == "O":
             cells = map(_harmless if out.suffix == ".csv" else _whole, plain[name])
@@ -94,36 +94,36 @@ def write_table(table: pd.DataFrame, out: Path, record: dict[Any, Any] | None = 
             plain.to_json(partial, orient="records", lines=True, force_ascii=False)
     if record is not None:
         with complete(record_of(out)) as partial:
-            # Half characters become the escapes that JSON has for them.
+            # Surrogates become JSON escapes.
             text = json.dumps(record, ensure_ascii=False, indent=2)
             partial.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def save(table: pd.DataFrame, out: Path, record: dict[Any, Any] | None = None) -> tuple[Path, str | None]:
-    """Write a table where it is wanted or, where that fails, wherever it can be written.
+    """Write a table to `out` or, where that fails, to a new folder.
 
     Returns
     -------
     tuple
-        The file, and why it is another one than `out`.
+        The file, and the reason where it is not `out`.
 
     Raises
     ------
     OSError
-        There is no place for it.
+        No folder is writable.
     """
     try:
         write_table(table, out, record)
-    except Exception as error:  # pyarrow's and pandas' own too: no answer is lost for its format
+    except Exception as error:  # includes errors of pyarrow and pandas: no answer is lost to a format
         saved = rescue(table, out.suffix, record)
         if saved is None:
-            raise OSError(f"{out} cannot be written, nor a file elsewhere: {error}") from error
+            raise OSError(f"Cannot write {out}, nor a file elsewhere: {error}") from error
         return saved, str(getattr(error, "strerror", None) or error)
     return out, None
 
 
 def rescue(table: pd.DataFrame, suffix: str, record: dict[Any, Any] | None = None) -> Path | None:
-    """Write a table into a new folder, wherever one can be made; None where there is no place."""
+    """Write a table into a new folder, where one can be created; return None elsewhere."""
     for place in (tempfile.gettempdir(), os.getcwd(), os.path.expanduser("~")):
         for name in (f"captions{suffix}", "captions.jsonl"):
             with contextlib.suppress(Exception):
@@ -133,7 +133,7 @@ def rescue(table: pd.DataFrame, suffix: str, record: dict[Any, Any] | None = Non
 
 @contextlib.contextmanager
 def complete(out: Path) -> Iterator[Path]:
-    """Yield a name to write to; the file gets its own name only once it is whole."""
+    """Yield a temporary name; the file is renamed when complete."""
     partial = _partial(out)
     try:
         yield partial

@@ -1,4 +1,4 @@
-"""Write to a terminal or a pipe: no name, answer or message controls it, and no encoding ends the work."""
+"""Write to a terminal or a pipe without control characters and without encoding errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTROLS = frozenset(("Cc", "Cf", "Zl", "Zp"))  # controls, direction marks and
 
 
 def escape(text: str, *, keep: str = "") -> str:
-    r"""Return `text` with control characters as escapes and half characters replaced; those in `keep` stay.
+    r"""Return `text` with control characters escaped and surrogates replaced; `keep` lists exceptions.
 
     Examples
     --------
@@ -30,7 +30,7 @@ def escape(text: str, *, keep: str = "") -> str:
 
 
 def whole(text: str) -> str:
-    r"""Return `text` as it can be written in UTF-8: bytes of a file name that are no text become a replacement.
+    r"""Return `text` as valid UTF-8; undecodable bytes of a file name are replaced.
 
     Examples
     --------
@@ -43,16 +43,16 @@ def whole(text: str) -> str:
 
 
 class SafeStream:
-    """A text stream through which nothing but text goes, and which never fails for what the text or the reader is.
+    """A text stream that escapes control characters, replaces unencodable ones, and ignores closed pipes.
 
     Parameters
     ----------
     stream : text file
-        Where it goes.
+        The stream to write to.
     keep : str
-        Control characters that pass.
+        Control characters to keep.
     ignored : type of OSError
-        After such an error the rest is dropped.
+        Errors after which further output is discarded.
     """
 
     def __init__(self, stream: TextIO, keep: str, ignored: type[OSError] = BrokenPipeError) -> None:
@@ -62,7 +62,7 @@ class SafeStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; what the encoding lacks is replaced, and once nobody reads, the rest is dropped."""
+        """Write; discard the text after an ignored error."""
         safe = escape(text, keep=self._keep)
         try:
             try:
@@ -75,12 +75,12 @@ class SafeStream:
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Write each."""
+        """Write each line."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Flush the stream."""
         try:
             self._stream.flush()
         except self._ignored:
@@ -89,8 +89,8 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Let all that is printed meanwhile go through a `SafeStream`."""
-    # tqdm draws its bar over itself with \r. A fault of the error output cannot be told anywhere.
+    """Redirect stdout and stderr through `SafeStream`."""
+    # tqdm redraws its bar with \r. Errors of stderr cannot be reported.
     with contextlib.ExitStack() as stack:
         if sys.stdout is not None:
             stack.enter_context(contextlib.redirect_stdout(cast("TextIO", SafeStream(sys.stdout, "\n\t"))))
@@ -100,7 +100,7 @@ def safe_output() -> Iterator[None]:
 
 
 def silence(stream: TextIO) -> None:
-    """Send what a stream still holds, and all that follows, nowhere: else Python's last flush fails in its stead."""
+    """Redirect a stream to the null device, so that Python's final flush does not fail."""
     # https://docs.python.org/3/library/signal.html#note-on-sigpipe
     with contextlib.suppress(OSError, ValueError):  # a stream without a file
         descriptor = stream.fileno()

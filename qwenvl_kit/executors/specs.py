@@ -1,4 +1,4 @@
-"""Find the model of a config: one function for each backend, which is imported when it is first asked for."""
+"""Find the model of a config: one function for each backend, imported on its first use."""
 
 from __future__ import annotations
 

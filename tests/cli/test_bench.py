@@ -19,7 +19,7 @@ def test_each_batch_size_is_measured_and_one_of_them_is_advised(capsys: pytest.C
     *_, one, three, advice = capsys.readouterr().out.splitlines()
     for line, size in ((one, 1), (three, 3)):
         backend, threads, batch_size, pictures, tokens = line.split()
-        assert (backend, threads, int(batch_size)) == ("torch", "own", size)
+        assert (backend, threads, int(batch_size)) == ("torch", "auto", size)
         assert float(pictures) > 0
         assert float(tokens) == pytest.approx(4 * float(pictures), rel=0.02), "four tokens a picture"
     assert advice in [f"Set backend='torch', model_name='demo', threads=None, batch_size={size}." for size in (1, 3)]

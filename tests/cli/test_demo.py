@@ -18,7 +18,7 @@ def test_the_demo_shows_captions_beside_the_truth_and_writes_a_gallery(
 ) -> None:
     folder = tmp_path / "gallery"
 
-    assert main(["demo", "--pictures", "6", "--out", str(folder)]) == 0
+    assert main(["demo", "--images", "6", "--out", str(folder)]) == 0
 
     told = capsys.readouterr().out
     assert told.count("truth:") == 12
@@ -36,7 +36,7 @@ def test_the_demo_shows_captions_beside_the_truth_and_writes_a_gallery(
 def test_the_demo_runs_where_the_output_lacks_its_characters_and_its_reader_goes_away(tmp_path: Path) -> None:
     code = "import sys; from qwenvl_kit.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, "demo", "--pictures", "2", "--out", str(tmp_path / "gallery")],
+        [sys.executable, "-W", "ignore", "-c", code, "demo", "--images", "2", "--out", str(tmp_path / "gallery")],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1"},
     )
@@ -55,4 +55,4 @@ def test_a_gallery_that_cannot_be_made_is_refused_before_any_work(
     monkeypatch.setattr("qwenvl_kit.demo_gallery.exhibits", lambda *_, **__: pytest.fail("worked"))
 
     assert main(["demo", "--out", str(tmp_path / "file" / "gallery")]) == 2
-    assert "--out must be a folder" in capsys.readouterr().err
+    assert "Cannot create the folder" in capsys.readouterr().err

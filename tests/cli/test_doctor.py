@@ -21,7 +21,7 @@ def test_the_doctor_says_what_would_run_and_why_not_more(
     assert f"torch {torch.__version__.split('+')[0]}" in told
     assert "no CUDA device is visible" in told
     assert "attention sdpa" in told
-    assert "not: use_flash_attention_2=True" in told
+    assert "ignored: use_flash_attention_2=True" in told
 
 
 def test_the_doctor_names_the_places_where_no_model_was_found(

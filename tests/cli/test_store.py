@@ -26,7 +26,7 @@ def test_show_counts_results_and_lists_runs(store: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().out
     assert "3 results" in told
     assert "2 runs" in told
-    assert "3 ok, 3 of them known" in told
+    assert "3 ok, 3 of them cached" in told
 
 
 def test_export_writes_every_result(store: Path, tmp_path: Path) -> None:
@@ -41,13 +41,13 @@ def test_export_writes_every_result(store: Path, tmp_path: Path) -> None:
 
 def test_prune_forgets_what_is_older(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "prune", str(store), "--older-than-days", "1"]) == 0
-    assert "0 results forgotten, 3 kept" in capsys.readouterr().out
+    assert "0 results deleted, 3 kept" in capsys.readouterr().out
 
     assert main(["store", "prune", str(store), "--older-than-days", "0"]) == 0
-    assert "3 results forgotten, 0 kept" in capsys.readouterr().out
+    assert "3 results deleted, 0 kept" in capsys.readouterr().out
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "show", str(tmp_path / "none.db")]) == 2
     assert not (tmp_path / "none.db").exists()
-    assert "there is no store" in capsys.readouterr().err
+    assert "No store" in capsys.readouterr().err

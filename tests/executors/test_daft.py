@@ -342,7 +342,7 @@ def test_a_killed_worker_costs_no_row(tmp_path: Path) -> None:
 
     n_killed, n_right, rest = done.split(" ", 2)
     assert (n_killed, n_right) == ("1", "200")
-    assert "its rows were asked again" in rest
+    assert "its rows ran again" in rest
     assert rest.endswith(" 200"), "each row is told once"
 
 

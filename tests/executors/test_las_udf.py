@@ -188,7 +188,7 @@ def test_the_operator_fails_at_once_where_it_cannot_work(tmp_path: Path, monkeyp
 
     with pytest.raises(ModelNotFound, match="no/such"):
         QwenVLImageUnderstanding(model_name="no/such", model_path=str(tmp_path))
-    with pytest.raises(ConfigError, match="got 2 for 1 rows"):
+    with pytest.raises(ConfigError, match="2 entries for 1 rows"):
         QwenVLImageUnderstanding(backend="echo")([None], ["a", "b"])
 
 

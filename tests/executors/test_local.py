@@ -166,7 +166,7 @@ def test_ctrl_c_while_the_record_is_stored_keeps_the_results(
 ) -> None:
     last_step_raises(monkeypatch, step, KeyboardInterrupt())
 
-    with pytest.raises(Interrupted, match="9 of 9 rows done") as stopped:
+    with pytest.raises(Interrupted, match="9 of 9 rows") as stopped:
         pd.Series([gray(n) for n in range(9)]).vl.run(store=tmp_path / "a.db", do_sample=True, **ECHO)
 
     assert (stopped.value.results["status"] == "ok").all()

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 import qwenvl_kit
+from qwenvl_kit import frame_run
 
 _PAUSE_S = 0.001  # after each row, so that a run takes long enough to be met in its middle
 
@@ -156,7 +157,7 @@ def _run(cells: pd.Series, options: dict[str, Any], disk: Disk, filled_after_s: 
     else:
         disk.fill()
     frame: pd.DataFrame | None
-    qwenvl_kit.accessor._last = None
+    frame_run.remember(None)
     try:
         frame = cells.vl.run(control=qwenvl_kit.Control(on_result=count), **options)
     except qwenvl_kit.StoreError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import html
 import io
+import re
 import subprocess
 import sys
 import time
@@ -207,10 +209,10 @@ def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.nd
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("resized_height", "tall", "resized_height must be a whole number of pixels"),
-        ("resized_height", "-3", "resized_height must be a whole number of pixels"),
-        ("top_k", "-1", "top_k must be a whole number from 0"),
-        ("rank", "1.5", "rank must be the index of a visible GPU"),
+        ("resized_height", "tall", "resized_height='tall' is invalid. Use an integer of at least 1, in pixels"),
+        ("resized_height", "-3", "resized_height=-3 is invalid"),
+        ("top_k", "-1", "top_k=-1 is invalid"),
+        ("rank", "1.5", "rank=1.5 is invalid"),
     ],
 )
 def test_an_impossible_value_is_told_and_the_panel_stays_usable(name: str, value: str, said: str) -> None:
@@ -218,8 +220,8 @@ def test_an_impossible_value_is_told_and_the_panel_stays_usable(name: str, value
     control = panel._controls.by_name[name]
     control.value = value
     panel.run()
-    assert said in panel._status.value
-    with pytest.raises(ConfigError, match=said):
+    assert said in html.unescape(panel._status.value)
+    with pytest.raises(ConfigError, match=re.escape(said)):
         panel.to_config()
 
     control.value = ""
@@ -333,9 +335,9 @@ def test_more_pictures_than_fit_are_told() -> None:
 def test_a_wrong_column_or_option_is_told_at_once() -> None:
     with pytest.raises(ColumnNotFound, match="the frame has: 'image'"):
         Playground(pd.DataFrame({"image": [gray(1)]}), "picture")
-    with pytest.raises(UnknownOption, match="did you mean 'temperature'"):
+    with pytest.raises(UnknownOption, match="Did you mean 'temperature'"):
         Playground(temprature=0.5)
-    with pytest.raises(ConfigError, match="top_p must lie in"):
+    with pytest.raises(ConfigError, match=r"top_p=2\.0 is invalid"):
         Playground(top_p=2.0)
 
 

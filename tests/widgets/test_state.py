@@ -51,7 +51,7 @@ def test_moves_leave_the_state_they_start_from_as_it_was() -> None:
         (State().ask("What?", {}, {}), "No image is chosen"),
         (ready().choose([]), "No image is chosen"),
         (State().add(IMAGES).ask("  ", {}, {}), "The prompt is empty"),
-        (ready(options={"temperature": -1.0, "do_sample": True}), "temperature must be above 0"),
+        (ready(options={"temperature": -1.0, "do_sample": True}), "temperature=-1.0 is invalid with do_sample=True"),
         (ready(vary={"resized_height": [0]}), "at least 1"),
         (ready().start(0.0), "A run is in progress"),
     ],

@@ -191,7 +191,7 @@ def test_every_missing_or_altered_file_is_named(demo_onnx: Path, tmp_path: Path)
 
 def test_an_unfinished_export_is_refused(own_onnx: Path) -> None:
     (own_onnx / MANIFEST).unlink()
-    with pytest.raises(CheckpointError, match="no finished ONNX export"):
+    with pytest.raises(CheckpointError, match="not a finished ONNX export"):
         read_export(own_onnx)
 
 

@@ -1,0 +1,62 @@
+"""The pandas accessor ``Series.vl``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+import pandas as pd
+
+from qwenvl_kit.frame_run import run_questions, run_rows, run_texts
+from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.options import Options
+from qwenvl_kit.signatures import expand_options
+
+
+class SeriesAccessor:
+    """``Series.vl``: run a Qwen2.5-VL on a series of images.
+
+    Examples
+    --------
+    >>> import pandas as pd, qwenvl_kit
+    >>> pd.Series([None]).vl.run(backend="echo", progress=False)["status"].tolist()
+    ['null_image']
+    """
+
+    def __init__(self, series: pd.Series) -> None:
+        self._series = series
+
+    @expand_options
+    def caption(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.Series:
+        """Describe each image of the series; see `FrameAccessor.caption`."""
+        return run_texts(self._series, prompts, "caption", control, options)
+
+    @expand_options
+    def ask(
+        self,
+        question: str | pd.Series | Sequence[str | None] | Mapping[str, str | pd.Series],
+        *,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.Series | pd.DataFrame:
+        """Ask one or several questions about each image of the series; see `FrameAccessor.ask`."""
+        if isinstance(question, Mapping):
+            return run_questions(self._series, dict(question), control, options)
+        return run_texts(self._series, question, "answer", control, options)
+
+    @expand_options
+    def run(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """Return all result fields of each row; see `FrameAccessor.run`."""
+        return run_rows(self._series, prompts, control, options)
