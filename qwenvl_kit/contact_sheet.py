@@ -109,7 +109,7 @@ def contact_sheet(
     config: Config,
 ) -> ContactSheet:
     """Return the thumbnails of a column; see ``df.vl.show``. The labels are unique columns of the frame."""
-    at = _image_column(frame) if column is None else _position(frame, column)
+    at = find_image_column(frame) if column is None else _position(frame, column)
     named = [place for place in range(frame.shape[1]) if place != at]
     if captions is not None:
         named = [_position(frame, name) for name in captions]
@@ -139,7 +139,7 @@ def _position(frame: pd.DataFrame, column: Hashable) -> int:
     return next(place for place, name in enumerate(frame.columns) if is_same_label(name, column))
 
 
-def _image_column(frame: pd.DataFrame) -> int:
+def find_image_column(frame: pd.DataFrame) -> int:
     for position in range(frame.shape[1]):
         first = next((cell for cell in frame.iloc[:, position].tolist() if not is_null(cell)), None)
         if _looks_like_image(first):

@@ -19,7 +19,7 @@ from helpers.fake_backends import gray
 from PIL import Image
 
 from qwenvl_kit import ColumnNotFound, Config, ConfigError, UnknownOption, thumbnails
-from qwenvl_kit.contact_sheet import SHOW_OPTIONS, _image_column
+from qwenvl_kit.contact_sheet import SHOW_OPTIONS, find_image_column
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.thumbnails import Thumbnailer, together
 
@@ -118,7 +118,7 @@ def test_captions_that_cannot_be_written_or_are_long_do_not_end_the_sheet() -> N
 )
 def test_every_form_of_image_is_recognised(cell: object) -> None:
     df = pd.DataFrame({"note": ["words, and more of them", "Qk is short"], "image": pd.Series([None, cell])})
-    assert _image_column(df) == 1
+    assert find_image_column(df) == 1
 
 
 def test_images_are_read_under_the_limits_that_show_was_given(tmp_path: Path) -> None:
