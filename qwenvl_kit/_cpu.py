@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, which in a container is fewer than the machine has."""
+"""Count the CPUs that this process may use: in a container, fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def available_cpus() -> int:
 
 
 def _quota() -> float | None:
-    """CPUs that the cgroup grants, None where it grants all."""
+    """Return the CPUs that the cgroup grants, None where it grants all."""
     try:
         if _CGROUP_V2.is_file():
             limit, period = _CGROUP_V2.read_text().split()

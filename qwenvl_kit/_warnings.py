@@ -21,6 +21,6 @@ def warn(message: str, category: type[Warning]) -> None:
         category,
         frame.f_code.co_filename,
         frame.f_lineno,
-        module=frame.f_globals.get("__name__"),
+        module=frame.f_globals.get("__name__", "<string>"),  # exec may run code without a name
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )

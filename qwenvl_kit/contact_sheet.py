@@ -140,6 +140,7 @@ def _position(frame: pd.DataFrame, column: Hashable) -> int:
 
 
 def find_image_column(frame: pd.DataFrame) -> int:
+    """Return the position of the first column whose first cell seems to be an image."""
     for position in range(frame.shape[1]):
         first = next((cell for cell in frame.iloc[:, position].tolist() if not is_null(cell)), None)
         if _looks_like_image(first):

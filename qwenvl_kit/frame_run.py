@@ -137,7 +137,7 @@ def _execute(
         frame = _frame(run, index, n_prompts)
         remember(frame)
         results = shape(frame)
-        run = guard.settled(run)
+        run = guard.finished(run)
     return return_or_raise(run, frame, results, on_error=config.on_error, n_prompts=n_prompts)
 
 

@@ -1,4 +1,4 @@
-"""Keep a run's results when Ctrl-C arrives after its last row, while they become a frame."""
+"""Keep a run's results when Ctrl-C comes after its last row, while they become a frame."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 class InterruptGuard:
-    """Defer Ctrl-C where it would discard finished results; before that, forward it.
+    """Hold Ctrl-C back where it would cost finished results; before that, pass it on.
 
-    Interrupts are deferred from the last row's result on, and from `hold` on, until the ``with`` block ends. A second
-    one before `hold` is forwarded, so that a hanging engine can be interrupted. Outside the main thread, which gets
-    no interrupts, only the results are kept.
+    Interrupts are held from the last row's result on, and from `hold` on, until the ``with`` block ends. A second one
+    before `hold` is passed on, so that the caller can leave a run that does not end. Interrupts arrive in the main
+    thread; in others, only the results are kept.
 
     Parameters
     ----------
     n_rows : int
-        Number of rows of the run.
+        Rows of the run.
     control : Control, optional
-        The caller's control.
+        The caller's own.
 
     Attributes
     ----------
     control : Control
-        The control to run with, which also keeps each result.
+        To run with: the caller's own, which keeps each result as well.
     """
 
     def __init__(self, n_rows: int, control: Control | None = None) -> None:
@@ -51,7 +51,7 @@ class InterruptGuard:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             previous = signal.getsignal(signal.SIGINT)
-            if callable(previous):  # else interrupts are ignored, or handled outside Python
+            if callable(previous):  # else interrupts are ignored, or not Python's affair
                 with contextlib.suppress(ValueError):  # a sub-interpreter
                     signal.signal(signal.SIGINT, self._handle)
                     self._previous = previous
@@ -64,15 +64,15 @@ class InterruptGuard:
             signal.signal(signal.SIGINT, self._previous)
 
     def hold(self) -> None:
-        """Defer all interrupts from here on."""
+        """Hold all interrupts from here on."""
         self._is_held = True
 
-    def settled(self, run: Run) -> Run:
-        """Return the run, marked as interrupted where an interrupt was deferred."""
+    def finished(self, run: Run) -> Run:
+        """Return the run, marked as interrupted where an interrupt was held."""
         return replace(run, interrupted=True) if self._is_pending else run
 
     def rescued(self, config: Config) -> Run:
-        """Return a run of the results before an interrupt left the engine; other rows are cancelled."""
+        """Return a run of the results that came before an interrupt left the executor; the others are cancelled."""
         kept = dict(self._results)
         results = [kept.get(row) or Result(row, "cancelled") for row in range(self._n_rows)]
         rows = dict(Counter(result.status for result in results))

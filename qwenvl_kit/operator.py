@@ -103,7 +103,7 @@ class QwenVLImageUnderstanding:
                 run = guard.rescued(self._config)
             assert len(run.results) == len(cells), "one result per row"
             frame = result_frame(run, pd.RangeIndex(len(cells)))
-            run = guard.settled(run)
+            run = guard.finished(run)
         return return_or_raise(run, frame, run.results, on_error=self._config.on_error)
 
 

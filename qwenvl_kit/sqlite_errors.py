@@ -1,4 +1,4 @@
-"""Explain what SQLite and the system say of the file of a store: one advice for each kind of fault."""
+"""Explain errors of SQLite and of the system about a store's file: one remedy for each kind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _LOCKING = frozenset(  # what fails where a file system has no locks or no share
 
 
 def explain(error: BaseException, path: Path) -> str:
-    """Return what went wrong with the file of a store, and what to do about it."""
+    """Return a message of what went wrong with the file of a store, and of what to do."""
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     if isinstance(error, OSError):
         return f"{error.strerror or error}. {_PERMISSIONS.format(folder=path.parent)}"
     if isinstance(error, MemoryError):
-        return "memory ran out. Free some memory, then call again."
+        return "Out of memory. Free some memory, then call again."
     if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(path):
         primary = sqlite3.SQLITE_FULL
     if code in _LOCKING:

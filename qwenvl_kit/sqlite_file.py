@@ -1,51 +1,28 @@
-"""Open the SQLite file of a store: find it, check it, begin it, move a broken one aside."""
+"""Open the SQLite file of a store: find it, create it, or move a broken one aside."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import sqlite3
 import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
+from qwenvl_kit import sqlite_errors
 from qwenvl_kit._warnings import warn
 from qwenvl_kit.errors import ConfigError, StoreError, StoreWarning
-from qwenvl_kit.sqlite_errors import PATIENCE_S, advice
+from qwenvl_kit.sqlite_schema import APPLICATION_ID, check_owner, check_tables, is_broken, prepare
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_T = TypeVar("_T")
-APPLICATION_ID = 0x51564B31  # "QVK1": tells our files from other SQLite databases
-SCHEMA_VERSION = 1  # files from before it was written have 0, and the same tables
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS results "
-    "(key TEXT PRIMARY KEY, result TEXT NOT NULL, stored_at REAL NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS sources "
-    "(name TEXT PRIMARY KEY, mark TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started TEXT NOT NULL, record TEXT NOT NULL)",
-)
-_NAMING = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
-_LOOKS = (  # fail where a table of ours lacks a column
-    "SELECT key, result, stored_at FROM results LIMIT 0",
-    "SELECT name, mark, digest FROM sources LIMIT 0",
-    "SELECT id, started, record FROM runs LIMIT 0",
-)
-# One statement is one read transaction: between two of them another process may begin the same file.
-_FACTS = (
-    "SELECT (SELECT count(*) FROM sqlite_master), application_id, user_version "
-    "FROM pragma_application_id, pragma_user_version"
-)
-_CHECKED_BYTES = 2**29  # larger files are not read through at each opening
 _PARTS = ("", "-wal", "-shm", "-journal")
 _creating = threading.Lock()
 
@@ -122,7 +99,9 @@ def open_existing(path: Path, shown: str) -> sqlite3.Connection:
     try:
         return _open(path, shown)
     except _Broken as error:
-        raise StoreError(f"store={shown!r} cannot be used: {error}. {advice(sqlite3.SQLITE_CORRUPT)}") from error
+        raise StoreError(
+            f"store={shown!r} cannot be used: {error}. {sqlite_errors.advice(sqlite3.SQLITE_CORRUPT)}"
+        ) from error
 
 
 def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
@@ -147,9 +126,9 @@ def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
         connection = _connect(f"{path.as_uri()}?{choice}", is_uri=True)
         try:
             connection.execute("PRAGMA query_only = ON")
-            if _checked_facts(connection, shown)[0] == 0:
+            if check_owner(connection, shown)[0] == 0:
                 raise StoreError(f"store={shown!r} is no store of this package: it is empty. Name another file.")
-            _look(connection)
+            check_tables(connection)
         except BaseException:
             connection.close()
             raise
@@ -167,19 +146,21 @@ def _open(path: Path, shown: str, mode: int = 0o600) -> sqlite3.Connection:
     try:
         connection = _connect(path)
         try:
-            _prepare(connection, path, shown)
+            prepare(connection, path, shown)
         except BaseException:
             connection.close()
             raise
     except sqlite3.DatabaseError as error:
-        if _is_broken(error):
+        if is_broken(error):
             raise _Broken(str(error)) from error
         raise
     return connection
 
 
 def _connect(name: str | Path, *, is_uri: bool = False) -> sqlite3.Connection:
-    return sqlite3.connect(name, uri=is_uri, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None)
+    return sqlite3.connect(
+        name, uri=is_uri, timeout=sqlite_errors.PATIENCE_S, check_same_thread=False, isolation_level=None
+    )
 
 
 def _create(path: Path, mode: int) -> None:
@@ -190,70 +171,6 @@ def _create(path: Path, mode: int) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         if mode != 0o600:  # that of a broken file, which others may share; not narrowed by the umask
             path.chmod(mode)
-
-
-def _prepare(connection: sqlite3.Connection, path: Path, shown: str) -> None:
-    n_tables, owner, version = _checked_facts(connection, shown)
-    if n_tables and path.stat().st_size <= _CHECKED_BYTES:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
-    is_named = owner == APPLICATION_ID and version == SCHEMA_VERSION
-    _patiently(lambda: _begin(connection, shown, _SCHEMA if is_named else _SCHEMA + _NAMING))
-    _look(connection)
-    _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
-    connection.execute("PRAGMA synchronous = NORMAL")  # a commit survives the process; power loss costs the last few
-
-
-def _checked_facts(connection: sqlite3.Connection, shown: str) -> tuple[int, int, int]:
-    n_tables, owner, version = connection.execute(_FACTS).fetchone()
-    if owner != APPLICATION_ID and (n_tables or owner):
-        raise StoreError(f"store={shown!r} is an SQLite file of something else, left as it is. Name another file.")
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"store={shown!r} was written by a later version of qwenvl_kit (schema {version}; this one knows "
-            f"{SCHEMA_VERSION}). Update qwenvl_kit, or name another file."
-        )
-    return n_tables, owner, version
-
-
-def _look(connection: sqlite3.Connection) -> None:
-    for statement in _LOOKS:
-        connection.execute(statement).fetchall()
-
-
-def _begin(connection: sqlite3.Connection, shown: str, statements: tuple[str, ...]) -> None:
-    """Make what is missing in one transaction, which also finds out whether the file can be written."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        _checked_facts(connection, shown)
-        for statement in statements:
-            connection.execute(statement)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _patiently(work: Callable[[], _T]) -> _T:
-    """Try again while another process holds the file: SQLite's own time-out does not cover a change of journal mode."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return work()
-        except sqlite3.OperationalError as error:
-            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            if not is_busy or time.monotonic() > deadline:
-                raise
-        time.sleep(random.uniform(0.005, 0.05))
-
-
-def _is_broken(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return "malformed" in str(error)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextlib.contextmanager
@@ -270,25 +187,29 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"a store in {folder} cannot be opened: another process has been opening one there for "
-                        f"{PATIENCE_S:g} s. Try again when it is done, or end it."
-                    ) from error
-                time.sleep(0.02)
-            except OSError:  # a file system without such locks
-                break
+        _lock(handle, folder)
         yield
     finally:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)  # a child forked meanwhile may hold the handle too
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    deadline = time.monotonic() + sqlite_errors.PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"A store in {folder} cannot be opened: another process has been opening one there for "
+                    f"{sqlite_errors.PATIENCE_S:g} s. Retry when it is done, or end it."
+                ) from error
+            time.sleep(0.02)
+        except OSError:  # a file system without such locks
+            return
 
 
 def _move_aside(path: Path, shown: str, error: _Broken) -> int:

@@ -69,13 +69,13 @@ class SqliteStore:
         self._odd: set[str] = set()  # keys whose rows cannot be read
         if self._path in _inherited:
             raise StoreError(_forked(self._shown))
-        with self._told():
+        with self._store_errors():
             self._connection = _OPENERS[access](self._path, self._shown)
         _open_stores.add(self)
 
     def get(self, key: str) -> Result | None:
         """Return the result kept under `key`, as row 0; None where there is none that can be read."""
-        with self._lent() as connection:
+        with self._connected() as connection:
             found = connection.execute("SELECT CAST(result AS BLOB) FROM results WHERE key = ?", (key,)).fetchone()
         if found is None:
             return None
@@ -95,8 +95,8 @@ class SqliteStore:
         self._odd.discard(key)
 
     def get_source(self, name: str) -> tuple[str, str] | None:
-        """Return mark and digest of the image that an address held when it was last read."""
-        with self._lent() as connection:
+        """Return version and digest of the image that an address held when it was last read."""
+        with self._connected() as connection:
             found = connection.execute(
                 "SELECT CAST(mark AS BLOB), CAST(digest AS BLOB) FROM sources WHERE name = ?", (name,)
             ).fetchone()
@@ -105,9 +105,9 @@ class SqliteStore:
         except (UnicodeDecodeError, AttributeError):  # no text: the address is read again
             return None
 
-    def put_source(self, name: str, mark: str, digest: str) -> None:
+    def put_source(self, name: str, version: str, digest: str) -> None:
         """Keep which image an address held."""
-        whole = mark.encode("utf-8", "backslashreplace").decode()
+        whole = version.encode("utf-8", "backslashreplace").decode()
         self._write("INSERT OR REPLACE INTO sources (name, mark, digest) VALUES (?, ?, ?)", name, whole, digest)
 
     def add_run(self, record: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ class SqliteStore:
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of the runs that used this store, oldest first, without those that cannot be read."""
-        with self._lent() as connection:
+        with self._connected() as connection:
             rows = connection.execute("SELECT CAST(record AS BLOB) FROM runs ORDER BY id").fetchall()
         return [record for row in rows if (record := _values(row[0])) is not None]
 
@@ -126,13 +126,13 @@ class SqliteStore:
         Rows that cannot be read are left out, with a warning in the end.
         """
         n_odd = 0
-        with self._lent() as connection:
+        with self._connected() as connection:
             rows = connection.execute(
                 "SELECT CAST(key AS BLOB), CAST(result AS BLOB), stored_at FROM results ORDER BY stored_at, key"
             )
         try:
             while True:
-                with self._lent():
+                with self._connected():
                     page = rows.fetchmany(_PAGE)
                 if not page:
                     break
@@ -150,7 +150,7 @@ class SqliteStore:
 
     def counts(self) -> dict[str, int]:
         """Return how many results, sources and runs are kept."""
-        with self._lent() as connection:
+        with self._connected() as connection:
             return {
                 table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
                 for table in ("results", "sources", "runs")
@@ -158,7 +158,7 @@ class SqliteStore:
 
     def prune(self, before: float) -> int:
         """Delete results stored before a time, in seconds since 1970, give their space back and return how many."""
-        with self._lent() as connection:
+        with self._connected() as connection:
             n_pruned = connection.execute("DELETE FROM results WHERE stored_at < ?", (before,)).rowcount
             connection.execute("VACUUM")
         return n_pruned
@@ -166,23 +166,23 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file; nothing of it may be used in a forked child, where this does nothing."""
         if os.getpid() == self._process:
-            with self._lock, self._told():
+            with self._lock, self._store_errors():
                 self._connection.close()
             _open_stores.discard(self)
 
     def _write(self, statement: str, *values: object) -> None:
-        with self._lent() as connection:
+        with self._connected() as connection:
             connection.execute(statement, values)
 
     @contextlib.contextmanager
-    def _lent(self) -> Iterator[sqlite3.Connection]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         if os.getpid() != self._process:  # the parent's thread may hold the lock for ever
             raise StoreError(_forked(self._shown))
-        with self._lock, self._told():
+        with self._lock, self._store_errors():
             yield self._connection
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _store_errors(self) -> Iterator[None]:
         try:
             yield
         except StoreError:
@@ -227,7 +227,7 @@ def _forked(shown: str) -> str:
 
 
 def _values(packed: object) -> dict[str, Any] | None:
-    """Return a JSON object; None for what is none, as other hands or programs may have written."""
+    """Return a JSON object; None for anything else, which other programs may have written."""
     try:
         values = json.loads(packed) if isinstance(packed, bytes) else None
     except (ValueError, RecursionError):
@@ -256,4 +256,4 @@ def _is_count(value: object) -> bool:
 
 def _json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if _is_text(text) else json.dumps(value)  # half characters as escapes
+    return text if _is_text(text) else json.dumps(value)  # unpaired surrogates as escapes

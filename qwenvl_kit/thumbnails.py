@@ -19,7 +19,7 @@ from PIL import Image
 from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import ImageLoader, MaxArea, classify
 from qwenvl_kit.images.source_context import source_context
-from qwenvl_kit.options import Config
+from qwenvl_kit.options import FetchOptions
 from qwenvl_kit.types import ImageSource
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Thumbnailer:
     image_src_type: ImageSrcType = "auto"
 
     @classmethod
-    def of(cls, config: Config) -> Self:
-        """Return the thumbnailer under the limits of a config."""
-        return cls(ImageLoader.of(config, MaxArea(AREA)), config.image_src_type)
+    def of(cls, options: FetchOptions) -> Self:
+        """Return the thumbnailer under the limits of options."""
+        return cls(ImageLoader.of(options, MaxArea(AREA)), options.image_src_type)
 
     @property
     def timeout_s(self) -> float:
@@ -182,14 +182,14 @@ def thumbnail(cell: object, *, area: int = AREA, **options: Any) -> str:
     area : int
         Most pixels.
     **options
-        Options of `Config` that limit fetching and decoding.
+        Options of `FetchOptions`.
 
     Examples
     --------
     >>> thumbnail(None)
     'no image'
     """
-    return Thumbnailer.of(Config(**options)).thumbnail(cell, area=area)
+    return Thumbnailer.of(FetchOptions(**options)).thumbnail(cell, area=area)
 
 
 def _sentence(error: RowError) -> str:

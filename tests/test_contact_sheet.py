@@ -34,7 +34,7 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (900, 700, 3), dtype=np.uint8)
 
 
-def test_the_column_of_pictures_is_found_and_the_others_are_written_below() -> None:
+def test_the_column_of_images_is_found_and_the_others_are_written_below() -> None:
     df = pd.DataFrame({"note": ["first", "second"], "photo": [None, gray(3)]})
     shown = df.vl.show()
 
@@ -66,15 +66,15 @@ def test_rows_and_bytes_are_bounded_and_the_page_says_so() -> None:
     assert "the limit of 60000 bytes was reached" in by_bytes.html
 
 
-def test_a_broken_picture_says_why_beside_the_others() -> None:
-    page = pd.DataFrame({"image": [b"not a picture", gray(1), "nowhere.png"]}).vl.show("image").html
+def test_a_broken_image_says_why_beside_the_others() -> None:
+    page = pd.DataFrame({"image": [b"not an image", gray(1), "nowhere.png"]}).vl.show("image").html
 
     assert page.count("<img") == 1
     assert "decode: " in page
     assert "fetch: " in page
 
 
-def test_a_frame_without_pictures_says_how_to_name_the_column() -> None:
+def test_a_frame_without_images_says_how_to_name_the_column() -> None:
     with pytest.raises(ColumnNotFound, match=r"Name one with df.vl.show\('column'\). The frame has: 'text'"):
         pd.DataFrame({"text": ["word"]}).vl.show()
 

@@ -20,3 +20,11 @@ def test_the_folder_of_optimums_commands_is_a_namespace() -> None:
     hook = ROOT / "qwenvl_kit" / "optimum_hook"
 
     assert [file.name for file in hook.glob("*.py")] == ["qwenvl.py"], "an __init__.py would hide other packages'"
+
+
+def test_the_import_contract_reads_every_file() -> None:
+    roots = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
+    files = (ROOT / "qwenvl_kit").rglob("*.py")
+    namespaces = {".".join(f.parent.relative_to(ROOT).parts) for f in files if not (f.parent / "__init__.py").is_file()}
+
+    assert {"qwenvl_kit", *namespaces} == set(roots)

@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from helpers.fake_backends import within
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit import ConfigError, Result, StoreError, StoreWarning, sqlite_file
+from qwenvl_kit import ConfigError, Result, StoreError, StoreWarning
 from qwenvl_kit.cli import main
 from qwenvl_kit.inference.echo import Echo
 from qwenvl_kit.pipeline.source_index import SourceIndex
@@ -41,15 +43,16 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows that reach the backend."""
+    """Rows that the backend answers."""
     rows: list[int] = []
-    answer = Echo._answer
+    generate = Echo.generate
 
-    def counted(self: Echo, request: object, *rest: object) -> Result:
-        rows.append(request.row)  # type: ignore[attr-defined]
-        return answer(self, request, *rest)  # type: ignore[arg-type]
+    def counted(self: Echo, *asked: Any) -> Iterator[Result]:
+        for result in generate(self, *asked):
+            rows.append(result.row)
+            yield result
 
-    monkeypatch.setattr(Echo, "_answer", counted)
+    monkeypatch.setattr(Echo, "generate", counted)
     return rows
 
 
@@ -274,6 +277,12 @@ def test_a_store_that_another_process_begins_in_between_is_no_other_file(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process comes in before every statement of an opening, in turn; on a file system without locks."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     connect = sqlite3.connect
     at, path, n_executed = 0, store, 1
 
@@ -284,7 +293,6 @@ def test_a_store_that_another_process_begins_in_between_is_no_other_file(
             if n_executed == at and not self.in_transaction:
                 with monkeypatch.context() as other:
                     other.setattr(sqlite3, "connect", connect)
-                    other.setattr(sqlite_file, "_alone_in", lambda _: contextlib.nullcontext())
                     with open_store(path):
                         pass
             return super().execute(statement, *rest)
@@ -372,7 +380,7 @@ def test_a_store_of_a_later_version_is_refused_and_left_as_it_is(store: Path) ->
     connection.close()
     before = store.read_bytes()
 
-    with pytest.raises(StoreError, match=r"later version of qwenvl_kit \(schema 7; this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"later version of qwenvl_kit \(schema 7; this one reads 1\)"):
         pd.Series(pictures(1)).vl.run(store=store, **ECHO)
 
     assert store.read_bytes() == before
@@ -524,12 +532,15 @@ def test_a_closed_store_says_so(store: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_may_not_use_the_store_that_its_parent_has_open(store: Path) -> None:
     code = """
-import os, sys, traceback
+import os, sqlite3, sys, threading, time
 from qwenvl_kit import Result, StoreError
 from qwenvl_kit.store import open_store
 with open_store(sys.argv[1]) as store:
-    store.put("key", Result(0, "ok", text="a cat"))
-    store._lock.acquire()  # as another thread may hold it
+    other = sqlite3.connect(sys.argv[1], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=store.put, args=("key", Result(0, "ok", text="a cat")))
+    writer.start()  # it waits for the other connection, and meanwhile holds the store's lock
+    time.sleep(0.3)
     child = os.fork()
     if child == 0:
         told = 0
@@ -541,7 +552,8 @@ with open_store(sys.argv[1]) as store:
         store.close()
         sys.exit(told)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    store._lock.release()
+    other.execute("ROLLBACK")
+    writer.join()
     assert store.counts()["results"] == 1
 sys.exit(status)
 """
@@ -639,17 +651,12 @@ def test_threads_share_a_store(store: Path) -> None:
 
 
 SLOW_RUN = """
-import sys, time
+import sys
 import numpy as np, pandas as pd, qwenvl_kit
-from qwenvl_kit.inference.echo import Echo
-answer = Echo._answer
-def slow(self, *rest):
-    time.sleep(0.01)
-    return answer(self, *rest)
-Echo._answer = slow
 counted = qwenvl_kit.Control(on_result=lambda result: print(result.row, flush=True))
 cells = [np.full((40, 40, 3), n, dtype=np.uint8) for n in range(200)]
-pd.Series(cells).vl.caption(backend="echo", progress=False, store=sys.argv[1], control=counted)
+echo = {"backend": "echo", "model_name": "echo-10ms", "batch_size": 1}
+pd.Series(cells).vl.caption(progress=False, store=sys.argv[1], control=counted, **echo)
 """
 
 

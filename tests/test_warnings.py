@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl_kit.errors import StoreWarning
-from qwenvl_kit.sqlite_file import APPLICATION_ID
+from qwenvl_kit.sqlite_schema import APPLICATION_ID
 from qwenvl_kit.store import open_store
 
 

@@ -1,8 +1,8 @@
-"""Give transformers' loaders a checkpoint's configs in the form that they accept.
+"""Adapt a checkpoint's configs to the form that transformers' loaders accept.
 
-Some published and trained checkpoints hold nulls where a value can be had elsewhere, or a class name of an early
-release. What is corrected is written beside copies of the other small files into a folder that lives as long as the
-context; a checkpoint that needs nothing is used where it is. Weights are unknown here.
+Some published and trained checkpoints hold nulls where another config has the value, or a class name of an early
+release. Corrected files are written into a temporary folder, beside copies of the other small files. A checkpoint
+without such faults is used in place.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NEEDED = (
 
 @contextlib.contextmanager
 def loadable(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Yield a folder from which transformers' config, processor and tokenizer classes can load."""
+    """Yield a folder that transformers' config, processor and tokenizer classes can load."""
     corrected = _corrected(checkpoint)
     if not corrected:
         yield checkpoint.path
@@ -50,7 +50,7 @@ def loadable(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def _corrected(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """Contents of the files that differ from those in the folder, by name."""
+    """Return the contents of the files that need a correction, by name."""
     found: dict[str, dict[str, Any]] = {}
     nulls = [name for name in _NULLS if name in checkpoint.config and checkpoint.config[name] is None]
     if nulls:
@@ -64,7 +64,7 @@ def _corrected(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 
 
 def _corrected_processor(own: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """The image processor's config without nulls, or `own` where transformers accepts it as it is."""
+    """Return the image processor's config without nulls, or `own` if transformers accepts it."""
     has_nulls = any(name in own and own[name] is None for name in _NEEDED)
     size = own.get("size", {})
     is_sized = isinstance(size, dict) and None not in size.values()
@@ -85,7 +85,7 @@ def _corrected_processor(own: dict[str, Any], checkpoint: Checkpoint) -> dict[st
 
 
 def _place(folder: Path, processor: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The file that transformers reads the image processor from, with another one in it."""
+    """Return name and content of the file with the image processor, with `processor` in its place."""
     joint = folder / "processor_config.json"
     if joint.is_file():
         content = json.loads(joint.read_text(encoding="utf-8"))

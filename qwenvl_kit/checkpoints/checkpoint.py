@@ -1,4 +1,4 @@
-"""A config's model names go in, the `Checkpoint` folder they mean comes out, known without reading its weights."""
+"""Find a checkpoint's folder and read its configs, without reading its weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from qwenvl_kit.types import PatchGeometry
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.digest import FolderState
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import ModelOptions
 
 FAMILY = "qwen2_5_vl"
+_DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 _GENERATION = (  # settings of generation that change an answer
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias"),
     *("suppress_tokens", "begin_suppress_tokens", "length_penalty", "early_stopping", "num_beams", "num_beam_groups"),
@@ -30,7 +31,7 @@ _GENERATION = (  # settings of generation that change an answer
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder that holds a model of the Qwen2.5-VL family, in any of its published layouts.
+    """A folder with a model of the Qwen2.5-VL family, in any of its published layouts.
 
     Attributes
     ----------
@@ -39,7 +40,7 @@ class Checkpoint:
     config, generation : dict
         Contents of config.json and generation_config.json.
     geometry : PatchGeometry
-        How its processor cuts pictures.
+        Patch size and pixel limits of its processor.
     """
 
     path: Path
@@ -49,25 +50,31 @@ class Checkpoint:
 
     @property
     def repetition_penalty(self) -> float:
-        """What the checkpoint's own generation config asks for; 1 is none."""
+        """Penalty of the checkpoint's own generation config; 1 is none.
+
+        Raises
+        ------
+        CheckpointError
+            It is not a number above 0.
+        """
         asked = self.generation.get("repetition_penalty")
         if asked is None:
             return 1.0
         if isinstance(asked, bool) or not isinstance(asked, int | float) or not asked > 0:
             raise CheckpointError(
-                f"{self.path}: repetition_penalty in its generation config must be a number above 0; got {asked!r}; "
-                "correct it"
+                f"{self.path}: repetition_penalty={asked!r} in its generation config is invalid. It must be a number "
+                "above 0. Correct generation_config.json."
             )
         return float(asked)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer, as the configs name them; empty where they name none, as the tokenizer may.
+        """End tokens of an answer, from the first config that has any; empty if only the tokenizer has them.
 
         Raises
         ------
         CheckpointError
-            What they name are no token ids.
+            A config has something else than token ids.
         """
         text = self.config.get("text_config") or {}
         places = (self.generation, text, self.config)
@@ -75,42 +82,42 @@ class Checkpoint:
         ids = found if isinstance(found, list) else [found]
         if any(isinstance(one, bool) or not isinstance(one, int) for one in ids):
             raise CheckpointError(
-                f"{self.path}: unusable eos_token_id {found!r} in its configs; it must be a token id or a list of "
-                "them; correct generation_config.json"
+                f"{self.path}: unusable eos_token_id {found!r} in its configs. It must be a token id or a list of "
+                "them. Correct generation_config.json."
             )
         return tuple(ids)
 
     @property
     def context(self) -> int:
-        """Most tokens of prompt and answer together."""
+        """Maximum number of tokens of prompt and answer together."""
         return _positive(self.path, "max_position_embeddings", self._text("max_position_embeddings"), 32768)
 
     @property
     def digest(self) -> str:
-        """Digest of everything in the folder that decides an answer.
+        """Digest of every file in the folder that decides an answer.
 
-        Large weight files count by their size, their header and 64 samples of 64 KiB: enough to tell any two trained
-        or fine-tuned checkpoints apart in milliseconds, not to prove that no single byte was changed.
+        Of large weight files it covers the size, the header and 64 samples of 64 KiB. That tells any two trained or
+        fine-tuned checkpoints apart in milliseconds, but does not prove that no single byte changed.
         """
         return digest_files(self.path, self.state)
 
     @property
     def state(self) -> FolderState:
-        """Name, size and time of each file that decides an answer; another state, another content."""
+        """Name, size and time of each file that decides an answer."""
         return folder_state(self.path)
 
     def _text(self, name: str) -> Any:
-        """Read a field of the text model: at the top level of flat configs, below text_config in nested ones."""
+        """Return a field of the text model: at the top level of flat configs, in text_config of nested ones."""
         found = (self.config.get("text_config") or {}).get(name)
         return self.config.get(name) if found is None else found
 
 
-def find(config: Config) -> Checkpoint:
-    """Find the checkpoint that a config names.
+def find(model: ModelOptions) -> Checkpoint:
+    """Find and read a checkpoint.
 
     Parameters
     ----------
-    config : Config
+    model : ModelOptions
         ``model_name`` is ``demo``, a folder below ``model_path``, a folder, or a hub name; else ``model_path`` itself
         may be the folder.
 
@@ -122,43 +129,41 @@ def find(config: Config) -> Checkpoint:
     Raises
     ------
     ModelNotFound
-        Nothing is at any of the places; the message lists them.
+        None of the places has it; the message lists them.
     CheckpointError
-        What is there is no checkpoint of the family.
+        The folder holds no checkpoint of the family.
     """
-    return read(locate(config))
+    return read(locate(model))
 
 
-def locate(config: Config) -> Path:
-    """The folder that a config's model names mean, whatever is in it.
+def locate(model: ModelOptions) -> Path:
+    """Return the folder of a model, without reading it.
 
     Raises
     ------
     ModelNotFound
-        Nothing is at any of the places; the message lists them.
+        None of the places has it; the message lists them.
     """
-    if config.model_name == "demo":
-        from qwenvl_kit.demo import model_dir
-
-        return model_dir()
-    folders = (Path(config.model_path) / config.model_name, Path(config.model_name))
+    if model.model_name == "demo":
+        return _DEMO_MODEL
+    folders = (Path(model.model_path) / model.model_name, Path(model.model_name))
     for folder in (f.expanduser() for f in folders):
         if folder.is_dir():
             return folder
-    if (Path(config.model_path) / "config.json").is_file():
-        return Path(config.model_path)
-    return _from_hub(config, folders)
+    if (Path(model.model_path) / "config.json").is_file():
+        return Path(model.model_path)
+    return _from_hub(model, folders)
 
 
 def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
-    """Read what a folder says of itself.
+    """Read the configs of a checkpoint or an export.
 
     Parameters
     ----------
     folder : Path
-        Of a checkpoint, or of an export of one.
+        Folder of a checkpoint, or of an export.
     weights : str
-        Pattern of the files that hold its weights.
+        Pattern of its weight files.
 
     Raises
     ------
@@ -171,18 +176,19 @@ def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
     if config.get("model_type") != FAMILY:
         refuse_adapter(folder)
         raise CheckpointError(
-            f"{folder} holds a model of type {config.get('model_type')!r}; this package runs {FAMILY!r} (Qwen2.5-VL)"
+            f"{folder} holds a model of type {config.get('model_type')!r}. Only {FAMILY!r} (Qwen2.5-VL) is supported. "
+            "Pass a model of that family."
         )
     for part in ("text_config", "vision_config"):
         if not isinstance(config.get(part) or {}, dict):
             raise CheckpointError(
-                f"{folder / 'config.json'}: {part} must be a mapping; got {config[part]!r}; copy config.json from the "
-                "base model"
+                f"{folder / 'config.json'}: {part} must be a mapping; got {config[part]!r}. Copy config.json from the "
+                "base model."
             )
     if weights == "*.safetensors":
         weight_files(folder, config)
     elif not any(folder.glob(weights)):
-        raise CheckpointError(f"{folder} holds no {weights} weights; export again")
+        raise CheckpointError(f"{folder} holds no {weights} files. Export the checkpoint again.")
     generation = folder / "generation_config.json"
     # Without that file transformers takes the settings from config.json.
     settings = _json(generation) if generation.is_file() else {k: config[k] for k in _GENERATION if k in config}
@@ -190,15 +196,15 @@ def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
 
 
 def _geometry(folder: Path, config: dict[str, Any]) -> PatchGeometry:
-    """Limits stand as min_pixels/max_pixels in older processor configs, as areas under "size" in newer ones."""
+    """Read pixel limits: min_pixels and max_pixels in older processor configs, areas under "size" in newer ones."""
     processor = image_processor(folder)
     size = processor.get("size")
     limits = [processor.get(name) for name in ("min_pixels", "max_pixels")]
     if not isinstance(size or {}, dict):
         if None in limits:
             raise CheckpointError(
-                f"{folder}: size in its image processor's config must be a mapping with shortest_edge and longest_edge "
-                f"(areas in pixels); got {size!r}; copy preprocessor_config.json from the base model"
+                f"{folder}: size={size!r} in its image processor's config is invalid. It must be a mapping with "
+                "shortest_edge and longest_edge (areas in pixels). Copy preprocessor_config.json from the base model."
             )
         size = {}
     size = size or {}
@@ -219,12 +225,12 @@ def _first(*values: Any) -> Any:
 
 
 def _positive(folder: Path, name: str, value: Any, standard: int) -> int:
-    """Return a count from a config, the standard one where it is null."""
+    """Return a count from a config, `standard` if it is null."""
     if value is None:
         return standard
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1 or value != int(value):
         raise CheckpointError(
-            f"{folder}: {name} in its configs must be a whole number above 0; got {value!r}; correct it"
+            f"{folder}: {name}={value!r} in its configs is invalid. It must be a whole number above 0. Correct it."
         )
     return int(value)
 
@@ -232,29 +238,29 @@ def _positive(folder: Path, name: str, value: Any, standard: int) -> int:
 def image_processor(folder: Path) -> dict[str, Any]:
     """Return the image processor's config.
 
-    Published checkpoints have a file of its own for it, those saved by transformers 5 one for all processors.
+    Published checkpoints keep it in a file of its own; transformers 5 saves one file for all processors.
     """
     joint = folder / "processor_config.json"
     if joint.is_file() and (content := _json(joint)).get("image_processor") is not None:
         found = content["image_processor"]
         if not isinstance(found, dict):
-            raise CheckpointError(f"{joint}: image_processor must be a mapping; got {found!r}. {AGAIN}")
+            raise CheckpointError(f"{joint}: image_processor must be a mapping; got {found!r}. {AGAIN}.")
         return found
     return _json(folder / "preprocessor_config.json")
 
 
-def _from_hub(config: Config, folders: tuple[Path, ...]) -> Path:
+def _from_hub(model: ModelOptions, folders: tuple[Path, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(config.model_name, local_files_only=config.local_files_only))
+        return Path(snapshot_download(model.model_name, local_files_only=model.local_files_only))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        looked = [*map(str, folders), f"{config.model_path} (no config.json in it)", "the local hub cache"]
-        more = "local_files_only=False allows a download" if config.local_files_only else f"the hub said: {error}"
+        looked = [*map(str, folders), f"{model.model_path} (no config.json in it)", "the local hub cache"]
+        more = "local_files_only=False allows a download" if model.local_files_only else f"The hub's error: {error}"
         raise ModelNotFound(
-            f"model_name={config.model_name!r} was found at none of: {'; '.join(looked)}. {more}; "
-            "model_name='demo' runs the embedded model and needs no download"
+            f"model_name={model.model_name!r} is at none of: {'; '.join(looked)}. {more}. "
+            "model_name='demo' runs the embedded model without a download."
         ) from error
 
 
@@ -263,9 +269,9 @@ def _json(file: Path) -> dict[str, Any]:
         refuse_lfs_pointer(file)
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file.parent} is no checkpoint: {file.name} is missing. {AGAIN}") from error
+        raise CheckpointError(f"{file.parent} is not a checkpoint: {file.name} is missing. {AGAIN}.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}. {AGAIN}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}. {AGAIN}.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} must hold a JSON object; it holds a {type(content).__name__}. {AGAIN}")
+        raise CheckpointError(f"{file} must hold a JSON object; it holds a {type(content).__name__}. {AGAIN}.")
     return content

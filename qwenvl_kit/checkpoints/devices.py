@@ -1,4 +1,4 @@
-"""A config goes in, the `Device` that torch would run on comes out; impossible wishes are refused here."""
+"""Find the device that torch runs on; refuse one that does not exist."""
 
 from __future__ import annotations
 
@@ -13,31 +13,29 @@ from qwenvl_kit.checkpoints.capabilities import Device
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config, DeviceMap
+    from qwenvl_kit.options import DeviceMap, ModelOptions
 
 
-def find_device(config: Config) -> Device:
-    """Tell where a config's model will run.
-
-    Without ``rank`` and ``device_map`` that is the first visible GPU, else the CPU.
+def find_device(model: ModelOptions) -> Device:
+    """Return the device of a model: by default the first visible GPU, else the CPU.
 
     Raises
     ------
     ConfigError
-        ``rank`` names no visible GPU; the message lists those there are.
+        ``rank`` is not the index of a visible GPU; the message lists them.
     """
-    if config.device_map is not None:
-        on_cuda = _maps_to_cuda(config.device_map)
-        return Device(_name(config.device_map), on_cuda, flash_attention_version() if on_cuda else None)
-    if config.rank is not None:
-        _check_rank(config.rank)
+    if model.device_map is not None:
+        on_cuda = _maps_to_cuda(model.device_map)
+        return Device(_name(model.device_map), on_cuda, flash_attention_version() if on_cuda else None)
+    if model.rank is not None:
+        _check_rank(model.rank)
     if not torch.cuda.is_available():
         return Device("cpu")
-    return Device(f"cuda:{config.rank or 0}", is_cuda=True, flash_attention=flash_attention_version())
+    return Device(f"cuda:{model.rank or 0}", is_cuda=True, flash_attention=flash_attention_version())
 
 
 def flash_attention_version() -> str | None:
-    """Version of the flash-attn package, None where it is not installed."""
+    """Return the version of the flash-attn package, None if it is not installed."""
     if importlib.util.find_spec("flash_attn") is None:
         return None
     try:
@@ -47,16 +45,16 @@ def flash_attention_version() -> str | None:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process sees, such as ``cuda:0 NVIDIA H100``."""
+    """Return the GPUs that this process sees, such as ``cuda:0 NVIDIA H100``."""
     return [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
 
 
 def _check_rank(rank: int) -> None:
     visible = visible_gpus()
     if not visible:
-        raise ConfigError(f"rank={rank} asks for a GPU, but this process sees none; pass rank=None to run on the CPU")
+        raise ConfigError(f"rank={rank} needs a GPU, and this process sees none. Pass rank=None to run on the CPU.")
     if rank >= len(visible):
-        raise ConfigError(f"rank must be the index of a visible GPU; got {rank}; visible are: {', '.join(visible)}")
+        raise ConfigError(f"rank must be the index of a visible GPU; got {rank}. Visible are: {', '.join(visible)}.")
 
 
 def _maps_to_cuda(device_map: DeviceMap) -> bool:

@@ -1,6 +1,6 @@
-"""Read which generation settings a checkpoint brings, honour those that can be, and note the others.
+"""Read a checkpoint's own generation settings: those that are honoured, and notes for the others.
 
-The caller's options replace sampling, beams and length; transformers' own processors do the rest.
+The caller's options replace sampling, beams and length; transformers' own processors implement the rest.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def defaults_of(checkpoint: Checkpoint, config: Config) -> CheckpointDefaults:
-    """Return what a checkpoint says where the caller says nothing, with a note for each setting that is not honoured.
+    """Return a checkpoint's defaults, with a note for each setting that is not honoured.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         Its generation config is read.
     config : Config
-        Beams and sampling decide which settings would have an effect.
+        Beams and sampling decide which settings have an effect.
     """
     asked = {name: value for name, value in checkpoint.generation.items() if not _is_neutral(name, value)}
     names: tuple[str, ...] = _HONOURED
@@ -102,7 +102,7 @@ def defaults_of(checkpoint: Checkpoint, config: Config) -> CheckpointDefaults:
 def own_processors(
     settings: Mapping[str, Any], prompt_length: int, eos_ids: Sequence[int], device: Any
 ) -> LogitsProcessorList:
-    """Return the processors of a row, in the order in which ``generate`` applies them after its penalty.
+    """Return the processors of a row, in the order of ``generate`` after its penalty.
 
     Parameters
     ----------

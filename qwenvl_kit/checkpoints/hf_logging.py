@@ -1,4 +1,4 @@
-"""Keeps transformers' progress bars and advice out of the caller's notebook; what is done meanwhile is unknown."""
+"""Keep transformers' progress bars and advice out of the caller's notebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextlib.contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Errors only, no bars, for as long as the context lasts."""
+    """Show errors only, and no bars, within the context."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

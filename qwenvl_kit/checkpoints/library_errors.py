@@ -1,4 +1,4 @@
-"""Turn what libraries raise about a checkpoint into errors that name its folder and a fix."""
+"""Turn errors of libraries about a checkpoint into errors that name its folder and a fix."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ _OOM_MESSAGES = (
 
 @contextlib.contextmanager
 def named_errors(folder: Path, trouble: str, fix: str, seen_as: Path | None = None) -> Iterator[None]:
-    """Turn what a library raises about a checkpoint into a `CheckpointError` that names the folder and a fix.
+    """Raise a library's errors as `CheckpointError`, except out-of-memory errors, which are no fault of the folder.
 
-    Memory that ran out says nothing about a folder and passes.
+    Parameters
+    ----------
+    folder : Path
+        Named in the message.
+    trouble : str
+        What is wrong, such as ``its config.json cannot be used``.
+    fix : str
+        What to do: a sentence without its full stop.
+    seen_as : Path, optional
+        A temporary folder that the library's message may name instead.
     """
     try:
         yield
@@ -31,8 +40,8 @@ def named_errors(folder: Path, trouble: str, fix: str, seen_as: Path | None = No
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = f"{type(error).__name__}: {first_line(error)}".replace(str(seen_as or folder), str(folder))
-        raise CheckpointError(f"{folder}: {trouble} ({said}); {fix}") from error
+        cause = f"{type(error).__name__}: {first_line(error)}".replace(str(seen_as or folder), str(folder))
+        raise CheckpointError(f"{folder}: {trouble} ({cause}). {fix}.") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -49,6 +58,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: object) -> str:
-    """The first line of an error, cut where it becomes a list."""
+    """Return the first line of an error, at most 300 characters of it."""
     lines = str(error).strip().splitlines() or [""]
     return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:300]}…"

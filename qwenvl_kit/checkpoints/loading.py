@@ -16,7 +16,7 @@ from qwenvl_kit.errors import CheckpointError
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
 
-FROM_BASE = "copy {} from the base model"
+FROM_BASE = "Copy {} from the base model"
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
@@ -25,7 +25,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     Raises
     ------
     CheckpointError
-        They cannot be loaded, or are another model's.
+        They cannot be loaded, or belong to another model.
     """
     _require_vocabulary(checkpoint.path)
     for file in checkpoint.path.iterdir():
@@ -41,19 +41,19 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     image = getattr(processor, "image_processor", None)
     if not type(image).__name__.startswith("Qwen2VLImageProcessor") or getattr(processor, "tokenizer", None) is None:
         raise CheckpointError(
-            f"{checkpoint.path}: its processor is a {type(processor).__name__} with a {type(image).__name__}; a "
-            f"Qwen2VLImageProcessor and a tokenizer are needed; {FROM_BASE.format('preprocessor_config.json')}"
+            f"{checkpoint.path}: its processor is a {type(processor).__name__} with a {type(image).__name__}. A "
+            f"Qwen2VLImageProcessor and a tokenizer are required. {FROM_BASE.format('preprocessor_config.json')}."
         )
     return processor
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
-    """Load a checkpoint's config as transformers has it.
+    """Load a checkpoint's config as an object of transformers.
 
     Raises
     ------
     CheckpointError
-        A value in it is none that transformers accepts.
+        transformers rejects a value in it.
     """
     fix = FROM_BASE.format("config.json")
     with (
@@ -65,12 +65,12 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 
 def _require_vocabulary(folder: Path) -> None:
-    """Without these files transformers makes an empty tokenizer, and says nothing."""
+    """Raise if the tokenizer's files are missing; transformers would silently make an empty one."""
     if (folder / "tokenizer.json").is_file():
         return
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return
     raise CheckpointError(
-        f"{folder} has no tokenizer: tokenizer.json is missing, and so is vocab.json or merges.txt; "
-        f"{FROM_BASE.format('tokenizer.json and tokenizer_config.json')}. {AGAIN}"
+        f"{folder} has no tokenizer: tokenizer.json is missing, and so is vocab.json or merges.txt. "
+        f"{FROM_BASE.format('tokenizer.json and tokenizer_config.json')}. {AGAIN}."
     )

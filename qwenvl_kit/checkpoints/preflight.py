@@ -1,6 +1,6 @@
 """Check that a checkpoint's weights suit its config, from the headers of its files, before any number is read.
 
-What transformers makes of a folder is asked of transformers itself, on torch's meta device, which holds no numbers.
+transformers itself loads the folder, on torch's meta device, which holds no numbers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check_weights(checkpoint: Checkpoint, config: Any, *, device: str) -> None:
 
 
 def refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
-    """Raise where transformers' loading report says that not every tensor of the model was in the checkpoint.
+    """Raise if transformers' loading report lists tensors that the checkpoint lacks, or has in another shape.
 
     Parameters
     ----------
@@ -59,31 +59,31 @@ def refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
     Raises
     ------
     CheckpointError
-        Names a tensor. transformers would draw it at random.
+        Names a tensor, which transformers would initialise at random.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
-        others = f"; it holds {len(unexpected)} that the model lacks, such as {unexpected[0]}" if unexpected else ""
+        others = f" (and have {len(unexpected)} others, such as {unexpected[0]})" if unexpected else ""
         raise CheckpointError(
-            f"{folder}: its weights lack {len(missing)} tensors of the model, such as {missing[0]}{others}. A partial "
-            f"save or a merge that renamed tensors looks so; save the whole model with save_pretrained. {AGAIN}"
+            f"{folder}: its weights lack {len(missing)} tensors of the model, such as {missing[0]}{others}. The save "
+            f"was partial, or a merge renamed tensors. Save the whole model with save_pretrained. {AGAIN}."
         )
     if mismatched := sorted(info["mismatched_keys"], key=str):
         name, stored, wanted = mismatched[0]
         raise CheckpointError(
-            f"{folder}: {len(mismatched)} tensors have another shape than config.json asks for, such as {name}: "
-            f"{tuple(stored)} instead of {tuple(wanted)}; {FROM_BASE.format('the config.json that belongs to them')}"
+            f"{folder}: {len(mismatched)} tensors have other shapes than in config.json, such as {name}: "
+            f"{tuple(stored)} instead of {tuple(wanted)}. {FROM_BASE.format('the matching config.json')}."
         )
     errors = info.get("error_msgs") or info.get("conversion_errors")
     if errors:
-        raise CheckpointError(f"{folder}: its weights cannot be loaded: {first_line(errors)}. {AGAIN}")
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {first_line(errors)}. {AGAIN}.")
 
 
 def _loading_report(folder: Path, config: Any, headers: dict[str, TensorHeader]) -> dict[str, Any]:
-    """Ask transformers what it would do with tensors of these names and shapes; no number is read."""
+    """Return transformers' loading report for tensors of these names and shapes."""
     tensors = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
     with (
-        named_errors(folder, "its weights do not suit its config.json", FROM_BASE.format("config.json")),
+        named_errors(folder, "its weights do not match its config.json", FROM_BASE.format("config.json")),
         silence_transformers(),
     ):
         _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -102,9 +102,9 @@ def _loading_report(folder: Path, config: Any, headers: dict[str, TensorHeader])
 
 
 def _check_quantization(folder: Path, asked: Any, device: str) -> None:
-    """Let transformers look for the package that reads weights quantised in this way."""
+    """Check with transformers that the package for this quantisation is installed."""
     method = asked.get("quant_method") if isinstance(asked, dict) else asked
-    fix = f"install the package that transformers names for {method!r}, or use a checkpoint that is not quantised"
+    fix = f"Install the package that transformers requires for {method!r}, or use a checkpoint without quantisation"
     with (
         named_errors(folder, f"its weights are quantised by {method!r}, which cannot be read here", fix),
         silence_transformers(),

@@ -21,7 +21,7 @@ from qwenvl_kit.checkpoints.capabilities import (
 )
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
-from qwenvl_kit.options import FORMER_NAMES
+from qwenvl_kit.options import FORMER_NAMES, ImageOptions, SamplingOptions, names_of
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
@@ -100,27 +100,13 @@ class ResolvedConfig:
         return {**plain, "generation": dict(self.generation), "notes": [str(note) for note in self.notes]}
 
 
-_ANSWER = (
-    "max_caption_length",
-    "resized_height",
-    "resized_width",
-    "min_pixels",
-    "max_pixels",
-    "decode",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "num_beams",
-    "repetition_penalty",
-    "stop_repetition",
-)
+_RECORDED = {"image_decode": "decode"}  # the name in records and store keys, which stored results depend on
 
 
 def answer_fields(resolved: ResolvedConfig) -> dict[str, Any]:
     """Return the values that change an answer, as they really run."""
-    values = {name: getattr(resolved, name) for name in _ANSWER}
+    options = (*names_of(SamplingOptions), *names_of(ImageOptions))
+    values = {name: getattr(resolved, name) for name in (_RECORDED.get(one, one) for one in options)}
     # Left out where there are none, so that results stored before these settings were honoured stay valid.
     return {**values, "generation": dict(resolved.generation)} if resolved.generation else values
 
@@ -169,7 +155,7 @@ def resolve(
     uncompiled = () if "torch_compile" in fixed else check_compilation(config)
     compiles = fixed.get("torch_compile", config.torch_compile) and not uncompiled
     attention, unattended = choose_attention(config, capabilities, device, dtype, compiles=compiles)
-    geometry = Sizing.of(config, defaults.geometry).geometry
+    geometry = Sizing.of(config.image, defaults.geometry).geometry
     sampling = config.do_sample
     return ResolvedConfig(
         backend=config.backend,

@@ -1,7 +1,4 @@
-"""Find a checkpoint's weight files and read their headers, without reading any weight.
-
-Nothing is known here of models: names of tensors and their shapes only.
-"""
+"""Find a checkpoint's weight files and read their headers: names, dtypes and shapes of tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ AGAIN = "Copy the folder again, or download it again with local_files_only=False
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What a weight file says of one tensor before its numbers."""
+    """Dtype and shape of a tensor in a weight file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,13 +41,13 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     Raises
     ------
     CheckpointError
-        There are none, some are missing, or they are an adapter's; the message says which and what to do.
+        Weights are missing, or belong to an adapter.
     """
     refuse_adapter(folder)
     if any(_OF_RANKS.fullmatch(file.name) for file in folder.iterdir()):
         raise CheckpointError(
-            f"{folder} holds a distributed checkpoint (shard-…-model-….safetensors), which is not supported; save the "
-            "model with save_pretrained"
+            f"{folder} holds a distributed checkpoint (shard-…-model-….safetensors), which is not supported. Save the "
+            "model with save_pretrained."
         )
     if (named := config.get("transformers_weights")) is not None:
         return _named(folder, named)
@@ -67,7 +64,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorHeader]:
     Raises
     ------
     CheckpointError
-        A file is a git-lfs pointer, cut short or no safetensors file.
+        A file is a git-lfs pointer, truncated or not a safetensors file.
     """
     found: dict[str, TensorHeader] = {}
     for file in files:
@@ -76,7 +73,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorHeader]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise where a folder holds a LoRA adapter, alone or beside whole weights.
+    """Raise if a folder holds a LoRA adapter, alone or beside whole weights.
 
     Raises
     ------
@@ -86,20 +83,18 @@ def refuse_adapter(folder: Path) -> None:
     name = next((name for name in _ADAPTER_FILES if (folder / name).exists()), None)
     if name is None:
         return
-    merge = "merge it into its base model (merge_and_unload of the peft package), save that with save_pretrained"
+    merge = "Merge it into its base model (merge_and_unload of the peft package) and save that with save_pretrained"
     whole = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
     if whole:
         raise CheckpointError(
-            f"{folder} holds whole weights and a LoRA adapter beside them ({name}), so which of them should answer is "
-            f"unclear; {merge}, or move the adapter's files to another folder to run the weights without it"
+            f"{folder} holds whole weights and a LoRA adapter beside them ({name}); only one of them can run. {merge}, "
+            "or move the adapter's files to another folder."
         )
-    raise CheckpointError(
-        f"{folder} holds a LoRA adapter ({name}), not a whole checkpoint; {merge}, and pass that folder"
-    )
+    raise CheckpointError(f"{folder} holds a LoRA adapter ({name}), not a whole checkpoint. {merge}; pass that folder.")
 
 
 def refuse_lfs_pointer(file: Path) -> None:
-    """Raise where a file is what git-lfs leaves in the place of a file that was not fetched.
+    """Raise if a file is a git-lfs pointer, in place of a file that was not fetched.
 
     Raises
     ------
@@ -110,12 +105,12 @@ def refuse_lfs_pointer(file: Path) -> None:
         head = opened.read(len(_LFS))
     if head == _LFS:
         raise CheckpointError(
-            f"{file} is a git-lfs pointer: the file itself was never fetched; run 'git lfs pull' in {file.parent}"
+            f"{file} is a git-lfs pointer; the file itself was never fetched. Run 'git lfs pull' in {file.parent}."
         )
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name means a file of the folder that names it, on every system.
+    """Return whether a name is a plain file name on every system.
 
     Examples
     --------
@@ -128,7 +123,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def is_within(file: Path, folder: Path) -> bool:
-    """Whether a file, links followed, lies in a folder, or in the blobs that a hub cache links its snapshots to."""
+    """Return whether a file, links followed, is in a folder, or in the blobs of the hub cache that holds the folder."""
     target, home = file.resolve(), folder.resolve()
     if home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs"):
         return True
@@ -136,21 +131,21 @@ def is_within(file: Path, folder: Path) -> bool:
 
 
 def _named(folder: Path, name: object) -> list[Path]:
-    """Files of a config that names its weights itself."""
+    """Return the weight files that a config.json names."""
     if not is_plain_name(name) or not str(name).endswith((".safetensors", ".safetensors.index.json")):
         raise CheckpointError(
-            f"{folder / 'config.json'} names its weights as {name!r}; only the plain name of a .safetensors file in "
-            "the folder is read; correct transformers_weights"
+            f"{folder / 'config.json'} names its weights as {name!r}. It must be the plain name of a .safetensors file "
+            "in the folder. Correct transformers_weights."
         )
     if str(name).endswith(".json"):
         return _shards(folder, str(name))
     if not (folder / str(name)).is_file():
-        raise CheckpointError(f"{folder} is no whole checkpoint: {name} is missing. {AGAIN}")
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing. {AGAIN}.")
     return [folder / str(name)]
 
 
 def _shards(folder: Path, index: str) -> list[Path]:
-    """Files that an index names; all of them are there."""
+    """Return the files that an index names, all of which exist."""
     file = folder / index
     refuse_lfs_pointer(file)
     try:
@@ -158,38 +153,38 @@ def _shards(folder: Path, index: str) -> list[Path]:
         names = sorted(set(content["weight_map"].values()))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as an index of weights ({type(error).__name__}: {error}). {AGAIN}"
+            f"{file} cannot be read as an index of weights ({type(error).__name__}: {error}). {AGAIN}."
         ) from error
     if wrong := [name for name in names if not is_plain_name(name) or not name.endswith(".safetensors")]:
         raise CheckpointError(
-            f"{file} names {wrong[0]!r}; only plain names of .safetensors files in the folder are read; correct it"
+            f"{file} names {wrong[0]!r}. Only plain names of .safetensors files in the folder are allowed. Correct it."
         )
     if not names:
-        raise CheckpointError(f"{file} names no files of weights. {AGAIN}")
+        raise CheckpointError(f"{file} names no weight files. {AGAIN}.")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"{folder} is an unfinished copy or download: {len(missing)} of {len(names)} files that {index} names are "
-            f"missing, such as {missing[0]}. {AGAIN}"
+            f"{folder} is an unfinished copy or download: {len(missing)} of {len(names)} files in {index} are missing, "
+            f"such as {missing[0]}. {AGAIN}."
         )
     return [folder / name for name in names]
 
 
 def _why_none(folder: Path) -> str:
-    """Say why a folder has no weights to read."""
+    """Return the error message for a folder without weights."""
     if any(folder.glob("*.onnx")):
-        return f"{folder} is an ONNX export; pass backend='onnx' to run it"
+        return f"{folder} is an ONNX export. Pass backend='onnx' to run it."
     if any(_OF_SHARDS.fullmatch(file.name) for file in folder.iterdir()):
-        return f"{folder} is an unfinished copy or download: {INDEX}, which names the shards, is missing. {AGAIN}"
+        return f"{folder} is an unfinished copy or download: {INDEX}, which names the shards, is missing. {AGAIN}."
     if any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir()):
         return (
-            f"{folder} holds no *.safetensors weights; other formats can run code and are not read. Save the model "
-            "with save_pretrained(…, safe_serialization=True)"
+            f"{folder} holds no *.safetensors weights. Other formats can run code and are not read. Save the model "
+            "with save_pretrained(…, safe_serialization=True)."
         )
-    return f"{folder} holds no {SINGLE} and no {INDEX}: its weights are missing. {AGAIN}"
+    return f"{folder} holds no {SINGLE} and no {INDEX}: its weights are missing. {AGAIN}."
 
 
 def _read_header(file: Path) -> dict[str, TensorHeader]:
-    """Read one header; the format is eight bytes of length, a JSON header, the numbers.
+    """Return the tensors of a file: eight bytes of length, a JSON header, the numbers.
 
     https://github.com/huggingface/safetensors#format
     """
@@ -208,9 +203,9 @@ def _read_header(file: Path) -> dict[str, TensorHeader]:
         }
         end = max((int(one["data_offsets"][1]) for one in content.values()), default=0)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{file} is cut short or no safetensors file: {error}. {AGAIN}") from error
+        raise CheckpointError(f"{file} is cut short or not a safetensors file: {error}. {AGAIN}.") from error
     if size != 8 + length + end:
         raise CheckpointError(
-            f"{file} is cut short or damaged: it has {size} bytes, and its header says {8 + length + end}. {AGAIN}"
+            f"{file} is cut short or damaged: it has {size} bytes; its header requires {8 + length + end}. {AGAIN}."
         )
     return found

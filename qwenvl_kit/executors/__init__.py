@@ -15,7 +15,7 @@ __all__ = ["execute", "find_executor"]
 
 
 def find_executor(engine: Engine) -> Executor:
-    """Return the executor of an engine, imported when it is first asked for."""
+    """Return the executor of an engine, imported on its first use."""
     if engine == "local":
         from qwenvl_kit.executors import local
 

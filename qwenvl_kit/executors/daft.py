@@ -45,7 +45,7 @@ def execute(
     BackendBusy
         Called from a callback of a run.
     ConfigError
-        The cluster cannot do what is asked, or `control` listens to tokens, which stay with the workers.
+        The cluster cannot do what is asked, or `control` has `on_token`: tokens stay with the workers.
     MissingExtra
         Daft or Ray is not installed.
     StoreError
@@ -130,10 +130,10 @@ class _Driver:
                 n_deaths = n_deaths + 1 if len(self._packed) == n_before else 1
                 if n_deaths >= _MAX_DEATHS:
                     raise
-                self._notes[f"a worker died ({type(error).__name__}); its rows were asked again"] = None
+                self._notes[f"a worker died ({type(error).__name__}); its rows ran again"] = None
 
     def info(self, failure: BaseException | None) -> BatchInfo:
-        """Return what ran, as the workers report it; as this machine would run it where none had to be asked."""
+        """Return what ran, as the workers report it; or as this machine would run it where there was no work."""
         if self._info is not None:
             return BatchInfo(self._info.resolved, tuple(self._notes))
         try:

@@ -27,7 +27,7 @@ class DaftWorkers:
     Attributes
     ----------
     config : Config
-        With which each worker runs.
+        That of each worker.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Daft's two runners, the one on this machine and the one on Ray: started, and asked for no more than there is.
+"""Start one of Daft's two runners, on this machine or on Ray, and check what is asked of it.
 
-Daft keeps to its first runner for the whole life of a process.
+A process cannot change Daft's runner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def import_daft() -> Any:
-    """The library.
+    """Return the library.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def import_daft() -> Any:
 
 
 def start(engine: str) -> Any:
-    """Bring up Daft with the runner of an engine, and give the library.
+    """Start Daft with the runner of an engine, and return the library.
 
     Raises
     ------
@@ -47,24 +47,24 @@ def start(engine: str) -> Any:
     try:
         (daft.set_runner_ray if wanted == "ray" else daft.set_runner_native)()
     except Exception as error:
-        # Daft refuses a second call, also for the same runner; what it runs on tells which of both this was.
+        # Daft refuses a second call, also for the same runner: compare with the one in use.
         there = daft.get_or_infer_runner_type()
         if there != wanted:
             other = "ray" if there == "ray" else "daft"
             raise ConfigError(
-                f"engine={engine!r} needs Daft's {wanted} runner, but this process has used the other one, and Daft "
-                f"keeps to its first; pass engine={other!r}, or start a new process (in a notebook, a new kernel)"
+                f"engine={engine!r} needs Daft's {wanted} runner, but this process uses the {there} runner, which Daft "
+                f"cannot change. Pass engine={other!r}, or start a new process (in a notebook, a new kernel)."
             ) from error
     return daft
 
 
 def check_gpus(daft: Any, num_gpus: float | None, concurrency: int | None = None) -> None:
-    """Refuse at once what Daft would ignore on one machine, and what Ray would wait for in vain.
+    """Check that there are as many GPUs as asked: Daft would ignore that on one machine, and Ray wait forever.
 
     Raises
     ------
     ConfigError
-        The workers want more GPUs than there are.
+        There are fewer.
     """
     if not num_gpus:
         return
@@ -73,13 +73,13 @@ def check_gpus(daft: Any, num_gpus: float | None, concurrency: int | None = None
     if there < wanted:
         each = f" for each of {concurrency} workers" if concurrency and concurrency > 1 else ""
         raise ConfigError(
-            f"num_gpus={num_gpus:g}{each} asks for more GPUs than there are ({there:g}); pass num_gpus=0 and "
-            "rank=None to run on the CPU"
+            f"num_gpus={num_gpus:g}{each} exceeds the GPUs that there are ({there:g}). Pass num_gpus=0 and rank=None "
+            "to run on the CPU."
         )
 
 
 def check_cluster(config: Config, n_workers: int) -> None:
-    """Refuse what a cluster cannot do, before anything waits for it.
+    """Check that a Ray cluster can run the workers, and that it can use the store.
 
     Raises
     ------
@@ -90,19 +90,19 @@ def check_cluster(config: Config, n_workers: int) -> None:
     there = float(ray.cluster_resources().get("CPU", 0))
     if there < n_workers:
         raise ConfigError(
-            f"concurrency={n_workers} asks for more workers than the cluster has CPUs ({there:g}); pass "
-            f"concurrency={max(1, int(there))} or fewer"
+            f"concurrency={n_workers} exceeds the CPUs of the cluster ({there:g}). Pass "
+            f"concurrency={max(1, int(there))} or fewer."
         )
     n_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     if config.store is not None and n_nodes > 1:
         raise ConfigError(
-            f"store={config.store!r} is a file of one machine; got a cluster of {n_nodes}; leave the store out, or run "
-            "on one machine"
+            f"store={config.store!r} is a file of one machine, but the cluster has {n_nodes}. Leave store out, or run "
+            "on one machine."
         )
 
 
 def gpus_of_cluster(daft: Any) -> float:
-    """GPUs of the whole cluster."""
+    """Return the number of GPUs of the whole cluster."""
     ray = _import_ray()
     if not ray.is_initialized():
         daft.get_or_create_runner()

@@ -1,6 +1,6 @@
-"""An operator's class in, a function of Daft expressions out: the operator on one machine or on Ray.
+"""Run an operator as a function of Daft expressions, on one machine or on Ray.
 
-Daft decides where a worker runs and which rows it gets; the operator inside decides how they go through the model.
+Daft decides where a worker runs and which rows it gets. The operator batches them for the model.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def las_udf(
     concurrency: int | None = None,
     returns: Returns = "text",
 ) -> Callable[..., daft.Expression]:
-    """Make a Daft function of an operator.
+    """Return a Daft function that calls an operator.
 
     Parameters
     ----------
     operator : type
         `QwenVLImageUnderstanding`, or another class of that form.
     construct_args : mapping, optional
-        Keywords for its construction, once per worker.
+        Its keyword arguments; each worker constructs one.
     num_gpus : float, optional
         GPUs of each worker; 0 or None for none.
     batch_size : int, optional
-        Rows that Daft hands over at once. They are cut again inside, by the operator's own ``batch_size``: four or more
-        times as many keep the model full.
+        Rows per call. The operator splits them by its own ``batch_size``: four or more times as many keep the model
+        busy.
     concurrency : int, optional
         Workers.
     returns : {"text", "struct"}
@@ -50,14 +50,14 @@ def las_udf(
     Returns
     -------
     callable
-        Takes a column of pictures and, if wanted, one of prompts.
+        Takes a column of images and, optionally, one of prompts.
 
     Raises
     ------
     MissingExtra
         Daft is not installed.
     ConfigError
-        More GPUs are asked for than there are, or `returns` is neither of its values.
+        `num_gpus` exceeds the GPUs that there are, or `returns` is neither of its values.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def las_udf(
     """
     api = import_daft()
     if returns not in ("text", "struct"):
-        raise ConfigError(f"returns must be 'text' or 'struct'; got {returns!r}; pass 'struct' for every field")
+        raise ConfigError(f"returns={returns!r} is unknown. Pass 'text', or 'struct' for every field.")
     given = dict(construct_args or {})
     check_gpus(api, num_gpus, concurrency)
     _check_rank(api, given)
@@ -79,11 +79,11 @@ def las_udf(
 
         def understand(self, images: Any, prompts: Any = None) -> list[Any]:
             answers = self._operator.results(images, prompts)
-            # Daft would repeat a single value for the whole batch without a word.
+            # Daft would silently repeat a single value for the whole batch.
             assert len(answers) == len(images), "one answer per row"
             return [_struct(answer) for answer in answers] if as_struct else [answer.text for answer in answers]
 
-    # An error ends the job: with on_error="ignore" Daft nulls whole batches, also those of a model that did not load.
+    # With on_error="ignore" Daft would null whole batches, also where the model cannot be loaded.
     method = api.method.batch(return_dtype=_dtype(api, as_struct=as_struct), batch_size=batch_size, on_error="raise")
     Worker.understand = method(Worker.understand)  # type: ignore[method-assign]
     worker = api.cls(Worker, gpus=num_gpus or 0, max_concurrency=concurrency, name_override=operator.__name__)()
@@ -108,6 +108,6 @@ def _dtype(daft: Any, *, as_struct: bool) -> Any:
 def _check_rank(daft: Any, given: Mapping[str, Any]) -> None:
     if given.get("rank") and daft.get_or_infer_runner_type() == "ray":
         raise ConfigError(
-            f"rank counts the GPUs that a worker on Ray sees, which are its own; got {given['rank']}; pass rank=0 or "
-            "rank=None"
+            f"rank={given['rank']} exceeds the GPUs of a worker on Ray, which sees only its own. Pass rank=0 or "
+            "rank=None."
         )

@@ -22,8 +22,8 @@ from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
 from qwenvl_kit.pipeline.run import collect, generate
 from qwenvl_kit.pipeline.run_record import RunClock, make_record
 from qwenvl_kit.pipeline.source_index import SourceIndex
-from qwenvl_kit.pipeline.threads import release_openmp_threads
 from qwenvl_kit.store import open_store
+from qwenvl_kit.torch_backend.openmp import release_openmp_threads
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Backend, BackendSpec
@@ -135,7 +135,7 @@ def run_spec(
     plan = make_plan(cells, prompts, config.image_src_type)
     for result in plan.results:
         collector.add(result)
-    loader = ImageLoader.of(config, Sizing.of(config, spec.geometry), cancel=control.cancel, cache=cache)
+    loader = ImageLoader.of(config.fetch, Sizing.of(config.image, spec.geometry), cancel=control.cancel, cache=cache)
     prefetcher = ImagePrefetcher(
         plan,
         loader,

@@ -1,6 +1,6 @@
-"""What travels between a driver and its workers: rows that share a picture go out, whole results come back.
+"""Serialise what a driver and its workers exchange: work items out, results back.
 
-Rows of one picture stay together, so that it is read once and repeated draws count as they do on one machine.
+Rows of one image stay together, so that it is read once and samples are counted as on one machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
 
 Kind = Literal["text", "whole", "number", "truth", "pickled"]
-_KINDS: dict[str, Kind] = {  # by annotation, as records.py writes them
+_KINDS: dict[str, Kind] = {  # by annotation, as types.py writes them
     "str": "text",
     "Status": "text",
     "Stage": "text",
@@ -31,37 +31,37 @@ _KINDS: dict[str, Kind] = {  # by annotation, as records.py writes them
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One cell, and every prompt that is asked of it."""
+    """One cell and all its prompts."""
 
     cell: object
     prompts: tuple[str, ...]
 
     def pack(self) -> bytes:
-        """As bytes.
+        """Return the item as bytes.
 
         Raises
         ------
         RowError
-            The cell cannot be handed to another process.
+            The cell cannot be pickled.
         """
         try:
             return pickle.dumps((self.cell, self.prompts), protocol=5)
-        except Exception as error:  # whatever a picture's own class raises
+        except Exception as error:  # whatever the cell's own class raises
             raise RowError(
                 "fetch",
-                f"a cell of type {type(self.cell).__name__} cannot be handed to a worker ({type(error).__name__}); "
-                "give a URL, path, bytes or array",
+                f"A cell of type {type(self.cell).__name__} cannot be handed to a worker: pickling it raises "
+                f"{type(error).__name__}. Pass a URL, path, bytes or array.",
             ) from error
 
     @classmethod
     def unpack(cls, packed: bytes) -> WorkItem:
-        """The inverse of `pack`."""
+        """Return the item that `pack` made bytes of."""
         return cls(*pickle.loads(packed))
 
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What a worker tells of a batch beside its results."""
+    """What ran in a batch, and notes for the record."""
 
     resolved: ResolvedConfig
     notes: tuple[str, ...]
@@ -69,12 +69,12 @@ class BatchInfo:
 
 @cache
 def result_kinds() -> dict[str, Kind]:
-    """Name and kind of each field of a `Result`; what is no plain value travels as a pickle."""
+    """Return the kind of each field of a `Result`, by name; values that are not plain are pickled."""
     return {field.name: _KINDS.get(str(field.type).removesuffix(" | None"), "pickled") for field in fields(Result)}
 
 
 def to_fields(result: Result) -> dict[str, Any]:
-    """A result as plain values, for a column of structs."""
+    """Return a result as plain values, for a column of structs."""
     return {
         name: pickle.dumps(value) if kind == "pickled" and value is not None else value
         for name, kind in result_kinds().items()
@@ -83,7 +83,7 @@ def to_fields(result: Result) -> dict[str, Any]:
 
 
 def from_fields(values: Mapping[str, Any], row: int) -> Result:
-    """The result that `to_fields` took apart, for a row of the driver's."""
+    """Return the result of `to_fields`, for a row of the driver's."""
     kinds = result_kinds()
     whole = {
         name: pickle.loads(value) if kinds[name] == "pickled" and value is not None else value
@@ -93,7 +93,7 @@ def from_fields(values: Mapping[str, Any], row: int) -> Result:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """An exception as bytes; one that cannot be taken apart goes as its type's name and its message."""
+    """Return an exception as bytes; for one that cannot be pickled, its type's name and its message."""
     try:
         packed = pickle.dumps(error)
         pickle.loads(packed)
@@ -103,6 +103,6 @@ def pack_error(error: BaseException) -> bytes:
 
 
 def unpack_error(packed: bytes) -> BaseException:
-    """The inverse of `pack_error`."""
+    """Return the exception that `pack_error` made bytes of."""
     error: BaseException = pickle.loads(packed)
     return error

@@ -1,4 +1,4 @@
-"""Find the model of a config: one function for each backend, which is imported when it is first asked for."""
+"""Find the model of a config: one function for each backend, imported on its first use."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def make_spec(config: Config) -> BackendSpec:
     """
     if config.backend not in _SPECS:
         near = difflib.get_close_matches(config.backend, _SPECS, n=1)
-        remedy = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"backend={config.backend!r} is unknown{remedy} Pass one of {', '.join(_SPECS)}.")
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"backend={config.backend!r} is invalid. Use torch, onnx or echo.{guess}")
     return _SPECS[config.backend](config)

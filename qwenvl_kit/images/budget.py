@@ -1,4 +1,4 @@
-"""A budget that threads share: each takes what it needs, waits while too much is taken, and gives it back."""
+"""A budget that threads share: a weighted semaphore with timeouts, in first-come order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Budget:
     Parameters
     ----------
     capacity : int
-        Most units taken at a time. A request for more takes all of it, so that it is served alone.
+        Most units taken at a time. A request for more takes all of them, and is thus served alone.
 
     Examples
     --------
@@ -35,18 +35,18 @@ class Budget:
 
     @property
     def available(self) -> int:
-        """Units that nobody holds."""
+        """Units that are free."""
         return self._available
 
     def take(self, units: int, *, timeout_s: float | None = None) -> Lease:
-        """Wait until so many units are free, and take them.
+        """Wait until `units` are free, and take them.
 
-        Requests are served in turn, so that a large one is not passed by small ones for ever.
+        Requests are served in order, so that small ones do not starve a large one.
 
         Raises
         ------
         TimeoutError
-            They were not free in time.
+            They were not free within `timeout_s`.
         """
         units = min(max(units, 0), self._capacity)
         with self._changed:
@@ -75,21 +75,21 @@ class Budget:
                 self._changed.notify_all()
 
     def _reset(self) -> None:
-        # Re-entrant: a lease that the garbage collector ends may be given back while its own thread holds the lock.
+        # Re-entrant: the garbage collector may end a lease while its own thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
         self._queue: list[object] = []
         self._available = self._capacity
 
 
 class Lease:
-    """Units of a `Budget` that are held until `release`, the end of a ``with`` block, or the lease's own end."""
+    """Units of a `Budget`, held until `release`, the end of a ``with`` block, or garbage collection."""
 
     def __init__(self, budget: Budget, units: int) -> None:
         self._budget, self._units = budget, units
         self._process = os.getpid()
 
     def release(self) -> None:
-        """Give the units back; a second call does nothing."""
+        """Return the units; a second call does nothing."""
         units, self._units = self._units, 0
         if units and self._process == os.getpid():  # a forked child's budgets are whole again
             self._budget._give_back(units)
@@ -105,7 +105,7 @@ class Lease:
 
 
 def _after_fork() -> None:
-    """Give a forked child budgets of its own: the parent's threads, which held units and locks, are not in it."""
+    """Reset the budgets of a forked child, which has none of the threads that held units and locks."""
     for budget in _budgets:
         budget._reset()
 

@@ -31,23 +31,23 @@ MIN_MEMORY, MEMORY_PER_BYTE, MAX_MEMORY = 480 * 2**20, 64, 2 * 2**30
 
 
 def max_memory(n_bytes: int) -> int:
-    """Return the bytes that decoding a file of `n_bytes` may take: a lossless JPEG 2000 takes about 10 a byte."""
+    """Return the memory limit of decoding a file of `n_bytes`: a lossless JPEG 2000 takes about 10 a byte."""
     return min(MIN_MEMORY + MEMORY_PER_BYTE * n_bytes, MAX_MEMORY)
 
 
 def main() -> None:
     """Serve requests from standard input on standard output until it ends."""
-    jobs, answers = os.dup(0), os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not stand between the answers
+    jobs, responses = os.dup(0), os.dup(1)
+    os.dup2(2, 1)  # a library's prints must not mix with the responses
     warnings.simplefilter("ignore")  # Pillow's, of odd metadata; no caller sees them here
     # The pool runs as many processes as there are CPUs; a decoder's own threads would take address space and time.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     while (job := receive(jobs)) is not None and (data := receive(jobs)) is not None:
-        _answer(answers, data, *pickle.loads(job))
+        _respond(responses, data, *pickle.loads(job))
 
 
 def send(pipe: int, part: bytes) -> None:
-    """Write bytes behind their length to a file descriptor."""
+    """Write the length of bytes, then the bytes, to a file descriptor."""
     _write(pipe, LENGTH.pack(len(part)))
     _write(pipe, part)
 
@@ -85,7 +85,7 @@ def _read(pipe: int, buffer: _Buffer) -> _Buffer | None:
     return buffer
 
 
-def _answer(
+def _respond(
     pipe: int,
     data: bytearray,
     sizing: TargetSize,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.images.fetch.cache import FetchCache
     from qwenvl_kit.images.fetch.fetched import Fetched
     from qwenvl_kit.images.resize import TargetSize
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import FetchOptions
     from qwenvl_kit.types import ImageSource
 
 # Decoding is CPU-bound where fetching waits: more at a time than there are CPUs would only hold more pixels in memory.
@@ -97,15 +97,15 @@ class ImageLoader:
     @classmethod
     def of(
         cls,
-        config: Config,
+        options: FetchOptions,
         sizing: TargetSize,
         *,
         cancel: threading.Event | None = None,
         cache: FetchCache | None = None,
     ) -> Self:
-        """Return a loader under the limits of a config."""
-        limits = FetchLimits.of(config)
-        return cls(sizing, limits, config.max_image_pixels, config.decode_timeout_s, cancel, cache)
+        """Return a loader under the limits of options."""
+        limits = FetchLimits.of(options)
+        return cls(sizing, limits, options.max_image_pixels, options.decode_timeout_s, cancel, cache)
 
     def with_sizing(self, sizing: TargetSize) -> Self:
         """Return a loader under the same limits that resizes to another size."""

@@ -15,13 +15,13 @@ from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.formats import format_of
 
 MAX_PNG_CHUNKS = 100_000
-"""Each costs Pillow about 1.7 µs; a 12-megapixel photograph has about 3,000."""
+"""Each costs Pillow about 1.7 µs; a 12-megapixel file has about 3,000."""
 
 SHORT_PIXELS = 4_000_000
-"""Most pixels, before and after resizing, of what is decoded in this process: a heap that larger ones went through
-keeps their memory, while a process of their own gives it back."""
+"""Most pixels, before and after resizing, of images that are decoded in this process: its heap would keep the memory of
+larger ones, while another process returns it."""
 
-# What is decoded in this process takes less than a second at most, and less than 100 MB: WebP's reader holds three
+# Decoding in this process takes less than a second, and less than 100 MB: WebP's reader holds three
 # copies of the canvas, a progressive JPEG its coefficients.
 _SHORT_BYTES = 16 * 2**20
 _SHORT_SCAN_PIXELS = 120_000_000  # 5 ns each, measured on progressive JPEGs of quality 100
@@ -41,9 +41,9 @@ class Probe:
     format : str
         One of `FORMATS`.
     size : tuple of int or None
-        ``(height, width)`` in pixels as stored; None where only the format's reader can tell.
+        ``(height, width)`` in pixels as stored; None where only the format's reader can find it.
     is_short : bool
-        Decoding takes less than a second, whatever the rest of the file holds.
+        Decoding takes less than a second, whatever the rest of the file contains.
     bytes_per_pixel : int
         Memory that decoding and resizing take.
     """
@@ -82,7 +82,7 @@ def probe(data: bytes, *, max_image_pixels: int) -> Probe:
     inspect = _INSPECTORS.get(name)
     try:
         found = Probe(name) if inspect is None else inspect(data)
-    except (struct.error, IndexError):  # cut short; the decoder says how
+    except (struct.error, IndexError):  # cut short; decoding raises the error
         found = Probe(name)
     except ValueError as error:
         raise RowError("decode", f"Cannot decode the image: {error}") from error
@@ -107,7 +107,7 @@ def _jpeg(data: bytes) -> Probe:
         while data[at] == 0xFF:
             at += 1
         marker = data[at]
-        if marker in (0x01, *range(0xD0, 0xDA)):  # without a length; an early end is the decoder's to tell
+        if marker in (0x01, *range(0xD0, 0xDA)):  # without a length; decoding raises an early end
             at += 1
             if marker == 0xD9:
                 return Probe("JPEG", size)
@@ -167,7 +167,7 @@ def _png(data: bytes) -> Probe:
 
 def _gif(data: bytes) -> Probe:
     width, height = struct.unpack_from("<HH", data, 6)
-    # The first frame may reach beyond the screen that the header tells: only its reader knows the size.
+    # The first frame may exceed the screen of the header: only its reader finds the size.
     return Probe("GIF", (height, width), width * height <= SHORT_PIXELS and len(data) <= _SHORT_BYTES // 4)
 
 
@@ -199,7 +199,7 @@ def _bmp(data: bytes) -> Probe:
 
 
 def _ico(data: bytes) -> Probe:
-    """The largest image within, which Pillow decodes as it opens the file, whatever the directory says of its size."""
+    """Read the largest image within, which Pillow decodes as it opens the file, whatever size the directory has."""
     (n_images,) = struct.unpack_from("<H", data, 4)
     largest = (0, 0)
     for entry in range(n_images):

@@ -21,7 +21,7 @@ from qwenvl_kit.images.pixels import to_array
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import ImageOptions
     from qwenvl_kit.types import PatchGeometry
 
 MAX_ASPECT = 200
@@ -49,20 +49,20 @@ class Sizing:
     draft: bool = False
 
     @classmethod
-    def of(cls, config: Config, geometry: PatchGeometry) -> Self:
-        """Return the checkpoint's sizing under a config's limits and sizes.
+    def of(cls, options: ImageOptions, geometry: PatchGeometry) -> Self:
+        """Return the checkpoint's sizing under the limits and sizes of options.
 
         Where only one limit is given and the two would cross, the other follows it.
         """
-        least = config.min_pixels or geometry.min_pixels
-        most = config.max_pixels or geometry.max_pixels
+        least = options.min_pixels or geometry.min_pixels
+        most = options.max_pixels or geometry.max_pixels
         if least > most:
-            least, most = (least, least) if config.max_pixels is None else (most, most)
+            least, most = (least, least) if options.max_pixels is None else (most, most)
         return cls(
             replace(geometry, min_pixels=least, max_pixels=most),
-            config.resized_height,
-            config.resized_width,
-            config.image_decode == "draft",
+            options.resized_height,
+            options.resized_width,
+            options.image_decode == "draft",
         )
 
     def target(self, source_size: tuple[int, int]) -> tuple[int, int]:

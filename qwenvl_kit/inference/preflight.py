@@ -1,4 +1,4 @@
-"""Check that a checkpoint can answer, before any row is read: its tokens, patches, chat template and settings.
+"""Check a checkpoint's tokens, patches, chat template and generation settings, before any row is read.
 
 Each check raises a `CheckpointError` that names the folder and what to do.
 """
@@ -49,19 +49,19 @@ class Tokens:
 
 
 def check_checkpoint(checkpoint: Checkpoint, *, device: str = "cpu") -> Tokens:
-    """Check everything about a checkpoint but the numbers in its weights.
+    """Check a checkpoint, except the numbers in its weights.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        What to check.
+        The checkpoint.
     device : str
-        Where it will run; some packages read quantised weights on CUDA only.
+        Device of the model; some packages read quantised weights on CUDA only.
 
     Raises
     ------
     CheckpointError
-        A tensor is missing or has another shape, the processor, the tokenizer or the chat template cannot be used.
+        A tensor is missing or has another shape; or processor, tokenizer or chat template cannot be used.
     """
     return _check_checkpoint(checkpoint.path, checkpoint.state, device)
 
@@ -78,7 +78,7 @@ def check_export(checkpoint: Checkpoint) -> Tokens:
 
 
 def tokens_of(checkpoint: Checkpoint, processor: Any, config: Any) -> Tokens:
-    """Return the special token ids of a checkpoint, each from the first place that names it.
+    """Return the special token ids of a checkpoint, each from the first config that has it.
 
     Raises
     ------
@@ -93,12 +93,12 @@ def tokens_of(checkpoint: Checkpoint, processor: Any, config: Any) -> Tokens:
     if not eos_ids or any(not 0 <= one < vocab_size for one in eos_ids):
         raise CheckpointError(
             f"{folder}: unusable eos_token_id {list(eos_ids)} for a vocabulary of {vocab_size} tokens; answers would "
-            "have no end; set eos_token_id in generation_config.json to the id of <|im_end|>"
+            "never end. Set eos_token_id in generation_config.json to the id of <|im_end|>."
         )
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{folder}: image_token_id is {config.image_token_id} in config.json and {processor.image_token_id} in the "
-            f"tokenizer; both must be the same; {FROM_BASE.format('tokenizer.json')}"
+            f"tokenizer; they must be equal. {FROM_BASE.format('tokenizer.json')}."
         )
     pad_id = tokenizer.pad_token_id
     usable = pad_id is not None and 0 <= pad_id < vocab_size and pad_id != processor.image_token_id
@@ -120,7 +120,7 @@ def _check_export(folder: Path, state: object) -> Tokens:
 
 
 def _check_tokenization(checkpoint: Checkpoint, config: Any) -> Tokens:
-    """Check that patches, tokens and the chat template suit the model."""
+    """Check that patches, tokens and the chat template match the model."""
     processor = load_processor(checkpoint)
     _check_patches(checkpoint.path, processor.image_processor, config.vision_config)
     trouble = "its tokenizer cannot be used"
@@ -133,18 +133,18 @@ def _check_tokenization(checkpoint: Checkpoint, config: Any) -> Tokens:
     _check_settings(checkpoint, encoder, tokens)
     if (size := int(processor.tokenizer.vocab_size)) > tokens.vocab_size:
         raise CheckpointError(
-            f"{checkpoint.path}: its tokenizer has {size} tokens and the model {tokens.vocab_size}; they belong to "
-            f"different models; {FROM_BASE.format('tokenizer.json')}"
+            f"{checkpoint.path}: its tokenizer has {size} tokens and the model {tokens.vocab_size}. They belong to "
+            f"different models. {FROM_BASE.format('tokenizer.json')}."
         )
     return tokens
 
 
 def _check_settings(checkpoint: Checkpoint, encoder: InputProcessor, tokens: Tokens) -> None:
-    """Apply the checkpoint's own generation settings once, to made-up logits."""
+    """Apply the checkpoint's own generation settings to logits of zeros."""
     settings = dict(defaults_of(checkpoint, Config()).generation)
     if not settings:
         return
-    fix = "correct generation_config.json"
+    fix = "Correct generation_config.json"
     with named_errors(checkpoint.path, f"its generation settings {', '.join(settings)} cannot be used", fix):
         ids = torch.tensor([encoder.ids(encoder.render(1, _PROMPT, None))])  # (1, T)
         for chain in (biases(settings), own_processors(settings, ids.shape[1], tokens.eos_ids, ids.device)):
@@ -162,49 +162,48 @@ def _check_patches(folder: Path, processor: Any, vision: Any) -> None:
         if found != wanted:
             raise CheckpointError(
                 f"{folder}: {name} is {found!r} in its image processor's config and {wanted!r} in config.json "
-                f"(vision_config.{wanted_name}); both must be the same; "
-                f"{FROM_BASE.format('preprocessor_config.json')}"
+                f"(vision_config.{wanted_name}); they must be equal. {FROM_BASE.format('preprocessor_config.json')}."
             )
 
 
 def _check_cutting(folder: Path, encoder: InputProcessor, vision: Any) -> None:
-    """Cut a blank picture of two merged patches a side, as each row's pictures are."""
+    """Check the patches of a blank image of two merged patches a side."""
     side, fix = 2 * vision.spatial_merge_size, FROM_BASE.format("preprocessor_config.json")
     pixels = np.zeros((side * vision.patch_size, side * vision.patch_size, 3), np.uint8)
-    with named_errors(folder, "its image processor cannot cut a picture into patches", fix):
+    with named_errors(folder, "its image processor cannot cut an image into patches", fix):
         patches = encoder.patchify(LoadedImage(pixels, "", pixels.shape[:2]))  # (P, C·T·p·p)
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         wanted, is_finite = (side * side, width), bool(patches.isfinite().all())
     if tuple(patches.shape) != wanted or not is_finite:
         raise CheckpointError(
-            f"{folder}: its image processor cuts a picture into patches of shape {tuple(patches.shape)}"
-            f"{'' if is_finite else ' that are not finite'}; the model takes {wanted}; {fix}"
+            f"{folder}: its image processor makes {'' if is_finite else 'non-finite '}patches of shape "
+            f"{tuple(patches.shape)}. The model takes {wanted}. {fix}."
         )
 
 
 def _check_template(folder: Path, processor: Any, encoder: InputProcessor) -> None:
-    """Fill the chat template with pictures and a text, and see that each has its place."""
+    """Check that the chat template has a place for each image and for the prompt."""
     fix = FROM_BASE.format("chat_template.json or chat_template.jinja")
     if getattr(processor, "chat_template", None) is None:
-        raise CheckpointError(f"{folder} has no chat template; {fix}")
-    with named_errors(folder, "its chat template cannot be filled with a picture and a text", fix):
+        raise CheckpointError(f"{folder} has no chat template. {fix}.")
+    with named_errors(folder, "its chat template cannot be rendered with an image and a text", fix):
         texts = {n: encoder.render(n, _PROMPT, None) for n in (1, 2)}
         places = {n: encoder.ids(text).count(processor.image_token_id) for n, text in texts.items()}
         bare = encoder.render(1, _PROMPT, None, add_generation_prompt=False)
         most = max(encoder.ids(texts[1]))
     if any(n != found for n, found in places.items()):
         raise CheckpointError(
-            f"{folder}: its chat template has {places[1]} places for one picture and {places[2]} for two; a template "
-            f"for texts only has none; {fix}"
+            f"{folder}: its chat template has {places[1]} places for one image and {places[2]} for two. A template "
+            f"for texts only has none. {fix}."
         )
     if _PROMPT not in texts[1]:
-        raise CheckpointError(f"{folder}: its chat template leaves the prompt out; {fix}")
+        raise CheckpointError(f"{folder}: its chat template leaves the prompt out. {fix}.")
     if texts[1] == bare and not texts[1].rstrip().endswith("assistant"):
         raise CheckpointError(
-            f"{folder}: its chat template ignores add_generation_prompt, so no answer would begin after it; {fix}"
+            f"{folder}: its chat template ignores add_generation_prompt, so no answer would begin after it. {fix}."
         )
     if most >= encoder.vocab_size:
         raise CheckpointError(
-            f"{folder}: token {most} of its tokenizer is beyond the {encoder.vocab_size} tokens of the model; they "
-            f"belong to different models; {FROM_BASE.format('tokenizer.json')}"
+            f"{folder}: token {most} of its tokenizer is beyond the {encoder.vocab_size} tokens of the model. They "
+            f"belong to different models. {FROM_BASE.format('tokenizer.json')}."
         )

@@ -1,7 +1,4 @@
-"""An ONNX export as a backend: requests in, results out, through the decode loop that torch has too.
-
-Frames and URLs are unknown here; how graphs are run is the model runner's affair.
-"""
+"""The ONNX Runtime backend: an export behind the same decode loop as torch."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OnnxSpec:
-    """An export and what will run of it, before any weight is read."""
+    """An export and its resolved options, before any weight is read."""
 
     export: Export
     device: Device
@@ -35,7 +32,7 @@ class OnnxSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of graphs and weights."""
+        """Digest of graphs, weights and execution provider."""
         return self.resolved.fingerprint
 
     @property
@@ -44,7 +41,7 @@ class OnnxSpec:
         return f"onnx:{self.export.path}:{self.fingerprint}:{self.resolved.device}:{self.resolved.threads}"
 
     def load(self) -> OnnxBackend:
-        """Read the weights."""
+        """Read the weights and return the backend."""
         return OnnxBackend(self)
 
 
@@ -54,7 +51,7 @@ class OnnxBackend:
     Parameters
     ----------
     spec : OnnxSpec
-        What to load, and where.
+        The export and its options.
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
@@ -89,16 +86,16 @@ class OnnxBackend:
 
 
 def spec(config: Config) -> OnnxSpec:
-    """Find the export that a config means.
+    """Find the export of a config.
 
     Raises
     ------
     MissingExtra
         ONNX Runtime is not installed.
     ConfigError
-        An option that was given cannot be had from an export.
+        The caller passed an option that an export does not support.
     ModelNotFound, CheckpointError
-        There is no export; or a partial, an altered or a foreign one.
+        There is no export, or it is partial, altered or of another format.
     """
     require_onnx("backend='onnx'")
     from qwenvl_kit.checkpoints.generation_config import defaults_of
@@ -106,12 +103,12 @@ def spec(config: Config) -> OnnxSpec:
     from qwenvl_kit.onnx_backend.int8_support import require_exact_products
     from qwenvl_kit.onnx_backend.session import execution_provider
 
-    folder = locate(config)
+    folder = locate(config.model)
     if not is_export(folder):
-        find(config)  # what is no checkpoint either is said as such
+        find(config.model)  # raises if it is no checkpoint either
         raise CheckpointError(
-            f"model_name={config.model_name!r} is a checkpoint, not an ONNX export; make one with qwenvl-kit export "
-            f"{config.model_name} OUT, and pass model_name='OUT'"
+            f"model_name={config.model_name!r} is a checkpoint, not an ONNX export. Run qwenvl-kit export "
+            f"{config.model_name} OUT, and pass model_name='OUT'."
         )
     export = read_export(folder)
     checkpoint = read(folder, weights="*.onnx")
@@ -165,10 +162,10 @@ def _device(config: Config, provider: str) -> Device:
     if provider.startswith("CUDA"):
         from qwenvl_kit.checkpoints.devices import find_device
 
-        return find_device(config)
+        return find_device(config.model)
     if config.rank is not None:
         raise ConfigError(
-            f"rank={config.rank} asks for a GPU, but ONNX Runtime runs on {provider} here; pass rank=None, or install "
-            "onnxruntime-gpu on a machine with a GPU"
+            f"rank={config.rank} needs a GPU, and ONNX Runtime has {provider} only. Pass rank=None, or install "
+            "onnxruntime-gpu on a machine with a GPU."
         )
     return Device("cpu")

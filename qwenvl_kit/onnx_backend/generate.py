@@ -1,7 +1,4 @@
-"""An export as a model with ``generate``: everything that transformers' generation does, on ONNX Runtime.
-
-It stands on its own: nothing of frames, runs or requests is known here.
-"""
+"""An export as a model of transformers, with its ``generate``, on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -35,12 +32,12 @@ _Output: Any = getattr(modeling_outputs, "MultimodalCausalLMOutputWithPast", mod
 
 
 class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
-    """A Qwen2.5-VL on ONNX Runtime, for use without the rest of this package.
+    """A Qwen2.5-VL on ONNX Runtime with the interface of transformers.
 
     Attributes
     ----------
     model_runner : OnnxModelRunner
-        Prompt pass and decode step as functions of their own.
+        Prefill and decode step as separate functions.
     processor : transformers.Qwen2_5_VLProcessor
         The checkpoint's.
     generation_config : transformers.GenerationConfig
@@ -49,7 +46,7 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
     Examples
     --------
     >>> model = OnnxQwenVL.from_pretrained("qwen-onnx")  # doctest: +SKIP
-    >>> inputs = model.processor(images=picture, text=prompt, return_tensors="pt")  # doctest: +SKIP
+    >>> inputs = model.processor(images=image, text=prompt, return_tensors="pt")  # doctest: +SKIP
     >>> ids = model.generate(**inputs, max_new_tokens=64)  # doctest: +SKIP
     """
 
@@ -62,13 +59,13 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
         self.processor: Any = load_processor(read(export.path, weights="*.onnx"))
         super().__init__(_GenerationAdapter(config, self.model_runner), config)
         if (export.path / "generation_config.json").is_file():
-            trouble, fix = "its generation_config.json cannot be used", "correct it, or export again"
+            trouble, fix = "its generation_config.json cannot be used", "Correct it, or export the checkpoint again"
             with named_errors(export.path, trouble, fix):
                 self.generation_config = GenerationConfig.from_pretrained(export.path, local_files_only=True)
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """What ``generate`` does where it is not told."""
+        """Defaults of ``generate``."""
         return self.model.generation_config
 
     @generation_config.setter
@@ -77,17 +74,17 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """Device of the inputs."""
         return self.model_runner.device
 
     @classmethod
     def _from_pretrained(cls, model_id: str | Path, config: Any, **kwargs: Any) -> OnnxQwenVL:
-        """`from_pretrained` of a local folder: ``provider`` and ``threads`` may be given.
+        """Load an export from its folder, with optional ``provider`` and ``threads``.
 
         Raises
         ------
         CheckpointError
-            The folder is no export, a partial or an altered one.
+            The folder is not an export, or a partial or altered one.
         """
         chosen = {name: kwargs[name] for name in ("provider", "threads") if name in kwargs}
         return cls(read_export(Path(model_id)), config, **chosen)
@@ -101,40 +98,42 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
         model_id : path
             A folder that `qwenvl_kit.export.to_onnx` wrote.
         config : transformers.PretrainedConfig, optional
-            Instead of the folder's.
+            Replaces the folder's.
         **kwargs
-            ``provider``: an execution provider; ``threads``: of one operator.
+            ``provider``: the execution provider; ``threads``: the number of threads of one operator.
 
         Raises
         ------
         CheckpointError
-            The folder is no export, a partial or an altered one.
+            The folder is not an export, or a partial or altered one.
         """
-        # optimum's own asks the hub what the folder holds; an export says it in its manifest, offline.
+        # optimum's own method asks the hub for the folder's contents; an export's manifest has them, offline.
         export = read_export(Path(model_id))
         own = load_config(read(export.path, weights="*.onnx")) if config is None else config
         return cls._from_pretrained(export.path, own, **kwargs)
 
     def forward(self, **inputs: Any) -> Any:
-        """Logits (B, 1, V) of each row's last token, and the cache to go on with."""
+        """Return logits (B, 1, V) of each row's last token, and the cache of the next step."""
         return self.model(**inputs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.GenerationMixin.generate`: sampling, beams, penalties, processors, criteria, streamers."""
+        """Generate as `transformers.GenerationMixin.generate` does, with all its options."""
         return self.model.generate(*args, **kwargs)
 
     def can_generate(self) -> bool:
-        """Whether there is a ``generate``."""
+        """Return True: there is a ``generate``."""
         return True
 
     def _save_config(self, save_directory: str | Path) -> None:
-        """Nothing: it is one of the files that `_save_pretrained` copies as they are."""
+        """Save nothing; `_save_pretrained` copies the config with the other files."""
 
     def _save_pretrained(self, save_directory: str | Path) -> None:
-        """Copy the export; the manifest last, so that a copy that broke off looks like one."""
+        """Copy the export, the manifest last, so that an interrupted copy is recognised."""
         for name in (*self.export.manifest["files"], MANIFEST):
             if not is_plain_name(name):
-                raise CheckpointError(f"{self.export.path / MANIFEST} names {name!r}, which is no file of its folder")
+                raise CheckpointError(
+                    f"{self.export.path / MANIFEST} names {name!r}, which is not a plain file name. Export again."
+                )
             copy = Path(save_directory) / name
             if copy.is_symlink():  # what it points to stays as it is
                 copy.unlink()
@@ -142,7 +141,7 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
 
 
 class _Slots:
-    """What ``generate`` holds for a cache: how many tokens the model runner's slots hold of each row."""
+    """Cache object of ``generate``: the lengths of the rows in the model runner's slots."""
 
     is_compileable = False
     is_linear = (False,)
@@ -154,17 +153,17 @@ class _Slots:
         self._model_runner = model_runner
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens that were passed, padding included."""
+        """Return the number of tokens passed so far, padding included."""
         return self.n_passed
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Put the slots of chosen beams into the places of those that were dropped."""
+        """Replace the slots of dropped beams by those of the chosen ones."""
         self._model_runner.reorder(beam_idx)
         self.lengths = self.lengths[beam_idx.cpu()]
 
 
 class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
-    """transformers' class without weights: inputs, positions and beams are its own, logits are the model runner's."""
+    """transformers' class without weights: it prepares inputs and positions; the model runner computes logits."""
 
     _model_runner: OnnxModelRunner
 
@@ -191,7 +190,7 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
         model_kwargs[_CACHE] = _Slots(self._model_runner, int(longest) + 1)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Pictures are looked at once, however many beams: rows are repeated, patches are not."""
+        """Repeat rows for beams, but not patches: each image is encoded once."""
         apart = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
         input_ids, expanded = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         return input_ids, {**expanded, **apart, "rows_per_prompt": expand_size}
@@ -228,14 +227,14 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
             features = torch.cat(self._model_runner.encode_images(pixel_values, image_grid_thw))
         kept = mask[:, -n_new:].bool()
         visual = _by_row(features, (input_ids == self.config.image_token_id) & kept, rows_per_prompt)
-        logits = self._read(input_ids, kept, positions, visual, slots)
+        logits = self._forward(input_ids, kept, positions, visual, slots)
         slots.n_passed += n_new
         return _Output(logits=logits[:, None], **{_CACHE: slots})
 
-    def _read(
+    def _forward(
         self, ids: Tensor, kept: Tensor, positions: Tensor, visual: Sequence[Tensor | None], slots: _Slots
     ) -> Tensor:
-        """Logits (B, V); padding is left out, since a slot's tokens stand at its front."""
+        """Return logits (B, V); padding is left out, because a slot's tokens start at its front."""
         if ids.shape[1] == 1 and visual[0] is None:
             logits: Tensor = self._model_runner.decode(ids[:, 0], positions[0, :, -1], slots.lengths)
         else:
@@ -251,7 +250,7 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
 
 
 def _by_row(features: Tensor | None, is_visual: Tensor, rows_per_prompt: int) -> Sequence[Tensor | None]:
-    """Visual tokens of each row (B, T); `features` hold those of one row per prompt."""
+    """Return the image features of each row; `features` are those of one row per prompt."""
     if features is None:
         return [None] * len(is_visual)
     per_prompt = torch.split(features, is_visual[::rows_per_prompt].sum(dim=1).tolist())

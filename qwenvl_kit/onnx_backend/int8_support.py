@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime multiplies 8-bit integers exactly on this machine, as exports in ``w8a8`` need it."""
+"""Check that ONNX Runtime multiplies 8-bit integers exactly on this CPU, which exports in ``w8a8`` require."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from qwenvl_kit.errors import ConfigError
 if TYPE_CHECKING:
     from qwenvl_kit.onnx_backend.manifest import Export
 
-_K = 64  # summands of one product; the worst of them are all at their largest
+_K = 64  # summands of one product, all at their maximum in the worst case
 
 
 def require_exact_products(export: Export) -> None:
-    """Refuse an export that this CPU would answer wrongly from.
+    """Raise if this CPU would compute wrong answers from an export.
 
     Raises
     ------
     ConfigError
-        It is quantised as ``w8a8``, and products saturate here.
+        It is quantised as ``w8a8``, and int8 products saturate on this CPU.
     """
     if export.quantize == "w8a8" and not products_are_exact():
         raise ConfigError(
-            f"{export.path} is quantised as w8a8, and ONNX Runtime's int8 products saturate on this CPU, which has no "
-            "VNNI; export with quantize='int8', whose products do not"
+            f"{export.path} is quantised as w8a8, and ONNX Runtime's int8 products saturate on this CPU, which lacks "
+            "VNNI. Export with quantize='int8', whose products do not."
         )
 
 
 @functools.cache
 def products_are_exact() -> bool:
-    """Multiply the largest uint8 by the largest int8 and see.
+    """Return whether sums of the largest uint8 times the largest int8 are exact.
 
-    On x86 without VNNI the runtime adds pairs of products in 16 bits, which the largest overflow
+    On x86 without VNNI the runtime adds pairs of products in 16 bits, which overflow
     (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "When and why do I need to try
     U8U8?").
     """

@@ -1,7 +1,4 @@
-"""The folder of an ONNX export goes in, an `Export` that can be trusted comes out, or a refusal that names the file.
-
-What the graphs compute is not known here.
-"""
+"""Read the manifest of an ONNX export and check the folder against it."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 MANIFEST = "qwenvl_export.json"
 _GRAPHS = ("decoder.onnx", "vision.onnx")
 _DTYPES = ("float32", "float16")
-FORMAT = 1  # of the folder; a reader of another one cannot know what the files mean
+FORMAT = 1  # of the folder; other formats are refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Export:
     path : Path
         The folder.
     manifest : dict
-        What it says of itself: versions, source, dtype, quantisation, embedding table, files, parity.
+        Its versions, source, dtype, quantisation, embedding table, files and parity.
     """
 
     path: Path
@@ -54,12 +51,12 @@ class Export:
 
     @property
     def digest(self) -> str:
-        """Digest of everything in the folder that decides an answer."""
+        """Digest of every file in the folder that decides an answer."""
         content = json.dumps({name: file["sha256"] for name, file in self.manifest["files"].items()}, sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def embeddings(self) -> NDArray[np.generic]:
-        """The embedding table (V, H), mapped from its file and not read."""
+        """Return the embedding table (V, H), memory-mapped."""
         table = self.manifest["embeddings"]
         mapped: NDArray[np.generic] = np.memmap(
             self.path / table["file"],
@@ -72,7 +69,7 @@ class Export:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is, or was meant to be, an export."""
+    """Return whether a folder is an export, finished or not."""
     return (folder / MANIFEST).is_file() or (folder / "decoder.onnx").is_file()
 
 
@@ -84,34 +81,33 @@ def read_export(folder: Path, *, whole: bool = False) -> Export:
     folder : Path
         Written by `qwenvl_kit.export.to_onnx`.
     whole : bool
-        Compare every byte; otherwise large files by their size and samples of them, which takes milliseconds.
+        Compare every byte; otherwise the size and samples of large files, which takes milliseconds.
 
     Raises
     ------
     CheckpointError
-        It is no export, one of another version, partial or altered; the message names the file.
+        It is not an export, of another format, partial or altered; the message names the file.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} is no finished ONNX export: {MANIFEST} is missing; make one with qwenvl-kit export MODEL "
-            f"{folder}"
+            f"{folder} is not a finished ONNX export: {MANIFEST} is missing. Run qwenvl-kit export MODEL {folder}."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}; export again") from error
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}. Export again.") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(
-            f"{folder / MANIFEST} must hold a JSON object; it holds a {type(manifest).__name__}; export again"
+            f"{folder / MANIFEST} must hold a JSON object; it holds a {type(manifest).__name__}. Export again."
         )
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} is an export of format {manifest.get('format')!r}, made by {manifest.get('versions')!r:.200}; "
-            f"this version reads format {FORMAT}; export again"
+            f"{folder} is an export of format {manifest.get('format')!r}, made by {manifest.get('versions')!r:.200}. "
+            f"This version reads format {FORMAT}. Export again."
         )
     if (fault := _fault(manifest)) is not None:
         raise CheckpointError(
-            f"{folder / MANIFEST} is damaged or was not written by this package: {fault}; export again"
+            f"{folder / MANIFEST} is damaged or was not written by this package: {fault}. Export again."
         )
     for name, recorded in manifest["files"].items():
         _check_file(folder / name, recorded, whole=whole)
@@ -119,7 +115,7 @@ def read_export(folder: Path, *, whole: bool = False) -> Export:
 
 
 def describe_file(file: Path) -> dict[str, Any]:
-    """What the manifest says of a file: its size, the digest of every byte, and one of samples."""
+    """Return a file's entry in the manifest: its size, the digest of every byte, and one of samples."""
     sha = hashlib.sha256()
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):
@@ -128,7 +124,7 @@ def describe_file(file: Path) -> dict[str, Any]:
 
 
 def _fault(manifest: dict[str, Any]) -> str | None:
-    """Say what in a manifest is none of what `to_onnx` writes; a stranger's may name any file of the machine."""
+    """Return what `to_onnx` would not have written, or None; a stranger's manifest may name any file of the machine."""
     files, table = manifest.get("files"), manifest.get("embeddings")
     if manifest.get("dtype") not in _DTYPES:
         return f"dtype is {manifest.get('dtype')!r}"
@@ -138,7 +134,7 @@ def _fault(manifest: dict[str, Any]) -> str | None:
         return f"files must be a mapping that holds {' and '.join(_GRAPHS)}"
     for name, recorded in files.items():
         if not is_plain_name(name):
-            return f"{name!r} is no plain name of a file in the folder"
+            return f"{name!r} is not the plain name of a file in the folder"
         if not isinstance(recorded, dict) or not isinstance(recorded.get("bytes"), int):
             return f"the size of {name} is missing"
         if not all(isinstance(recorded.get(digest), str) for digest in ("sha256", "samples")):
@@ -151,26 +147,26 @@ def _fault(manifest: dict[str, Any]) -> str | None:
         return f"embeddings must have an offset and a shape of two numbers; got {offset!r} and {shape!r}"
     end = counts[0] + counts[1] * counts[2] * np.dtype(table["dtype"]).itemsize
     if end > files[table["file"]]["bytes"]:
-        return f"embeddings end at byte {end} of {table['file']}, behind its end"
+        return f"embeddings end at byte {end} of {table['file']}, beyond its end"
     return None
 
 
 def _check_file(file: Path, recorded: dict[str, Any], *, whole: bool) -> None:
     if not file.is_file():
-        raise CheckpointError(f"{file.parent} is a partial export: {file.name} is missing; export again")
+        raise CheckpointError(f"{file.parent} is a partial export: {file.name} is missing. Export again.")
     if not is_within(file, file.parent):
         raise CheckpointError(
-            f"{file} is a link to a file outside of the export; copy the file itself into the folder, or export again"
+            f"{file} is a link to a file outside of the export. Copy the file itself into the folder, or export again."
         )
     size = file.stat().st_size
     if size != recorded["bytes"]:
         raise CheckpointError(
-            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {recorded['bytes']} were written; "
-            "export again"
+            f"{file.parent} is partial or altered: {file.name} has {size} bytes, {recorded['bytes']} were written. "
+            "Export again."
         )
     found = describe_file(file) if whole else {"samples": _samples(file)}
     if any(found[name] != recorded[name] for name in found):
-        raise CheckpointError(f"{file.parent} was altered: {file.name} is not what was written; export again")
+        raise CheckpointError(f"{file.parent} was altered: {file.name} is not what was written. Export again.")
 
 
 def _samples(file: Path) -> str:

@@ -1,23 +1,20 @@
 """Run the two graphs of an export on ONNX Runtime, as a `ModelRunner`.
 
-Caches are torch tensors that the runtime reads and extends in place; nothing is copied between steps. What is sampled
-is not known here.
+The KV cache is torch tensors that the runtime reads and extends in place, without a copy between steps.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.loading import load_config
-from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack
+from qwenvl_kit.inference.packing import max_prefill_tokens, pack
 from qwenvl_kit.onnx_backend.session import Graph
+from qwenvl_kit.onnx_backend.vision_encoder import VisionEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,54 +22,46 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.model_runner import PrefillChunk
     from qwenvl_kit.onnx_backend.manifest import Export
 
-_ATTENTION_BYTES = 256 * 2**20  # scores of one layer's attention in a prompt pass; longer prompts go in parts
+ATTENTION_BYTES = 256 * 2**20  # attention scores of one layer in one pass; longer prompts are prefilled in parts
 
 
 class OnnxModelRunner:
-    """An export with its weights and one cache.
+    """The decoder and the vision tower of an export, and one KV cache.
 
     Parameters
     ----------
     export : Export
-        The folder, already checked.
+        The export, already checked.
     provider : str
         Execution provider, such as ``CPUExecutionProvider``.
     rank : int
-        Index of the GPU, where the provider is CUDA's.
+        Index of the GPU, for CUDA's provider.
     threads : int or None
-        Threads of one operator; None for ONNX Runtime's own choice.
+        Threads of one operator; None for ONNX Runtime's default.
     """
 
     def __init__(
         self, export: Export, *, provider: str = "CPUExecutionProvider", rank: int = 0, threads: int | None = None
     ) -> None:
         config = load_config(read(export.path, weights="*.onnx"))
-        self._text, self._vision = config.text_config, config.vision_config
+        self._text = config.text_config
         self._image_id: int = config.image_token_id
         self.dtype = torch.float16 if export.dtype == "float16" else torch.float32
         self.device = torch.device("cuda", rank) if provider.startswith("CUDA") else torch.device("cpu")
         self._decoder = Graph(export.path / "decoder.onnx", provider, self.device, threads)
-        self._tower = Graph(export.path / "vision.onnx", provider, self.device, threads)
-        self._embeddings = torch.from_numpy(export.embeddings())  # (V, H), mapped from the file of weights
+        tower = Graph(export.path / "vision.onnx", provider, self.device, threads)
+        self._vision = VisionEncoder(tower, config.vision_config, device=self.device, dtype=self.dtype)
+        self._embeddings = torch.from_numpy(export.embeddings())  # (V, H), memory-mapped
         self._head = self._text.hidden_size // self._text.num_attention_heads
         self._caches: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer, (slots, heads, capacity, D)
         self.resize_cache(1, 1)
 
     def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
-        """Visual tokens of pictures, those of one size together."""
-        sizes = [tuple(one) for one in grid.tolist()]
-        counts = [math.prod(size) for size in sizes]
-        starts = [end - count for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
-        found: dict[int, Tensor] = {}
-        for size in dict.fromkeys(sizes):
-            alike = [at for at, other in enumerate(sizes) if other == size]
-            for batch in pack(alike, lambda batch: sum(counts[at] for at in batch) <= max_image_patches(self.device)):
-                features = self._encode_alike(pixel_values, [starts[at] for at in batch], torch.tensor([size]))
-                found |= dict(zip(batch, features, strict=True))
-        return [found[at] for at in range(len(sizes))]
+        """Return the visual tokens of images, those of one size in one pass."""
+        return self._vision.encode(pixel_values, grid)
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
-        """Make room for `n_slots` rows of `capacity` tokens; what slots hold is kept where it fits the new size."""
+        """Resize the cache to `n_slots` slots of `capacity` tokens; contents are kept where they fit."""
         heads = self._text.num_key_value_heads
         old = self._caches
         if old and old[0][0].shape[0] == n_slots and old[0][0].shape[2] == capacity:
@@ -84,7 +73,7 @@ class OnnxModelRunner:
         ]
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
-        """Prompt pass: keys and values go into the chunks' slots; logits (n_chunks, V) of their last tokens."""
+        """Compute the chunks' keys and values, each in its slot; return logits (n_chunks, V) of their last tokens."""
         logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
         order = sorted(range(len(chunks)), key=lambda at: chunks[at].slot)
         for run in _neighbours(order, [chunk.slot for chunk in chunks]):
@@ -93,7 +82,7 @@ class OnnxModelRunner:
         return logits
 
     def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Decode step: append one token to each of the slots 0 to B-1; logits (B, V)."""
+        """Append one token to each of the slots 0 to B-1; return logits (B, V)."""
         n_rows = len(ids)
         return self._decode(
             first_slot=0,
@@ -111,50 +100,27 @@ class OnnxModelRunner:
             values[target, :, :length] = values[source, :, :length]
 
     def zero_slot(self, slot: int) -> None:
-        """Forget what a slot holds."""
+        """Zero a slot."""
         for keys, values in self._caches:
             keys[slot].zero_()
             values[slot].zero_()
 
     def reorder(self, order: Tensor) -> None:
-        """Let the first slots hold what those of `order` (B,) hold now, as beam search wants it."""
+        """Replace the first B slots by the slots `order` (B,), for beam search."""
         for keys, values in self._caches:
             keys[: len(order)], values[: len(order)] = keys[order], values[order]
 
     def close(self) -> None:
         """Free weights and cache."""
         self._caches = []
-        del self._decoder, self._tower, self._embeddings
-
-    def _encode_alike(self, pixels: Tensor, starts: Sequence[int], size: Tensor) -> Tensor:
-        """Visual tokens (n, n_visual, H) of the n pictures of one grid (1, 3) whose patches begin at `starts`."""
-        config, n_pictures = self._vision, len(starts)
-        unit = config.spatial_merge_size**2
-        order, bounds = get_vision_window_index(
-            size, config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
-        )
-        patches = (order[:, None] * unit + torch.arange(unit)).reshape(-1)  # (P,): patch that stands at each place
-        places, mask, back = _windows(bounds)
-        positions = get_vision_position_ids(size, config.spatial_merge_size)[patches].T  # (2, P)
-        features = torch.empty(n_pictures, len(order), config.out_hidden_size, dtype=self.dtype, device=self.device)
-        self._tower.run(
-            {
-                "pixel_values": pixels[torch.tensor(starts)[:, None] + patches].to(self.dtype),  # (n, P, C·T·p·p)
-                "position_ids": positions[:, None].expand(2, n_pictures, -1),
-                "window_index": places,
-                "window_mask": mask.repeat(n_pictures, 1),
-                "window_return": back,
-            },
-            {"features": features},
-        )
-        return features[:, torch.argsort(order).to(self.device)]
+        del self._decoder, self._vision, self._embeddings
 
     @property
     def _capacity(self) -> int:
         return self._caches[0][0].shape[2]
 
     def _fits(self, chunks: Sequence[PrefillChunk]) -> bool:
-        """Whether chunks fit one pass, padding included.
+        """Return whether chunks fit one pass, padding included.
 
         The runtime pads every row to the longest, and refuses a pass where a row's cached tokens leave no room for it.
         """
@@ -163,22 +129,22 @@ class OnnxModelRunner:
         return len(chunks) * longest <= max_prefill_tokens(self.device) and cached + longest <= self._capacity
 
     def _prefill_neighbours(self, chunks: Sequence[PrefillChunk]) -> Tensor:
-        """Read into slots that follow each other, in parts where attention's scores would not fit."""
+        """Prefill consecutive slots, in parts if attention's scores would not fit; return logits (n_chunks, V)."""
         lengths = [len(chunk.ids) for chunk in chunks]
         heads = self._text.num_attention_heads
-        part = max(16, _ATTENTION_BYTES // (4 * len(chunks) * heads * self._capacity))
+        part = max(16, ATTENTION_BYTES // (4 * len(chunks) * heads * self._capacity))
         logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
         embeds = [self._embed_chunk(chunk) for chunk in chunks]
         for start in range(0, max(lengths), part):
             going = [at for at, length in enumerate(lengths) if length > start]
             for run in _neighbours(going, range(len(chunks))):
                 ends = [at for at in run if lengths[at] <= start + part]
-                said = self._prefill_part([chunks[at] for at in run], [embeds[at] for at in run], start, part)
-                logits[torch.tensor(ends, dtype=torch.int64)] = said
+                ended = self._prefill_part([chunks[at] for at in run], [embeds[at] for at in run], start, part)
+                logits[torch.tensor(ends, dtype=torch.int64)] = ended
         return logits
 
     def _prefill_part(self, chunks: Sequence[PrefillChunk], embeds: Sequence[Tensor], start: int, most: int) -> Tensor:
-        """Read tokens `start` to ``start + most`` of each; logits of those that end there."""
+        """Prefill tokens `start` to ``start + most`` of each chunk; return logits of the chunks that end there."""
         sizes = torch.tensor([min(len(chunk.ids) - start, most) for chunk in chunks])
         longest, n_rows = int(sizes.max()), len(chunks)
         joint = torch.zeros(n_rows, longest, self._text.hidden_size, dtype=self.dtype, device=self.device)
@@ -188,7 +154,7 @@ class OnnxModelRunner:
             joint[row, : end - start] = vectors[start:end]
             positions[:, row, : end - start] = chunk.positions[:, start:end]
         ending = [row for row, chunk in enumerate(chunks) if len(chunk.ids) <= start + most]
-        # The runtime takes no empty output, so where no row ends a logit is made and dropped.
+        # The runtime allows no empty output: if no row ends, one row of logits is computed and dropped.
         wanted = [row * longest + int(sizes[row]) - 1 for row in ending] or [0]
         logits = self._decode(
             first_slot=chunks[0].slot,
@@ -210,7 +176,7 @@ class OnnxModelRunner:
         new_lengths: Tensor,
         wanted: Tensor,
     ) -> Tensor:
-        """One pass of the decoder over the slots from `first_slot` on: logits (K, V) of the tokens `wanted`."""
+        """Run the decoder over the slots from `first_slot` on; return logits (K, V) of the tokens `wanted`."""
         rows = slice(first_slot, first_slot + len(embeds))
         inputs = {
             "inputs_embeds": embeds,
@@ -232,7 +198,7 @@ class OnnxModelRunner:
         return self._embeddings[ids.cpu()].to(self.device, self.dtype)
 
     def _embed_chunk(self, chunk: PrefillChunk) -> Tensor:
-        """Vectors (T, H) of a chunk's tokens, visual ones in their places."""
+        """Return the embeddings (T, H) of a chunk's tokens, image features in their places."""
         vectors = self._embed(chunk.ids)
         if chunk.image_features is not None:
             places = (chunk.ids == self._image_id).nonzero().squeeze(-1)[: len(chunk.image_features)]
@@ -241,9 +207,9 @@ class OnnxModelRunner:
 
 
 def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
-    """The longest row; one more where the operator would take the pass for a first prompt and forget the past.
+    """Return the longest row's length, plus one if the operator would mistake the pass for a first prompt.
 
-    It does so where the new tokens of the longest chunk are as many as the longest row has in all
+    It would drop the cached tokens if the longest chunk had as many new tokens as the longest row has in all
     (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cpu/bert/group_query_attention_helper.h).
     """
     total = int(lengths.max())
@@ -252,7 +218,7 @@ def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
 
 
 def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: OnnxModelRunner) -> Tensor:
-    """A cache of `shape` that holds what fits of `old`."""
+    """Return a cache of `shape` with the contents of `old` that fit."""
     new = torch.zeros(shape, dtype=model_runner.dtype, device=model_runner.device)
     if old is not None:
         rows, tokens = min(old.shape[0], shape[0]), min(old.shape[2], shape[2])
@@ -261,29 +227,5 @@ def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: O
 
 
 def _neighbours(order: Sequence[int], slots: Sequence[int]) -> list[list[int]]:
-    """Split positions, ordered by slot, where their slots do not follow each other."""
+    """Split positions, ordered by slot, into runs of consecutive slots."""
     return pack(order, lambda run: slots[run[-1]] == slots[run[-2]] + 1)
-
-
-def _windows(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill windows up to one length.
-
-    Parameters
-    ----------
-    bounds : int Tensor (W + 1,)
-        Where windows of patches begin and end.
-
-    Returns
-    -------
-    places : int64 Tensor (W·L,)
-        Patch at each place of each window; empty places show the window's last patch.
-    mask : int32 Tensor (W, L)
-        0 where a place is empty.
-    back : int64 Tensor (P,)
-        Place of each patch.
-    """
-    sizes = bounds.diff()[:, None].long()  # (W, 1)
-    at = torch.arange(int(sizes.max()))  # (L,)
-    places = bounds[:-1, None].long() + torch.minimum(at, sizes - 1)
-    mask = at < sizes
-    return places.reshape(-1), mask.int(), mask.reshape(-1).nonzero().squeeze(-1)

@@ -10,7 +10,7 @@ _PACKAGES = ("onnx", "onnxruntime", "onnx_ir", "optimum.modeling_base")
 
 
 def require_onnx(purpose: str) -> None:
-    """Raise where a package of the extra is missing.
+    """Raise if a package of the extra is missing.
 
     Raises
     ------
@@ -22,7 +22,7 @@ def require_onnx(purpose: str) -> None:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether a module can be found; a part of optimum is asked for, since this package has an optimum/ of its own."""
+    """Return whether a module can be found; of optimum a submodule is checked, since our wheel has an optimum/ too."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package around it is missing

@@ -1,7 +1,4 @@
-"""A graph in a file in, tensors through it where they stand out, on the fastest provider that ONNX Runtime has here.
-
-What a graph computes is not known here.
-"""
+"""Run ONNX graphs on tensors in place, with ONNX Runtime's fastest provider."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.
 
 
 def execution_provider() -> str:
-    """The fastest execution provider that is installed and works here: CUDA where there is a GPU, else the CPU."""
+    """Return the fastest execution provider that is installed and works: CUDA's with a GPU, else the CPU's."""
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available():
         return "CUDAExecutionProvider"
     return "CPUExecutionProvider"
@@ -37,11 +34,11 @@ class Graph:
     Parameters
     ----------
     file : Path
-        The graph; its weights are found beside it.
+        The graph, with its weights beside it.
     provider : str
         Execution provider, such as ``CPUExecutionProvider``.
     device : torch.device
-        Where that computes.
+        The provider's device.
     threads : int or None
         Threads of one operator; None for ONNX Runtime's own choice.
     """
@@ -51,8 +48,8 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        # Threads that sleep between operators wake late, and threads that spin between runs take the cores from those
-        # that load pictures and choose tokens
+        # Threads that sleep between operators wake late; threads that spin between runs take cores from image loading
+        # and sampling
         # (https://onnxruntime.ai/docs/performance/tune-performance/threading.html).
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
         settings = {"device_id": device.index} if device.type == "cuda" else {}
@@ -60,7 +57,7 @@ class Graph:
             self._session = onnxruntime.InferenceSession(file, options, providers=[(provider, settings)])
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """Fill `outputs`; an input and an output may be the same memory, as a past and its present are."""
+        """Fill `outputs`; an input and an output may share memory, as a KV cache before and after does."""
         binding = self._session.io_binding()
         kept = [  # until the graph has run
             _bind(binding.bind_input, name, tensor.to(self._device).contiguous(), self._device)
@@ -75,10 +72,10 @@ class Graph:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Make sessions whose attention on the CPU is not tiled.
+    """Disable tiled attention on the CPU for sessions made within the context.
 
-    Tiles of queries skip nothing of what is causally masked, and rows of unlike length are attended to one after the
-    other: prompts took 2.2 times as long, steps of unlike rows as long or longer. The runtime knows no other switch
+    Tiles of queries skip no causally masked scores, and rows of different lengths run one after the other: prefill took
+    2.2 times as long, decode steps of different rows as long or longer. This variable is the runtime's only switch
     (https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cpu/bert/gqa_attention_base.h).
     """
     before = os.environ.get(_NO_TILES)

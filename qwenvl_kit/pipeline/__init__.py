@@ -1,7 +1,7 @@
-"""Cells and prompts in, one `Result` per row out, in order, each exactly once.
+"""Answer one prompt per cell: one `Result` per row, in order, each exactly once.
 
-Rows are grouped by picture, pictures are loaded ahead in threads, equal questions are asked once, and whatever stops
-the run leaves the finished rows as they are. Nothing here knows of frames or tokens.
+Rows are grouped by their images, images are loaded ahead in threads, and equal requests run once. Whatever stops a run,
+finished rows keep their results.
 """
 
 from qwenvl_kit.pipeline.run import Run

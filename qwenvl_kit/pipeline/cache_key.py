@@ -1,4 +1,4 @@
-"""The key of an answer: equal keys, equal answers."""
+"""Keys of the result cache: equal keys, equal answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class CacheKeyBuilder:
-    """Makes keys for the rows of one run.
+    """Make keys for the rows of one run.
 
     Parameters
     ----------
     resolved : ResolvedConfig
-        What really runs; its answer fields and fingerprint are part of every key.
+        What runs; its answer fields and its fingerprint are part of every key.
     system : str or None
         The system prompt.
     """
@@ -31,7 +31,7 @@ class CacheKeyBuilder:
         self._base = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=16)
 
     def key(self, digests: Sequence[str], prompt: str, sample_index: int) -> str | None:
-        """Key of an answer; None where every sample_index is a new one and nothing may be shared."""
+        """Return the key of a row's answer; None for unseeded samples, which are never shared."""
         if self._samples and self._seed is None:
             return None
         digest = self._base.copy()
@@ -40,5 +40,5 @@ class CacheKeyBuilder:
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:
-        """Seed of a row's generator: its key's hash, never its position."""
+        """Return the seed of a row's generator: from its key, so that its neighbours do not change it."""
         return int(key[:15], 16) if key is not None and self._samples else None

@@ -1,6 +1,6 @@
-"""Where results meet: each row is settled exactly once, equal rows share one answer.
+"""Collect the results of a run: one per row, and one answer for equal rows.
 
-Worker threads and the backend's thread write, the caller's thread only waits, so that Ctrl-C can tear nothing.
+Worker threads and the backend's thread add results. The caller's thread only waits: Ctrl-C interrupts no update.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """Keeps results between runs."""
+    """Keep results between runs."""
 
     def get(self, key: str) -> Result | None:
-        """The result under this key."""
+        """Return the result under a key, None where there is none."""
         ...
 
     def put(self, key: str, result: Result) -> None:
-        """Keep a result, durably."""
+        """Keep a result; it is committed when this returns."""
         ...
 
     def get_source(self, name: str) -> tuple[str, str] | None:
-        """Mark and digest of the picture that stood at an address."""
+        """Return version and digest of the image that an address held when it was last read."""
         ...
 
     def put_source(self, name: str, version: str, digest: str) -> None:
-        """Keep which picture stood at an address."""
+        """Keep which image an address held."""
         ...
 
 
 class ResultCollector:
-    """The results of one run, as they come.
+    """The results of one run.
 
     Parameters
     ----------
     n_rows : int
         Rows of the run.
     store : Store or None
-        Where finished answers are kept beyond the run.
+        Keeps finished answers beyond the run.
     on_result : callable or None
-        Called with each settled result, in the thread that settled it.
+        Called with each result, in the thread that added it.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class ResultCollector:
 
     @property
     def n_done(self) -> int:
-        """Rows that are done."""
+        """Rows that have a result."""
         return sum(self.counts.values())
 
     def claim(self, row: int, key: str | None) -> bool:
-        """Whether this row must be asked; if not, it is settled, or will be with its duplicate."""
+        """Whether this row must run; if not, it has its result, or gets it with the row that it duplicates."""
         if key is None:
             return True
         stored = None
@@ -93,7 +93,7 @@ class ResultCollector:
         return duplicate is None
 
     def resolve_cached(self, row: int, key: str | None) -> bool:
-        """Settle a row whose answer is there already; False where it must be worked for."""
+        """Add the result of a row whose answer is known; False where it is not."""
         if key is None:
             return False
         with self._lock:
@@ -105,40 +105,40 @@ class ResultCollector:
         return known is not None
 
     def add(self, result: Result, *, keep: bool = True) -> None:
-        """Enter the result of a row, and of the rows that wait for the same answer; store it before counting it."""
+        """Add the result of a row and of its duplicates; it is stored before it is counted."""
         with self._lock:
             key = self._key_of.pop(result.row, None)
         if keep and key is not None and self._store is not None and result.status == "ok":
-            self._store.put(key, result)  # an answer that cannot be stored is not counted: it is asked again
+            self._store.put(key, result)  # an answer that cannot be stored is not counted, so that it runs again
         with self._lock:
             rows = self._waiting.pop(key, []) if key is not None else []
             if key is not None and result.status != "cancelled":
                 self._answered[key] = result
-            entered = [result, *(result.for_row(row, cached=result.status == "ok") for row in rows)]
+            added = [result, *(result.for_row(row, cached=result.status == "ok") for row in rows)]
             if self._closed:
                 return
-            for one in entered:
-                self._enter(one)
+            for one in added:
+                self._set(one)
         if self._on_result is not None:
-            for one in entered:
+            for one in added:
                 self._on_result(one)
 
     def fail(self, row: int, error: RowError) -> None:
-        """Enter a row's fault."""
+        """Add the error of a row."""
         self.add(Result.failed(row, error))
 
     def close(self, missing: Callable[[int], Result]) -> list[Result]:
-        """All results in order; rows that have none get `missing`, and later ones are ignored."""
+        """Return all results in order: `missing` for rows without one. Later results are ignored."""
         with self._lock:
             self._closed = True
             for row, result in enumerate(self._results):
                 if result is None:
-                    self._enter(missing(row))
+                    self._set(missing(row))
             finished = [result for result in self._results if result is not None]
         assert len(finished) == len(self._results), "every row comes back exactly once"
         return finished
 
-    def _enter(self, result: Result) -> None:
+    def _set(self, result: Result) -> None:
         assert self._results[result.row] is None, f"row {result.row} came back twice"
         self._results[result.row] = result
         self.counts[result.status] += 1

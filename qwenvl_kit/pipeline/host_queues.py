@@ -1,7 +1,7 @@
-"""Queue work by the host that it waits for, so that a slow or resting host holds up nobody else.
+"""Queue work by host, so that a slow or resting host delays no other.
 
-The next item comes from the host with the fewest items under way, which shares the threads fairly between hosts
-whatever order the rows stand in. Nothing here is locked: the caller does that.
+The next item comes from the host with the fewest items under way, which shares the threads fairly between hosts in any
+order of rows. The caller holds a lock.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class HostQueues(Generic[T]):
         return None
 
     def done(self, host: str) -> None:
-        """Give back the place of an item that was taken."""
+        """Release the place of an item that was taken."""
         entry = self._hosts[host]
         self._unlist(host, entry)
         entry.n_under_way -= 1
@@ -83,14 +83,14 @@ class HostQueues(Generic[T]):
             self._list(host, entry)
 
     def next_due(self) -> float | None:
-        """When the first resting host may be asked again; None where none rests."""
+        """Return when the first resting host may be tried again; None where none rests."""
         return self._resting[0][0] if self._resting else None
 
     def _wake(self, now: float) -> None:
         while self._resting and self._resting[0][0] <= now:
             until, host = heapq.heappop(self._resting)
             entry = self._hosts.get(host)
-            if entry is not None and entry.resting_until == until:  # else it was told to rest longer since
+            if entry is not None and entry.resting_until == until:  # else it rests longer since
                 entry.resting_until = 0.0
                 self._list(host, entry)
 

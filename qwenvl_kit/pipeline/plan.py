@@ -1,4 +1,4 @@
-"""Cells and prompts in, a `Plan` out: which rows share their pictures, and which are results without any work."""
+"""Plan a run: group rows that share their images, and resolve rows that need no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PromptRef:
-    """One row's question; `sample_index` counts the rows before it with the same pictures and the same prompt."""
+    """One row's prompt; `sample_index` counts the rows before it with the same images and prompt."""
 
     row: int
     prompt: str
@@ -27,19 +27,19 @@ class PromptRef:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that look at the same pictures, so that these are loaded once."""
+    """Rows with the same images, which are loaded once."""
 
     sources: tuple[ImageSource, ...]
     prompts: tuple[PromptRef, ...]
 
     def is_remote(self) -> bool:
-        """Whether any of its pictures has to be waited for."""
+        """Whether any of its images comes from a host."""
         return any(source.kind in ("url", "remote") for source in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What there is to do, in order of first appearance, and what is done already."""
+    """Groups to run, in order of first appearance, and results of rows that need no model."""
 
     groups: tuple[Group, ...]
     results: tuple[Result, ...]
@@ -55,21 +55,21 @@ class Plan:
 
 
 def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_type: ImageSrcType) -> Plan:
-    """Group the rows by their pictures.
+    """Group the rows by their images.
 
     Parameters
     ----------
     cells : sequence
-        One picture, or list of pictures, per row.
+        One image, or list of images, per row.
     prompts : sequence of str or None
         One per row; None is that row's error.
     image_src_type : str
-        What texts and bytes among the cells are.
+        How to read texts and bytes among the cells.
 
     Returns
     -------
     Plan
-        Each row stands in it exactly once.
+        It holds each row exactly once.
 
     Examples
     --------

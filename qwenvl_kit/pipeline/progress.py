@@ -1,4 +1,4 @@
-"""How far a run is, for people: pictures per second and time left."""
+"""Show the progress of a run: rows per second and time left."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Tick = Callable[[int, int], None]
 
 @contextlib.contextmanager
 def progress_bar(n_rows: int, *, shown: bool) -> Iterator[Tick]:
-    """Give a function that is told the rows done and the rows failed so far; a bar is drawn where `shown`.
+    """Yield a function of the numbers of rows that are done and that failed; it updates a bar where `shown`.
 
-    The time left is estimated by tqdm from the recent pace.
+    tqdm estimates the time left from the recent pace.
     """
     if not shown or not n_rows:
         yield lambda _done, _failed: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=n_rows, unit="picture", smoothing=0.1) as bar:
+    with tqdm(total=n_rows, unit="row", smoothing=0.1) as bar:
 
         def tick(done: int, failed: int) -> None:
             if failed:

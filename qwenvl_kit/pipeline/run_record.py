@@ -1,4 +1,4 @@
-"""What is told of a run in the end: its record as plain JSON, and the results of rows that have none."""
+"""Make the record of a run, as plain JSON values, and the results of rows that were not answered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow",
 
 @dataclass(frozen=True, slots=True)
 class RunClock:
-    """When a run began: by the calendar for people, and by a clock that nobody sets for its length.
+    """When a run began: by the calendar, and by a clock that is never set, for its length.
 
     Attributes
     ----------
@@ -53,10 +53,10 @@ def make_record(
 
 
 def missing(row: int, *, failure: BaseException | None) -> Result:
-    """The result of a row that was not answered: the run was broken by `failure`, or cancelled."""
+    """Return the result of a row that was not answered: an error after a `failure`, else cancelled."""
     if failure is None:
         return Result(row, "cancelled")
-    return Result.failed(row, RowError("generate", f"the backend broke before this row was answered: {failure}"))
+    return Result.failed(row, RowError("generate", f"The backend failed before this row was answered: {failure}"))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What earlier runs saw at an address: sources in, digests of their pictures out, without fetching them again."""
+"""Look up which image an address held in an earlier run, so that it need not be fetched again."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 class SourceIndex:
-    """Remembers in a store which picture stood at which address.
+    """Digests of images by address, kept in a store.
 
     Parameters
     ----------
     store : Store
-        Keeps addresses as digests, so that no secret in one is kept.
+        Keeps addresses as digests, since they may hold secrets.
     is_unchanged : callable
-        Asks a place whether it still holds what it held at a version.
+        Whether a source still has a version.
     trusts : bool
-        Do not ask: an address that was seen once still holds the same.
+        An address that was read once holds the same image forever: never check.
     """
 
     def __init__(self, store: Store, is_unchanged: Callable[[ImageSource, str], bool], *, trusts: bool) -> None:
         self._store, self._is_unchanged, self._trusts = store, is_unchanged, trusts
 
     def digests(self, sources: Sequence[ImageSource]) -> tuple[str, ...] | None:
-        """Digests of the pictures at all these places; None as soon as one is not known for sure."""
+        """Return the digests of the images of all sources; None where one is unknown or may have changed."""
         found: list[str] = []
         for source in sources:
             digest = self._digest(source)
@@ -37,10 +37,10 @@ class SourceIndex:
             found.append(digest)
         return tuple(found)
 
-    def remember(self, source: ImageSource, picture: LoadedImage) -> None:
-        """Keep what stood at an address when it was read."""
-        if picture.version is not None or (self._trusts and source.kind in ("url", "remote")):
-            self._store.put_source(_name(source), picture.version or "", picture.digest)
+    def remember(self, source: ImageSource, image: LoadedImage) -> None:
+        """Keep the digest of an image that was read."""
+        if image.version is not None or (self._trusts and source.kind in ("url", "remote")):
+            self._store.put_source(_name(source), image.version or "", image.digest)
 
     def _digest(self, source: ImageSource) -> str | None:
         if source.kind == "bytes":

@@ -37,6 +37,7 @@ from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
 from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
+from qwenvl_kit.torch_backend.openmp import num_threads
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class TorchBackend:
             control.note(f"The device map placed modules on {_places(places)}.")
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
-        with _threads(resolved.threads):
+        with num_threads(resolved.threads):
             if resolved.num_beams > 1:
                 beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)
                 yield from beams.generate(queue, resolved, control)
@@ -147,8 +148,8 @@ def spec(config: Config) -> TorchSpec:
     ModelNotFound, CheckpointError
         There is no checkpoint, it is of another model family, or it cannot be run.
     """
-    device = find_device(config)
-    checkpoint = find(config)
+    device = find_device(config.model)
+    checkpoint = find(config.model)
     check_checkpoint(checkpoint, device=device.name)
     planned = resolve(config, device, defaults_of(checkpoint, config))
     steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
@@ -204,17 +205,6 @@ def _optimize(model: Any, *, compiles: bool) -> bool:
     if model.model.visual.config._attn_implementation == "sdpa":
         fuse_vision(model.model.visual)
     return False
-
-
-@contextlib.contextmanager
-def _threads(n_threads: int | None) -> Iterator[None]:
-    """Set torch's number of threads during a run; it is the whole process's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

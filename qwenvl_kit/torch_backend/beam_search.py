@@ -87,7 +87,7 @@ class BeamSearch:
         """Answer a batch; when memory runs out, its halves."""
         results: list[Result] | None = None
         try:
-            results = self._generate(batch, resolved, control)
+            results = self.generate_batch(batch, resolved, control)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -104,7 +104,8 @@ class BeamSearch:
         yield from self._answer(batch[:half], resolved, control, waiting)
         yield from self._answer(batch[half:], resolved, control, waiting)
 
-    def _generate(self, batch: Batch, resolved: ResolvedConfig, control: RunControl) -> list[Result]:
+    def generate_batch(self, batch: Batch, resolved: ResolvedConfig, control: RunControl) -> list[Result]:
+        """Return the results of a batch; an out-of-memory error is raised."""
         started = time.perf_counter()
         inputs = self._collate(batch)
         sequences = [sequence for sequence, _ in batch]

@@ -35,6 +35,8 @@ class CompiledSteps:
     step : callable
         ``step(ids, positions, lengths, max_len)`` returns logits (B, V) of B rows, which attend to the first `max_len`
         tokens of their slots. It is idempotent.
+    uses_graphs : bool
+        Record the step as a CUDA graph.
 
     Attributes
     ----------
@@ -42,9 +44,9 @@ class CompiledSteps:
         Seconds spent on compiling and recording so far.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, *, uses_graphs: bool = False) -> None:
         self._step: Step = torch.compile(step, fullgraph=True, dynamic=True)
-        self._size = (0, 0)
+        self._uses_graphs, self._size = uses_graphs, (0, 0)
         self._ready: Callable[..., Tensor] | None = None
         self.warm_up_s = 0.0
 
@@ -78,7 +80,7 @@ class CompiledSteps:
         def step(*given: Tensor) -> Tensor:
             return self._step(*given, capacity)  # type: ignore[call-arg, arg-type]  # mypy counts no starred tensors
 
-        if _is_on_gpu(inputs[0]):
+        if self._uses_graphs:
             return CudaGraphRunner(step, inputs)
         step(*inputs)
         return step
@@ -118,10 +120,6 @@ class CudaGraphRunner:
             held.copy_(given)
         self._graph.replay()
         return self._output.clone()
-
-
-def _is_on_gpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda"
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ class SlottedKVCache:
 
     Attributes
     ----------
+    layers : dict of int to (Tensor, Tensor)
+        Keys and values (slots, H, capacity, D) of each layer.
     write : KVWrite or None
         Set by the model runner before each pass.
     """
@@ -33,33 +35,33 @@ class SlottedKVCache:
     def __init__(self) -> None:
         self.write: KVWrite | None = None
         self._size = (0, 0)  # slots, tokens
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values (B, H, T, D) of a pass; return those to attend to."""
         assert self.write is not None
-        held = self._layers.get(layer)
+        held = self.layers.get(layer)
         if held is None:
-            held = self._layers[layer] = self._make(keys), self._make(values)
+            held = self.layers[layer] = self._make(keys), self._make(values)
         return self.write(held[0], keys), self.write(held[1], values)
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Resize to `n_slots` slots of `capacity` tokens; contents are kept where they fit."""
         self._size = (n_slots, capacity)
         if not n_slots * capacity:
-            self._layers.clear()
-        for layer, (keys, values) in self._layers.items():
-            self._layers[layer] = self._resized(keys), self._resized(values)
+            self.layers.clear()
+        for layer, (keys, values) in self.layers.items():
+            self.layers[layer] = self._resized(keys), self._resized(values)
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of a slot to another."""
-        for held in self._layers.values():
+        for held in self.layers.values():
             for part in held:
                 part[target, :, :length] = part[source, :, :length]
 
     def zero_slot(self, slot: int) -> None:
         """Zero a slot."""
-        for held in self._layers.values():
+        for held in self.layers.values():
             for part in held:
                 part[slot].zero_()
 

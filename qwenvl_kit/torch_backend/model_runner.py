@@ -34,12 +34,17 @@ class TorchModelRunner:
         In evaluation mode, with ``sdpa`` or ``flash_attention_2``.
     compiles : bool
         Compile decode steps; the attention must be ``sdpa``, and the layers transformers' own.
+
+    Attributes
+    ----------
+    cache : SlottedKVCache
+        Keys and values of all slots.
     """
 
     def __init__(self, model: Any, *, compiles: bool = False) -> None:
         self._model = model
         self._text = model.model.language_model
-        self._cache = SlottedKVCache()
+        self.cache = SlottedKVCache()
         self._image_id = int(model.config.image_token_id)
         is_prepacked = isinstance(self._text.layers[0], OneDNNLayer)
         self._layers: _Layers = OneDNNText(self._text) if is_prepacked else _PlainText(self._text)
@@ -47,7 +52,7 @@ class TorchModelRunner:
         self._compiled: CompiledSteps | None = None
         if compiles:
             use_grouped_sdpa(self._text)
-            self._compiled = CompiledSteps(self._step)
+            self._compiled = CompiledSteps(self._step, uses_graphs=self.device.type == "cuda")
 
     @property
     def warm_up_s(self) -> float:
@@ -72,7 +77,7 @@ class TorchModelRunner:
         encoded: list[Tensor] = []
         for batch in pack_sizes(sizes, max_image_patches(device)):
             first, end = batch[0], batch[-1] + 1
-            patches = _upload(pixel_values[starts[first] : starts[end]], device)
+            patches = upload(pixel_values[starts[first] : starts[end]], device)
             features = self._model.model.get_image_features(patches, grid[first:end].to(device), return_dict=True)
             encoded += features.pooler_output
         return encoded
@@ -82,17 +87,17 @@ class TorchModelRunner:
         if self._compiled:
             n_slots = self._compiled.resize_cache(n_slots, capacity)
         with torch.inference_mode():
-            self._cache.resize_cache(n_slots, capacity)
+            self.cache.resize_cache(n_slots, capacity)
 
     @torch.inference_mode()
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of a slot to another."""
-        self._cache.copy_slot(source, target, length)
+        self.cache.copy_slot(source, target, length)
 
     @torch.inference_mode()
     def zero_slot(self, slot: int) -> None:
         """Zero a slot: masked tokens still take part in sums, where 0 · NaN is NaN."""
-        self._cache.zero_slot(slot)
+        self.cache.zero_slot(slot)
 
     @torch.inference_mode()
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
@@ -112,7 +117,7 @@ class TorchModelRunner:
 
     def close(self) -> None:
         """Free the model and the cache."""
-        self._cache.resize_cache(0, 0)
+        self.cache.resize_cache(0, 0)
         del self._model, self._text, self._layers, self._compiled
 
     def _step(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
@@ -169,8 +174,8 @@ class TorchModelRunner:
         last: Tensor | None = None,
     ) -> Tensor:
         """Return hidden states (B, D) of each row's token `last`, or of its only one; see `AttentionMasks.of`."""
-        self._cache.write = write
-        return self._layers(embedded, positions, self._masks.of(mask, at), self._cache, last)
+        self.cache.write = write
+        return self._layers(embedded, positions, self._masks.of(mask, at), self.cache, last)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.lm_head(hidden)
@@ -210,7 +215,7 @@ class _PlainText:
         return states[torch.arange(len(last), device=last.device), last]
 
 
-def _upload(patches: Tensor, device: torch.device) -> Tensor:
+def upload(patches: Tensor, device: torch.device) -> Tensor:
     """Copy patches to a device, to a GPU from pinned memory, so that the CPU goes on meanwhile."""
     return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 

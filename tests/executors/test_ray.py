@@ -60,13 +60,13 @@ def test_a_killed_worker_of_the_operators_job_costs_no_row(seen: dict[str, Any])
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ("gpus", "asks for more GPUs than there are (0); pass num_gpus=0"),
-        ("workers", "more workers than the cluster has CPUs (2); pass concurrency=2"),
+        ("gpus", "exceeds the GPUs that there are (0). Pass num_gpus=0"),
+        ("workers", "exceeds the CPUs of the cluster (2). Pass concurrency=2"),
         ("rank", "this process sees none; pass rank=None"),
-        ("native", "keeps to its first"),
+        ("native", "which Daft cannot change"),
         ("model", "ModelNotFound: model_name='no/such'"),
-        ("operator_rank", "pass rank=0 or rank=None"),
-        ("operator_gpus", "asks for more GPUs than there are (0); pass num_gpus=0"),
+        ("operator_rank", "Pass rank=0 or rank=None"),
+        ("operator_gpus", "exceeds the GPUs that there are (0). Pass num_gpus=0"),
     ],
 )
 def test_impossible_wishes_are_refused_with_what_to_pass(seen: dict[str, Any], wish: str, said: str) -> None:

@@ -22,7 +22,7 @@ VOCABULARY, EOS, IMAGE = 50, 1, 2
 
 
 class HashModelRunner:
-    """A model_runner whose next token is a hash of all that its slot holds; memory runs out where it is told so."""
+    """A model runner whose next token is a hash of all that its slot holds; memory runs out where it is told so."""
 
     device = torch.device("cpu")
 

@@ -39,7 +39,7 @@ def outcome(cell: object) -> object:
         return error.message
 
 
-def told(cell: object, image_src_type: Any = "auto") -> str:
+def error_message(cell: object, image_src_type: Any = "auto") -> str:
     with pytest.raises(RowError) as caught:
         classify(cell, image_src_type)
     assert caught.value.stage == "fetch"
@@ -57,7 +57,7 @@ def told(cell: object, image_src_type: Any = "auto") -> str:
         ("a.png", "path"),
         ("/9j/a.png", "path"),
         ("~/图片/a.png", "path"),
-        ("C:\\pictures\\a.png", "path"),
+        ("C:\\images\\a.png", "path"),
         (Path("a.png"), "path"),
         (np.str_("a.png"), "path"),
         (TEXT, "base64"),
@@ -94,7 +94,7 @@ def test_a_file_whose_name_looks_like_base64_is_a_file(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("null", [None, np.nan, np.float32("nan"), pd.NA, pd.NaT, "", " \n", b"", [], ()], ids=repr)
-def test_nulls_hold_no_picture(null: object) -> None:
+def test_nulls_hold_no_image(null: object) -> None:
     assert is_null(null)
     assert classify(null) == ()
 
@@ -104,7 +104,7 @@ def test_nulls_hold_no_picture(null: object) -> None:
     [np.array([], "U1"), np.array(None), np.array(""), pd.Series([], dtype=object), pd.Categorical([])],
     ids=repr,
 )
-def test_empty_arrays_of_texts_hold_no_picture(null: object) -> None:
+def test_empty_arrays_of_texts_hold_no_image(null: object) -> None:
     assert classify(null) == ()
 
 
@@ -122,7 +122,7 @@ def test_empty_arrays_of_texts_hold_no_picture(null: object) -> None:
     ids=lambda value: str(value)[:20],
 )
 def test_a_wrong_image_src_type_names_the_right_one(cell: object, image_src_type: str, right: str) -> None:
-    message = told(cell, image_src_type)
+    message = error_message(cell, image_src_type)
 
     assert f"image_src_type='{image_src_type}'" in message
     assert f"Pass image_src_type='{right}'" in message
@@ -150,10 +150,10 @@ def test_a_data_sets_mapping_gives_its_bytes_else_its_path(gap: object) -> None:
     assert only({"bytes": PNG}).kind == "bytes"
     assert only({"bytes": gap, "path": "a.png"}).value == "a.png"
     assert only({"bytes": np.zeros((2, 2), np.uint8), "path": gap}).kind == "array"
-    assert "both empty" in told({"bytes": gap, "path": gap})
+    assert "both empty" in error_message({"bytes": gap, "path": gap})
 
 
-def test_a_list_is_several_pictures_in_order() -> None:
+def test_a_list_is_several_images_in_order() -> None:
     cells = ["a.png", PNG, {"bytes": PNG}]
 
     for form in (cells, tuple(cells), np.array(cells, dtype=object)):
@@ -182,14 +182,14 @@ class Stubborn:
 
 @pytest.mark.parametrize("error", [TypeError("cuda"), RuntimeError("requires grad"), ValueError("no")], ids=repr)
 def test_a_tensor_that_gives_no_array_is_that_rows_error_and_says_how_to_give_one(error: Exception) -> None:
-    assert "detach().float().cpu().numpy()" in told(Stubborn(error))
+    assert "detach().float().cpu().numpy()" in error_message(Stubborn(error))
 
 
 @pytest.mark.parametrize(
     "cell", [7, 1.5, True, object(), {"url": "a.png"}, {1, 2}, io.BytesIO(PNG)], ids=lambda cell: type(cell).__name__
 )
-def test_what_is_no_picture_is_refused_with_its_type(cell: object) -> None:
-    assert type(cell).__name__ in told(cell)
+def test_what_is_no_image_is_refused_with_its_type(cell: object) -> None:
+    assert type(cell).__name__ in error_message(cell)
 
 
 # ------------------------------------------------------------------ keys
@@ -305,7 +305,7 @@ def test_logins_and_signatures_in_odd_places_are_masked(address: str, label: str
     assert only(address).label == label
 
 
-def test_rows_share_a_fetch_only_where_their_pictures_are_equal() -> None:
+def test_rows_share_a_fetch_only_where_their_images_are_equal() -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     image = Image.fromarray(array)
     cells = ["a.png", "b.png", "http://a/1", "http://a/1?", PNG, PNG[:-1], TEXT, array, array.reshape(4, 2, 3), image]

@@ -39,7 +39,7 @@ def decode(data: bytes, **options: Any) -> tuple[np.ndarray, tuple[int, int]]:
     return decode_bytes(data, "it", **{"max_image_pixels": 10**6, **options})
 
 
-def told(data: bytes, **options: Any) -> str:
+def error_message(data: bytes, **options: Any) -> str:
     with pytest.raises(RowError) as caught:
         decode(data, **options)
     assert caught.value.stage == "decode"
@@ -56,7 +56,7 @@ def of_array(array: np.ndarray) -> np.ndarray:
 
 
 def marked() -> np.ndarray:
-    """A picture that looks different whichever way it is turned, of even JPEG blocks."""
+    """An image that looks different whichever way it is turned, of even JPEG blocks."""
     pixels = np.zeros((48, 80, 3), np.uint8)
     pixels[:16, :16] = 255
     pixels[:16, 64:] = (255, 0, 0)
@@ -65,7 +65,7 @@ def marked() -> np.ndarray:
 
 
 def turned(orientation: int, form: str, **options: Any) -> bytes:
-    """The marked picture stored so that its EXIF orientation turns it upright."""
+    """The marked image stored so that its EXIF orientation turns it upright."""
     stored = Image.fromarray(marked())
     for turn in TURNS[orientation]:
         stored = stored.transpose(turn)
@@ -146,7 +146,7 @@ def test_an_orientation_that_does_not_exist_is_none(orientation: int) -> None:
     assert np.array_equal(decode(encoded(Image.fromarray(marked()), "PNG", exif=exif))[0], marked())
 
 
-def test_broken_exif_leaves_the_picture_also_where_warnings_are_errors() -> None:
+def test_broken_exif_leaves_the_image_also_where_warnings_are_errors() -> None:
     data = encoded(Image.fromarray(marked()), "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
 
     with pytest.warns(UserWarning, match="EXIF"):
@@ -173,32 +173,32 @@ def test_alpha_lies_over_white(colour: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
 @pytest.mark.parametrize("mode", ["P", "L"])
 def test_a_see_through_colour_is_white_and_the_others_stay(form: str, mode: str) -> None:
-    picture = Image.new(mode, (4, 2), 0)
+    image = Image.new(mode, (4, 2), 0)
     if mode == "P":
-        picture.putpalette([9, 9, 9, 0, 200, 0])
-    picture.paste(1 if mode == "P" else 120, (2, 0, 4, 2))
+        image.putpalette([9, 9, 9, 0, 200, 0])
+    image.paste(1 if mode == "P" else 120, (2, 0, 4, 2))
 
-    pixels, _ = decode(encoded(picture, form, transparency=0))
+    pixels, _ = decode(encoded(image, form, transparency=0))
 
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels[0, 3].tolist() == ([0, 200, 0] if mode == "P" else [120, 120, 120])
 
 
 def test_a_palette_with_an_alpha_of_its_own_lies_over_white() -> None:
-    picture = Image.new("P", (3, 1))
-    picture.putpalette([200, 0, 0, 0, 0, 200, 0, 0, 0])
-    picture.putdata([0, 1, 2])
+    image = Image.new("P", (3, 1))
+    image.putpalette([200, 0, 0, 0, 0, 200, 0, 0, 0])
+    image.putdata([0, 1, 2])
 
-    pixels, _ = decode(encoded(picture, "PNG", transparency=bytes([0, 255, 128])))
+    pixels, _ = decode(encoded(image, "PNG", transparency=bytes([0, 255, 128])))
 
     assert pixels[0].tolist() == [[255, 255, 255], [0, 0, 200], [127, 127, 127]]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
 def test_cmyk_is_seen_in_its_colours(form: str) -> None:
-    picture = Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK")
+    image = Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK")
 
-    pixels, _ = decode(encoded(picture, form))
+    pixels, _ = decode(encoded(image, form))
 
     assert np.abs(pixels[8, 8].astype(int) - [255, 0, 0]).max() <= 3
 
@@ -213,10 +213,10 @@ def test_16_bit_grey_keeps_its_brightness(form: str, level: int) -> None:
 
 
 def test_16_bit_grey_of_the_other_byte_order_is_turned_upright_too() -> None:
-    picture = Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 0, 65535))
-    picture.getexif()[0x0112] = 6
+    image = Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 0, 65535))
+    image.getexif()[0x0112] = 6
 
-    assert of_pil(picture)[:, :, 0].tolist() == [[0], [255]]
+    assert of_pil(image)[:, :, 0].tolist() == [[0], [255]]
 
 
 @pytest.mark.parametrize(
@@ -225,25 +225,25 @@ def test_16_bit_grey_of_the_other_byte_order_is_turned_upright_too() -> None:
     ids=["unit", "bytes", "below-0"],
 )
 def test_floats_are_seen_whether_they_end_at_1_or_at_255(levels: list[float], seen: list[int]) -> None:
-    picture = Image.fromarray(np.array([levels], np.float32))
+    image = Image.fromarray(np.array([levels], np.float32))
 
-    assert decode(encoded(picture, "TIFF"))[0][0, :, 0].tolist() == seen
+    assert decode(encoded(image, "TIFF"))[0][0, :, 0].tolist() == seen
 
 
 @pytest.mark.parametrize("level", [np.nan, np.inf])
 def test_floats_without_a_level_are_refused(level: float) -> None:
-    assert "NaN or infinite" in told(encoded(Image.fromarray(np.full((2, 2), level, np.float32)), "TIFF"))
+    assert "NaN or infinite" in error_message(encoded(Image.fromarray(np.full((2, 2), level, np.float32)), "TIFF"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
 def test_images_of_every_mode_are_seen_and_left_as_they_are(mode: str) -> None:
-    picture = Image.new("RGB", (6, 4), "white").convert("RGBA").convert(mode) if mode == "RGBa" else None
-    picture = picture or Image.new("RGB", (6, 4), "white").convert("L" if mode in ("LA", "PA") else "RGB").convert(mode)
-    before = picture.tobytes()
+    image = Image.new("RGB", (6, 4), "white").convert("RGBA").convert(mode) if mode == "RGBa" else None
+    image = image or Image.new("RGB", (6, 4), "white").convert("L" if mode in ("LA", "PA") else "RGB").convert(mode)
+    before = image.tobytes()
 
-    assert of_pil(picture).shape == (4, 6, 3)
-    assert (of_pil(picture) >= 250).all()
-    assert (picture.mode, picture.tobytes()) == (mode, before)
+    assert of_pil(image).shape == (4, 6, 3)
+    assert (of_pil(image) >= 250).all()
+    assert (image.mode, image.tobytes()) == (mode, before)
 
 
 # ------------------------------------------------------------------ frames
@@ -264,10 +264,10 @@ def test_the_first_of_several_frames_is_seen(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
-def test_a_truncated_file_is_an_error_and_never_half_a_picture(form: str, part: float) -> None:
+def test_a_truncated_file_is_an_error_and_never_half_an_image(form: str, part: float) -> None:
     data = encoded(noise(64, 64, 3), form)
 
-    assert told(data[: int(len(data) * part)])
+    assert error_message(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize(
@@ -284,12 +284,12 @@ def test_a_truncated_file_is_an_error_and_never_half_a_picture(form: str, part: 
     ],
     ids=["empty", "html", "html-upper", "svg", "xml", "heif", "pdf", "zeros"],
 )
-def test_what_is_no_picture_says_what_it_seems_to_be(data: bytes, hint: str) -> None:
-    assert hint in told(data)
+def test_what_is_no_image_says_what_it_seems_to_be(data: bytes, hint: str) -> None:
+    assert hint in error_message(data)
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
-    message = told(claims(1000, 1001))
+    message = error_message(claims(1000, 1001))
     assert "1000×1001 = 1001000 pixels" in message
     assert "max_image_pixels=1000000" in message
     assert decode(encoded(Image.new("1", (1000, 1000)), "PNG"))[1] == (1000, 1000)
@@ -299,7 +299,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
 def test_pillows_own_limit_is_told_with_both_ways_to_raise_it(over: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(100 * 100 / over))
 
-    message = told(encoded(Image.new("L", (100, 100)), "PNG"))
+    message = error_message(encoded(Image.new("L", (100, 100)), "PNG"))
 
     assert "max_image_pixels" in message
     assert "PIL.Image.MAX_IMAGE_PIXELS" in message
@@ -361,7 +361,7 @@ def test_views_are_seen_as_they_look(view: Any) -> None:
     ],
     ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else "",
 )
-def test_arrays_that_are_no_pictures_say_what_to_give(array: np.ndarray, hint: str) -> None:
+def test_arrays_that_are_no_images_say_what_to_give(array: np.ndarray, hint: str) -> None:
     with pytest.raises(RowError, match=hint) as caught:
         of_array(array)
     assert caught.value.stage == "decode"

@@ -1,4 +1,4 @@
-"""The whole way of a picture: what it costs, and what draft decoding changes."""
+"""The whole way of an image: what it costs, and what draft decoding changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qwenvl_kit.images import ImageLoader, Sizing, classify
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import LoadedImage, PatchGeometry
 
-OUTCOMES = ("picture", "fetch", "decode", "resize")
+OUTCOMES = ("image", "fetch", "decode", "resize")
 
 
 def jpeg(size: tuple[int, int], **options: object) -> bytes:
@@ -48,7 +48,7 @@ def test_equal_bytes_have_equal_digests_however_they_came(tmp_path: Path) -> Non
     assert loaded(jpeg((100, 81))).digest not in digests
 
 
-def test_equal_pixels_of_another_shape_are_another_picture() -> None:
+def test_equal_pixels_of_another_shape_are_another_image() -> None:
     assert loaded(np.zeros((40, 80, 3), np.uint8)).digest != loaded(np.zeros((80, 40, 3), np.uint8)).digest
 
 
@@ -69,22 +69,22 @@ def test_draft_decoding_never_enlarges_what_it_made_small() -> None:
     turned[0x0112] = 6
     data = jpeg((1600, 400), exif=turned)
 
-    picture = loaded(data, resized_height=1600, resized_width=400, image_decode="draft")
+    image = loaded(data, resized_height=1600, resized_width=400, image_decode="draft")
 
-    assert picture.source_size == (1600, 400)
-    assert np.array_equal(picture.pixels, loaded(data, resized_height=1600, resized_width=400).pixels)
+    assert image.source_size == (1600, 400)
+    assert np.array_equal(image.pixels, loaded(data, resized_height=1600, resized_width=400).pixels)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("image_decode", ["exact", "draft"])
-def test_a_picture_on_its_side_is_not_squeezed(form: str, image_decode: str) -> None:
+def test_an_image_on_its_side_is_not_squeezed(form: str, image_decode: str) -> None:
     on_its_side = Image.Exif()
     on_its_side[0x0112] = 6
     data = encoded(Image.new("RGB", (280, 112)), form, exif=on_its_side)
 
-    picture = loaded(data, image_decode=image_decode)
+    image = loaded(data, image_decode=image_decode)
 
-    assert picture.source_size == picture.size == (280, 112)
+    assert image.source_size == image.size == (280, 112)
 
 
 def test_faults_name_the_source(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_faults_name_the_source(tmp_path: Path) -> None:
         loaded(str(path), max_image_pixels=200)
 
 
-def test_what_gives_an_array_is_a_picture() -> None:
+def test_what_gives_an_array_is_an_image() -> None:
     class Tensor:
         def __array__(self, *_: object, **__: object) -> np.ndarray:
             return np.full((56, 56, 3), 7, np.uint8)
@@ -116,20 +116,20 @@ def test_a_limit_given_alone_moves_the_other_where_they_would_cross() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_arbitrary_bytes_are_a_picture_or_a_row_error(data: bytes) -> None:
+def test_arbitrary_bytes_are_an_image_or_a_row_error(data: bytes) -> None:
     if not data:
         return
-    assert outcome(lambda: loaded(data)) in ("picture", "decode", "resize")
+    assert outcome(lambda: loaded(data)) in ("image", "decode", "resize")
 
 
 @given(st.data())
-def test_a_damaged_file_is_a_picture_or_a_row_error(data: st.DataObject) -> None:
+def test_a_damaged_file_is_an_image_or_a_row_error(data: st.DataObject) -> None:
     for make in (jpeg, _png):
         whole = bytearray(make((60, 40)))
         for _ in range(data.draw(st.integers(1, 8))):
             whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
         cut = data.draw(st.integers(1, len(whole)))
-        assert outcome(lambda data=bytes(whole[:cut]): loaded(data)) in ("picture", "decode", "resize")
+        assert outcome(lambda data=bytes(whole[:cut]): loaded(data)) in ("image", "decode", "resize")
 
 
 def _png(size: tuple[int, int]) -> bytes:
@@ -139,19 +139,19 @@ def _png(size: tuple[int, int]) -> bytes:
 
 
 @given(st.text(max_size=60))
-def test_arbitrary_text_is_a_picture_or_a_row_error(text: str) -> None:
+def test_arbitrary_text_is_an_image_or_a_row_error(text: str) -> None:
     loader = ImageLoader.of(Config(timeout_s=0.001, allow_private_hosts=False), Sizing(PatchGeometry()))
 
     assert outcome(lambda: [loader.load(source) for source in classify(text)]) in OUTCOMES
 
 
 def outcome(work: Callable[[], object]) -> str:
-    """``picture``, or the stage of the row error; anything else that is raised is a fault of ours."""
+    """``image``, or the stage of the row error; anything else that is raised is a fault of ours."""
     try:
         work()
     except RowError as error:
         return error.stage
-    return "picture"
+    return "image"
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])

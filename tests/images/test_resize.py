@@ -47,7 +47,7 @@ def test_sizes_equal_those_of_qwen_vl_utils(
 
 
 @given(SIDES, SIDES, FACTORS, LIMITS)
-def test_sizes_are_whole_tokens_and_turn_with_the_picture(
+def test_sizes_are_whole_tokens_and_turn_with_the_image(
     height: int, width: int, factors: tuple[int, int], limits: tuple[int, int]
 ) -> None:
     given_geometry = geometry(factors, limits)
@@ -124,7 +124,7 @@ def test_pixels_are_resized_as_qwen_vl_utils_does_it() -> None:
     assert np.array_equal(ours, theirs)
 
 
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
+def test_an_image_of_the_right_size_is_left_alone() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
 
     assert resize(pixels, (56, 84)) is pixels

@@ -41,11 +41,11 @@ _CARD = pytest.StashKey[dict[Path, list[str]]]()
 def test_answers_equal_the_model_cards_loop_at_every_batch_size(
     checkpoint: Path, pictures: list[Image.Image], card_answers: list[str], batch_size: int
 ) -> None:
-    said = pd.Series(pictures).vl.caption(
+    captions = pd.Series(pictures).vl.caption(
         model_name=str(checkpoint), batch_size=batch_size, max_caption_length=48, **EXACT
     )
 
-    assert said.tolist() == card_answers
+    assert captions.tolist() == card_answers
     assert len(set(card_answers)) > 12, "answers that hardly differ would prove little"
 
 
@@ -66,24 +66,24 @@ def test_offloading_to_disk_changes_no_token(
 ) -> None:
     placed = {"model.visual": "cpu", "model.language_model": "disk", "lm_head": "disk"}
 
-    said = pd.Series(pictures[:8]).vl.caption(
+    captions = pd.Series(pictures[:8]).vl.caption(
         model_name=str(checkpoint), device_map=placed, max_caption_length=48, **EXACT
     )
 
-    assert said.tolist() == card_answers[:8]
-    assert said.attrs["effective"]["device"] == "cpu+disk"
+    assert captions.tolist() == card_answers[:8]
+    assert captions.attrs["effective"]["device"] == "cpu+disk"
 
 
 def test_compiled_steps_change_no_token_and_their_warm_up_is_on_record(
     checkpoint: Path, pictures: list[Image.Image], card_answers: list[str]
 ) -> None:
-    said = pd.Series(pictures).vl.caption(
+    captions = pd.Series(pictures).vl.caption(
         model_name=str(checkpoint), torch_compile=True, batch_size=5, max_caption_length=48, **EXACT
     )
 
-    assert said.tolist() == card_answers
-    assert said.attrs["effective"]["torch_compile"] is True
-    assert any("Decode steps were compiled in" in note for note in said.attrs["effective"]["notes"])
+    assert captions.tolist() == card_answers
+    assert captions.attrs["effective"]["torch_compile"] is True
+    assert any("Decode steps were compiled in" in note for note in captions.attrs["effective"]["notes"])
 
 
 def test_seeded_samples_do_not_depend_on_batch_size_or_neighbours(
@@ -122,10 +122,10 @@ def test_several_pictures_of_one_row_are_seen_in_order(checkpoint: Path, picture
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_dtype_runs_and_is_on_record(published: Path, pictures: list[Image.Image], dtype: str) -> None:
-    said = pd.Series(pictures[:2]).vl.caption(
+    captions = pd.Series(pictures[:2]).vl.caption(
         model_name=str(published), dtype=dtype, max_caption_length=4, use_flash_attention_2=False, progress=False
     )
 
-    assert said.notna().all()
-    assert said.attrs["effective"]["dtype"] == dtype
+    assert captions.notna().all()
+    assert captions.attrs["effective"]["dtype"] == dtype
     qwenvl_kit.unload()

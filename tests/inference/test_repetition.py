@@ -1,4 +1,4 @@
-"""An answer that loops is told from one that lists."""
+"""Answers that loop are told apart from lists."""
 
 from __future__ import annotations
 

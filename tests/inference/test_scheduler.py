@@ -68,8 +68,7 @@ def test_results_say_why_their_answers_ended() -> None:
     then = {result.row: result for result in policy.scheduler.postprocess(step.sequences, [EOS, None])}
 
     assert [(result.row, result.text, result.finish_reason) for result in first] == [(0, "5", "length")]
-    by_row = dict(zip(rows_of(step.sequences), [EOS, None], strict=True))
-    ended, overflowed = sorted(by_row, key=lambda row: by_row[row] is None)
+    ended, overflowed = rows_of(step.sequences)
     assert then[ended].finish_reason == "stop"
     assert "float16" in (then[overflowed].error or "")
     assert policy.scheduler.schedule() is None

@@ -77,7 +77,7 @@ def test_answers_do_not_depend_on_how_much_goes_in_one_pass(
     cells = pd.Series(pictures, dtype=object)
     wanted = cells.vl.caption(**_onnx(exported, batch_size=8))
     monkeypatch.setattr("qwenvl_kit.onnx_backend.model_runner.max_prefill_tokens", lambda _: most)
-    monkeypatch.setattr("qwenvl_kit.onnx_backend.model_runner.max_image_patches", lambda _: most)
+    monkeypatch.setattr("qwenvl_kit.onnx_backend.vision_encoder.max_image_patches", lambda _: most)
 
     assert cells.vl.caption(**_onnx(exported, batch_size=8)).tolist() == wanted.tolist()
 

@@ -133,7 +133,7 @@ def test_long_prompts_are_read_in_parts_of_bounded_memory(
 ) -> None:
     import qwenvl_kit.onnx_backend.model_runner as stepping
 
-    monkeypatch.setattr(stepping, "_ATTENTION_BYTES", 1)  # parts of 16 tokens
+    monkeypatch.setattr(stepping, "ATTENTION_BYTES", 1)  # parts of 16 tokens
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, 900, (length,), generator=generator) for length in (50, 7, 33)]
     onnx_model.model_runner.resize_cache(3, 64)
@@ -158,5 +158,5 @@ def test_a_saved_copy_is_the_same_model(
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no finished ONNX export"):
+    with pytest.raises(CheckpointError, match="not a finished ONNX export"):
         OnnxQwenVL.from_pretrained(tmp_path)

@@ -35,7 +35,7 @@ def key(
         {"digest": "other"},
         {"resized_width": 28},
         {"max_caption_length": 5},
-        {"decode": "draft"},
+        {"image_decode": "draft"},
         {"num_beams": 2},
         {"min_pixels": 4000},
         {"do_sample": True, "seed": 1},

@@ -15,7 +15,6 @@ from qwenvl_kit import Config, Control
 from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.pipeline import Run
-from qwenvl_kit.pipeline import prefetch as feed_module
 
 CONFIG = Config(progress=False, batch_size=3)
 
@@ -159,22 +158,6 @@ def test_nothing_to_ask_loads_no_model() -> None:
 
     assert script.n_loads == 0
     assert [result.status for result in done.results] == ["null_image", "error", "error"]
-
-
-def test_pictures_wait_within_bounds_for_a_slow_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_MAX_BYTES", 20 * gray(0).nbytes)
-    waiting: list[int] = []
-    put = feed_module.ImagePrefetcher._put
-
-    def watched(self: Any, request: Any) -> None:
-        put(self, request)
-        waiting.append(len(self._ready))
-
-    monkeypatch.setattr(feed_module.ImagePrefetcher, "_put", watched)
-    done = go([gray(level) for level in range(250)], Script(delay_s=0.002))
-
-    assert all(result.status == "ok" for result in done.results)
-    assert max(waiting) <= 20 + 16, "the bound, and one for each loading thread"
 
 
 def test_a_slow_picture_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,12 +123,12 @@ def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
     options = {"model_name": "demo", "batch_size": 8, **EXACT}
     whole = pd.Series(pictures).vl.caption(**options)
     monkeypatch.setattr(TorchModelRunner, "decode", scarce)
-    heard: dict[int, str] = {}
-    control = Control(on_token=lambda row, text: heard.update({row: heard.get(row, "") + text}))
+    emitted: dict[int, str] = {}
+    control = Control(on_token=lambda row, text: emitted.update({row: emitted.get(row, "") + text}))
     fewer = pd.Series(pictures).vl.caption(control=control, **options)
 
     assert fewer.tolist() == whole.tolist()
-    assert [heard[row] for row in range(len(pictures))] == whole.tolist(), "nothing is told twice"
+    assert [emitted[row] for row in range(len(pictures))] == whole.tolist(), "nothing is emitted twice"
     assert sum(size > 2 for size in sizes[3:]) <= 3, "a size that failed is not tried again"
     assert any("Out of memory" in note for note in fewer.attrs["effective"]["notes"])
 
@@ -136,13 +136,13 @@ def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
 def test_memory_too_small_for_one_row_is_that_rows_error(
     published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = TorchModelRunner.encode_images
+    encode_images = TorchModelRunner.encode_images
     sizes = [84, 84, 168, 84, 84, 84, 84]
 
     def scarce(self: TorchModelRunner, pixel_values: Any, grid: Any) -> Any:
         if (grid.prod(dim=1) > 100).any():
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return look(self, pixel_values, grid)
+        return encode_images(self, pixel_values, grid)
 
     cells = pd.Series([picture.resize((side, side)) for picture, side in zip(pictures, sizes, strict=False)])
     options = {"model_name": str(published), "max_caption_length": 4, **EXACT}
@@ -159,7 +159,7 @@ def test_memory_too_small_for_one_row_is_that_rows_error(
 def test_beams_that_run_out_of_memory_halve_their_batch(
     published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = BeamSearch._generate
+    generate = BeamSearch.generate_batch
 
     def scarce(self: BeamSearch, batch: list[Any], *rest: Any) -> Any:
         if len(batch) > 2:
@@ -168,7 +168,7 @@ def test_beams_that_run_out_of_memory_halve_their_batch(
 
     options = {"model_name": str(published), "max_caption_length": 4, "batch_size": 8, "num_beams": 2, **EXACT}
     whole = pd.Series(pictures[:8]).vl.caption(**options)
-    monkeypatch.setattr(BeamSearch, "_generate", scarce)
+    monkeypatch.setattr(BeamSearch, "generate_batch", scarce)
     halved = pd.Series(pictures[:8]).vl.caption(**options)
 
     assert halved.tolist() == whole.tolist()
@@ -176,35 +176,35 @@ def test_beams_that_run_out_of_memory_halve_their_batch(
 
 
 def test_cancel_between_tokens_keeps_finished_rows(published: Path, pictures: list[Image.Image]) -> None:
-    heard: dict[int, list[str]] = {}
+    emitted: dict[int, list[str]] = {}
     cancel = threading.Event()
 
     def on_token(row: int, text: str) -> None:
-        heard.setdefault(row, []).append(text)
-        if len(heard) == 3:
+        emitted.setdefault(row, []).append(text)
+        if len(emitted) == 3:
             cancel.set()
 
     run = pd.Series(pictures[:6]).vl.run(
         model_name=str(published), max_caption_length=60, batch_size=1, control=Control(cancel, on_token), **EXACT
     )
 
-    assert run["status"].iloc[next(iter(heard))] == "ok"
+    assert run["status"].iloc[next(iter(emitted))] == "ok"
     assert "cancelled" in run["status"].tolist()
     assert run["text"][run["status"] == "cancelled"].isna().all()
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_tokens_that_are_heard_make_up_the_answer(pictures: list[Image.Image], num_beams: int) -> None:
-    heard: dict[int, str] = {}
+def test_emitted_tokens_make_up_the_answer(pictures: list[Image.Image], num_beams: int) -> None:
+    emitted: dict[int, str] = {}
 
     def on_token(row: int, text: str) -> None:
-        heard[row] = heard.get(row, "") + text
+        emitted[row] = emitted.get(row, "") + text
 
-    said = pd.Series(pictures[:5]).vl.caption(
+    captions = pd.Series(pictures[:5]).vl.caption(
         model_name="demo", batch_size=3, num_beams=num_beams, control=Control(on_token=on_token), **EXACT
     )
 
-    assert [heard[row] for row in range(5)] == said.tolist()
+    assert [emitted[row] for row in range(5)] == captions.tolist()
 
 
 def test_beam_search_gives_the_same_answer_alone_and_together(published: Path, pictures: list[Image.Image]) -> None:

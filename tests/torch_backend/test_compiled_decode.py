@@ -1,4 +1,4 @@
-"""Compiled steps have one shape, recordings are made anew for new memory, and a failed compilation says what to do.
+"""Compiled steps have one shape, graphs are recorded anew for new memory, and a failed compilation names the fix.
 
 A GPU is pretended here: its graphs are closures that run again on replay.
 """
@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenvl_kit.torch_backend import compiled_decode as torch_compiled
+from qwenvl_kit.torch_backend import compiled_decode
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps, CudaGraphRunner
 
 
@@ -29,12 +29,12 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return []
 
 
-def steps(shapes: list[tuple[int, int]]) -> CompiledSteps:
-    def step(ids: Tensor, positions: Tensor, lengths: Tensor, n_most: int) -> Tensor:
-        shapes.append((len(ids), n_most))
+def steps(shapes: list[tuple[int, int]], *, uses_graphs: bool = False) -> CompiledSteps:
+    def step(ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        shapes.append((len(ids), max_len))
         return torch.stack([ids, positions, lengths], dim=1).float()
 
-    return CompiledSteps(step)
+    return CompiledSteps(step, uses_graphs=uses_graphs)
 
 
 def test_every_step_has_the_shape_of_the_cache_and_gives_the_rows_at_hand(shapes: list[tuple[int, int]]) -> None:
@@ -50,29 +50,27 @@ def test_every_step_has_the_shape_of_the_cache_and_gives_the_rows_at_hand(shapes
     assert compiled.warm_up_s > 0
 
 
-class Graph:
-    """Of the pretended GPU: replay writes a new result where the recorded one was."""
-
-    def replay(self) -> None:
-        self.output.copy_(self.function())
-
-    function: Callable[[], Tensor]
-    output: Tensor
+LAST: list[Callable[[], object]] = []  # does again what a pretended GPU ran last
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happened on it, in order."""
+    """Events on a pretended GPU, in order."""
     events: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            self.replayed()  # set by `capture`
 
     class Stream:
         def wait_stream(self, _: Any) -> None:
             events.append("wait")
 
     @contextmanager
-    def capture(graph: Graph, *, capture_error_mode: str) -> Iterator[None]:
+    def capture(graph: Any, *, capture_error_mode: str) -> Iterator[None]:
         events.append(f"record {capture_error_mode}")
         yield
+        graph.replayed = LAST[0]
         events.append("recorded")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
@@ -84,26 +82,21 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
-def recorded(function: Callable[..., Tensor], inputs: list[Tensor], events: list[str]) -> CudaGraphRunner:
-    def told(*given: Tensor) -> Tensor:
-        events.append("run")
-        return function(*given)
+def test_a_graph_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[str]) -> None:
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        gpu.append("run")
+        output = a * b
+        LAST[:] = [lambda: torch.mul(a, b, out=output)]  # a replay writes a new result where the recorded one was
+        return output
 
-    recording = CudaGraphRunner(told, inputs)
-    graph = recording._graph
-    graph.output, graph.function = recording._output, lambda: function(*recording._inputs)
-    return recording
-
-
-def test_a_recording_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[str]) -> None:
     first = [torch.tensor([1, 2]), torch.tensor([3, 4])]
-    recording = recorded(lambda a, b: a * b, first, gpu)
+    runner = CudaGraphRunner(product, first)
 
     assert gpu == ["wait", "run", "run", "run", "wait", "record thread_local", "run", "recorded"]
-    said = recording(torch.tensor([5, 6]), torch.tensor([7, 8]))
-    then = recording(torch.tensor([1, 1]), torch.tensor([1, 1]))
+    one = runner(torch.tensor([5, 6]), torch.tensor([7, 8]))
+    two = runner(torch.tensor([1, 1]), torch.tensor([1, 1]))
 
-    assert (said.tolist(), then.tolist()) == ([35, 48], [1, 1]), "a result is not overwritten by the next"
+    assert (one.tolist(), two.tolist()) == ([35, 48], [1, 1]), "a result is not overwritten by the next"
     assert [given.tolist() for given in first] == [[1, 2], [3, 4]], "the caller's tensors are left alone"
     assert gpu[-1] == "recorded", "a replay runs no Python"
 
@@ -111,10 +104,9 @@ def test_a_recording_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[
 def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     monkeypatch.setattr(
-        torch_compiled, "CudaGraphRunner", lambda function, inputs: made.append(len(inputs[0])) or function
+        compiled_decode, "CudaGraphRunner", lambda function, inputs: made.append(len(inputs[0])) or function
     )
-    monkeypatch.setattr(torch_compiled, "_is_on_gpu", lambda _: True)
-    compiled = steps(shapes)
+    compiled = steps(shapes, uses_graphs=True)
     ids = torch.tensor([1, 2])
     for size in (4, 4, 8):
         compiled.resize_cache(size, 64)
@@ -127,7 +119,7 @@ def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch:
 WITHOUT_A_COMPILER = """
 from torch import tensor
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
-compiled = CompiledSteps(lambda ids, positions, lengths, n_most: (ids + positions * lengths).float() * n_most)
+compiled = CompiledSteps(lambda ids, positions, lengths, max_len: (ids + positions * lengths).float() * max_len)
 compiled.resize_cache(3, 37)
 compiled(tensor([1]), tensor([2]), tensor([3]))
 """
@@ -141,5 +133,5 @@ def test_where_torch_cannot_compile_the_message_says_what_to_install(tmp_path: P
     )
 
     assert ended.returncode == 1
-    said = ended.stderr.splitlines()[-1]  # what a user reads last
-    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*\. Install a C\+\+", said)
+    message = ended.stderr.splitlines()[-1]  # what a user reads last
+    assert re.search(r"ConfigError: torch_compile=True: .*[Cc]ompiler.*\. Install a C\+\+", message)

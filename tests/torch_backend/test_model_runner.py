@@ -1,4 +1,4 @@
-"""Pictures, prompts and steps in slots give the numbers of transformers' own forward of the whole text."""
+"""Images, prompts and steps in slots give the numbers of transformers' own forward of the whole text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, _upload
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
 from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
@@ -55,7 +55,7 @@ def model_runner(folder: Path, request: pytest.FixtureRequest) -> TorchModelRunn
 
 
 class Text:
-    """A prompt of one picture and then words, and what transformers makes of it."""
+    """A prompt of one image and then words, and its logits from transformers."""
 
     def __init__(self, model: Any, grid: Tensor, words: list[int]) -> None:
         image = model.config.image_token_id
@@ -64,25 +64,25 @@ class Text:
         self.prompt = [5, 6, 7, *[image] * (int(grid.prod()) // 4), *words]
         self.image = image
 
-    def positions(self, said: list[int]) -> Tensor:
+    def positions(self, output: list[int]) -> Tensor:
         grids = [tuple(self.grid[0].tolist())]
         positions, following = mrope_positions(self.prompt, grids, image_id=self.image, merge=2)  # type: ignore[arg-type]
-        return torch.cat([torch.tensor(positions), following + torch.arange(len(said)).expand(3, -1)], dim=1)
+        return torch.cat([torch.tensor(positions), following + torch.arange(len(output)).expand(3, -1)], dim=1)
 
     @torch.inference_mode()
-    def logits(self, said: list[int]) -> Tensor:
+    def logits(self, output: list[int]) -> Tensor:
         """Of the last token, by one forward of everything."""
         core = self._model.model
-        embedded = core.get_input_embeddings()(torch.tensor([[*self.prompt, *said]]))
+        embedded = core.get_input_embeddings()(torch.tensor([[*self.prompt, *output]]))
         seen = core.get_image_features(self.patches, self.grid, return_dict=True).pooler_output[0]
         embedded[0, 3 : 3 + len(seen)] = seen
-        hidden = core.language_model(inputs_embeds=embedded, position_ids=self.positions(said)[:, None])
+        hidden = core.language_model(inputs_embeds=embedded, position_ids=self.positions(output)[:, None])
         return self._model.lm_head(hidden.last_hidden_state[0, -1])  # type: ignore[no-any-return]
 
-    def chunk(self, model_runner: TorchModelRunner, slot: int, said: list[int], past: int = 0) -> PrefillChunk:
-        ids = torch.tensor([*self.prompt, *said])
-        visual = None if past else model_runner.encode_images(self.patches, self.grid)[0]
-        return PrefillChunk(slot, ids[past:], self.positions(said)[:, past:], past, visual)
+    def chunk(self, model_runner: TorchModelRunner, slot: int, output: list[int], cached_len: int = 0) -> PrefillChunk:
+        ids = torch.tensor([*self.prompt, *output])
+        features = None if cached_len else model_runner.encode_images(self.patches, self.grid)[0]
+        return PrefillChunk(slot, ids[cached_len:], self.positions(output)[:, cached_len:], cached_len, features)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def texts(reference: Any) -> list[Text]:
     return [Text(reference, grid, list(range(20, 24 + 3 * at))) for at, grid in enumerate(GRIDS)]
 
 
-def test_pictures_look_the_same_alone_and_together(
+def test_images_are_encoded_alike_alone_and_together(
     reference: Any, model_runner: TorchModelRunner, texts: list[Text], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with torch.inference_mode():
@@ -115,9 +115,9 @@ def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
         def to(self, device: torch.device, *, non_blocking: bool = False) -> tuple[str, bool, bool]:
             return device.type, self.is_pinned, non_blocking
 
-    assert _upload(Patches(), torch.device("cuda")) == ("cuda", True, True)  # type: ignore[arg-type, comparison-overlap]
+    assert upload(Patches(), torch.device("cuda")) == ("cuda", True, True)  # type: ignore[arg-type, comparison-overlap]
     here = torch.ones(2)
-    assert _upload(here, torch.device("cpu")) is here
+    assert upload(here, torch.device("cpu")) is here
 
 
 @pytest.mark.parametrize("most", [1, 150, 10_000])
@@ -135,11 +135,11 @@ def test_prompts_of_any_length_are_read_into_any_slots(
     torch.testing.assert_close(logits, torch.stack([text.logits([]) for text in texts]), **NEAR)
 
 
-def steps(model_runner: TorchModelRunner, texts: list[Text], saids: list[list[int]], words: list[int]) -> Tensor:
-    for said, word in zip(saids, words, strict=True):
-        said.append(word)
-    lengths = [len(text.prompt) + len(said) - 1 for text, said in zip(texts, saids, strict=True)]
-    positions = [int(text.positions(said)[0, -1]) for text, said in zip(texts, saids, strict=True)]
+def steps(model_runner: TorchModelRunner, texts: list[Text], outputs: list[list[int]], words: list[int]) -> Tensor:
+    for output, word in zip(outputs, words, strict=True):
+        output.append(word)
+    lengths = [len(text.prompt) + len(output) - 1 for text, output in zip(texts, outputs, strict=True)]
+    positions = [int(text.positions(output)[0, -1]) for text, output in zip(texts, outputs, strict=True)]
     return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
 
 
@@ -147,18 +147,18 @@ def test_steps_of_rows_of_unlike_length_and_moved_rows(model_runner: TorchModelR
     model_runner.resize_cache(0, 0)
     model_runner.resize_cache(3, 96)
     texts = [texts[0], texts[3], texts[1]]
-    saids: list[list[int]] = [[], [], []]
+    outputs: list[list[int]] = [[], [], []]
     model_runner.prefill([text.chunk(model_runner, slot, []) for slot, text in enumerate(texts)])
     for words in ([30, 40, 50], [31, texts[0].image, 51]):
-        logits = steps(model_runner, texts, saids, words)
-    torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, saids, strict=True)]), **NEAR)
+        logits = steps(model_runner, texts, outputs, words)
+    torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, outputs, strict=True)]), **NEAR)
 
     model_runner.copy_slot(2, 0, len(texts[2].prompt) + 2)  # the first row leaves, the last takes its slot
     model_runner.resize_cache(4, 200)
-    texts, saids = [texts[2], texts[1]], [saids[2], saids[1]]
-    logits = steps(model_runner, texts, saids, [60, 61])
+    texts, outputs = [texts[2], texts[1]], [outputs[2], outputs[1]]
+    logits = steps(model_runner, texts, outputs, [60, 61])
 
-    torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, saids, strict=True)]), **NEAR)
+    torch.testing.assert_close(logits, torch.stack([t.logits(s) for t, s in zip(texts, outputs, strict=True)]), **NEAR)
 
 
 def test_the_rest_of_a_prompt_behind_a_beginning_that_another_row_read(
@@ -168,16 +168,16 @@ def test_the_rest_of_a_prompt_behind_a_beginning_that_another_row_read(
     model_runner.resize_cache(4, 128)
     first, short, long = texts[1], texts[1], texts[3]
     model_runner.prefill([first.chunk(model_runner, 0, []), long.chunk(model_runner, 1, [])])
-    past = len(first.prompt) - 2
-    model_runner.copy_slot(0, 3, past)
+    cached_len = len(first.prompt) - 2
+    model_runner.copy_slot(0, 3, cached_len)
     model_runner.copy_slot(1, 2, len(long.prompt))
 
-    said = [44, long.image, 46, 47, 48]
+    output = [44, long.image, 46, 47, 48]
     logits = model_runner.prefill(
-        [short.chunk(model_runner, 3, [], past), long.chunk(model_runner, 2, said, len(long.prompt))]
+        [short.chunk(model_runner, 3, [], cached_len), long.chunk(model_runner, 2, output, len(long.prompt))]
     )
 
-    torch.testing.assert_close(logits, torch.stack([short.logits([]), long.logits(said)]), **NEAR)
+    torch.testing.assert_close(logits, torch.stack([short.logits([]), long.logits(output)]), **NEAR)
 
 
 @torch.inference_mode()
@@ -186,7 +186,7 @@ def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(model_runner: TorchMo
     model_runner.resize_cache(2, 128)
     short, long = texts[0], texts[3]
     model_runner.prefill([long.chunk(model_runner, 0, []), long.chunk(model_runner, 1, [])])
-    for held in model_runner._cache._layers.values():
+    for held in model_runner.cache.layers.values():
         for part in held:
             part[0] = torch.nan
 
@@ -194,11 +194,11 @@ def test_a_wiped_slot_has_nothing_of_a_row_that_overflowed(model_runner: TorchMo
         if is_wiped:
             model_runner.zero_slot(0)
         model_runner.prefill([short.chunk(model_runner, 0, [])])
-        saids: list[list[int]] = [[], []]
-        logits = steps(model_runner, [short, long], saids, [30, 31])
+        outputs: list[list[int]] = [[], []]
+        logits = steps(model_runner, [short, long], outputs, [30, 31])
         assert bool(logits[0].isfinite().all()) == is_wiped, "without wiping this test would show nothing"
 
-    torch.testing.assert_close(logits, torch.stack([short.logits(saids[0]), long.logits(saids[1])]), **NEAR)
+    torch.testing.assert_close(logits, torch.stack([short.logits(outputs[0]), long.logits(outputs[1])]), **NEAR)
 
 
 def test_what_pads_a_prompt_is_not_kept() -> None:
@@ -215,11 +215,11 @@ def test_a_row_that_is_read_again_with_what_it_said_goes_on_alike(
 ) -> None:
     model_runner.resize_cache(0, 0)
     model_runner.resize_cache(1, 128)
-    said = [40, texts[2].image, 41]
+    output = [40, texts[2].image, 41]
 
-    logits = model_runner.prefill([texts[2].chunk(model_runner, 0, said)])
+    logits = model_runner.prefill([texts[2].chunk(model_runner, 0, output)])
 
-    torch.testing.assert_close(logits[0], texts[2].logits(said), **NEAR)
+    torch.testing.assert_close(logits[0], texts[2].logits(output), **NEAR)
 
 
 def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which IP addresses are public, private, or a cloud's metadata service, by tables of this package's own.
+"""Tell public, private and metadata IP addresses apart, by tables of this package's own.
 
 Python's ``is_global`` changes from version to version, and calls multicast, site-local and IPv4-compatible addresses
 global: https://nvd.nist.gov/vuln/detail/CVE-2024-4032
@@ -13,7 +13,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # https://www.iana.org/assignments/iana-ipv4-special-registry, with multicast and what is reserved. The few entries
-# that are globally reachable (AS112, AMT, anycast of PCP and TURN) serve no pictures.
+# that are globally reachable (AS112, AMT, anycast of PCP and TURN) serve no images.
 _NOT_PUBLIC_V4 = (
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -39,7 +39,7 @@ _PUBLIC_V6 = "2000::/3"
 _NOT_PUBLIC_V6 = ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")
 
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
-# Where clouds answer with a machine's keys, beyond link-local addresses.
+# Clouds' metadata services, which return a machine's keys, beyond link-local addresses.
 _METADATA = (
     "100.100.100.200/32",  # https://www.alibabacloud.com/help/en/ens/instance-metadata
     "100.96.0.96/32",  # https://docs.byteplus.com/en/docs/ecs/Viewing-instance-metadata
@@ -51,7 +51,7 @@ _METADATA = (
     "fd00:42::42/128",  # https://www.scaleway.com/en/docs/instances/how-to/use-cloud-init
     "fd00:a9fe:a9fe::/48",  # https://techdocs.akamai.com/cloud-computing/docs/metadata-service-api
 )
-# Translators' prefixes are a site's own choice, so these are looked for wherever an IPv6 address can hold them.
+# Each site chooses its translators' prefixes, so these are found at every place of an IPv6 address.
 _METADATA_HOSTS = (
     "169.254.169.254",
     "169.254.170.2",
@@ -127,7 +127,7 @@ def _is_in(ip: IPAddress, networks: Iterable[IPNetwork]) -> bool:
 
 
 def _embedded(ip: IPAddress) -> Iterator[ipaddress.IPv4Address]:
-    """Give the IPv4 addresses that packets to an IPv6 address may reach in the end."""
+    """Yield the IPv4 addresses that packets to an IPv6 address may reach."""
     if isinstance(ip, ipaddress.IPv4Address):
         return
     bits = int(ip)
@@ -144,7 +144,7 @@ def _embedded(ip: IPAddress) -> Iterator[ipaddress.IPv4Address]:
 
 
 def _rfc6052(ip: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
-    """Give the IPv4 address for each length of a translator's prefix, which leaves out the bits 64 to 71."""
+    """Yield the IPv4 address for each length of a translator's prefix, which leaves out the bits 64 to 71."""
     bits = int(ip)
     around = (bits >> 64) << 56 | bits & (1 << 56) - 1  # the 120 bits that are left
     for prefix in (32, 40, 48, 56, 64):

@@ -33,7 +33,7 @@ _MAX_INTERIM = 16  # responses of status 1xx before the response itself
 
 @functools.cache
 def pool(private: bool) -> urllib3.PoolManager:
-    """One pool for public hosts and one for all: a kept connection is only used under the policy it was made under."""
+    """Return the pool of public hosts, or of all: a connection is only reused under the policy that opened it."""
     checked = urllib3.PoolManager(num_pools=_MAX_HOSTS, maxsize=MAX_PER_HOST, block=True)
     checked.pool_classes_by_scheme = {
         "http": _pool_class(HTTPConnectionPool, HTTPConnection, private=private),
@@ -44,7 +44,7 @@ def pool(private: bool) -> urllib3.PoolManager:
 
 @register_closer
 def close_idle_connections() -> None:
-    """Close the connections that wait for a next request; those in use stay."""
+    """Close idle connections; those in use stay."""
     _idle.close()
 
 
@@ -72,7 +72,7 @@ def _pool_class(pool: Any, connection: Any, *, private: bool) -> Any:
 
 
 class _Slots:
-    """One host's connections, as the queue that urllib3's pool expects: slots of its own, connections from `_idle`.
+    """The queue of one host's pool, as urllib3 expects it: it counts slots, and takes connections from `_idle`.
 
     urllib3 bounds the connections of a host, and the number of hosts, but not all connections together.
     """
@@ -83,7 +83,7 @@ class _Slots:
         self._process = os.getpid()
 
     def put(self, connection: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Give a slot back, and keep its connection where it is open; None at the pool's beginning changes nothing."""
+        """Return a slot, and keep its connection where it is open; None of a new pool changes nothing."""
         if connection is None and self._n_free == self._n_most:
             return
         if connection is not None and not connection.is_closed:
@@ -93,7 +93,7 @@ class _Slots:
             self._freed.notify()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take a slot, with the connection that was used last, or None where a new one has to be made."""
+        """Take a slot, with the connection that was used last, or None to open a new one."""
         if self._process != os.getpid():  # the parent's lock may never be free
             raise queue.Empty
         with self._freed:
@@ -107,7 +107,7 @@ class _Slots:
 
 
 class _Idle:
-    """Open connections that wait for a next request, the least recently used of which are closed."""
+    """Idle connections of all hosts; beyond the limit, the least recently used are closed."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # the garbage collector may end a pool while its own thread holds the lock
@@ -144,7 +144,7 @@ class _Idle:
             connection.close()
 
     def abandon(self) -> None:
-        """Close a forked child's ends without a word to the servers, and without the parent's locks."""
+        """Close a forked child's sockets without a TLS shutdown, and without the parent's locks."""
         for connection in list(self._kept):
             if connection.sock is not None:
                 connection.sock.close()
@@ -160,7 +160,7 @@ _idle = _Idle()
 
 @functools.cache
 def _n_idle() -> int:
-    """At most a quarter of the files that may be open."""
+    """Return `MAX_IDLE`, or a quarter of the files that may be open where that is less."""
     try:
         import resource
 
@@ -171,24 +171,24 @@ def _n_idle() -> int:
 
 
 class _DeadlineResponse(http.client.HTTPResponse):
-    """Keeps the socket's time-out as a whole, where the library would grant it anew for every byte of a header."""
+    """A response whose timeout covers all reads, where the library would grant it anew for every byte of a header."""
 
     def __init__(self, sock: socket.socket, *rest: Any, **options: Any) -> None:
         super().__init__(sock, *rest, **options)
         self.fp: io.BufferedReader = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock))
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Pass over what comes before the answer, such as 103 Early Hints; the library knows of 100 alone."""
+        """Skip interim responses, such as 103 Early Hints; the library skips 100 alone."""
         for _ in range(_MAX_INTERIM):
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
                 return version, status, reason
             http.client.parse_headers(self.fp)
-        raise http.client.HTTPException(f"got more than {_MAX_INTERIM} interim answers")
+        raise http.client.HTTPException(f"got more than {_MAX_INTERIM} interim responses")
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads from a socket until the time-out that it had at first has passed."""
+    """Reads from a socket until its first timeout has passed."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw, self._sock = raw, sock
@@ -200,7 +200,7 @@ class _DeadlineReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the answer was not whole in time")
+            raise TimeoutError("the response was not complete in time")
         self._sock.settimeout(left)
         return self._raw.readinto(buffer)
 
@@ -210,7 +210,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 def _after_fork() -> None:
-    """Begin anew in a forked child: requests of both processes over one connection get each other's answers.
+    """Reset the pools of a forked child: two processes on one connection get each other's responses.
 
     https://github.com/urllib3/urllib3/issues/850
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from qwenvl_kit.errors import RowError
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import FetchOptions
 
 MAX_PER_HOST = 16
 """Connections to one host at a time; a further request waits for one of them."""
@@ -16,7 +16,7 @@ MAX_PER_HOST = 16
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """Limits on one fetch; each field is the option of `Config` of the same name.
+    """Limits on one fetch, hashable; each field is the option of the same name.
 
     Attributes
     ----------
@@ -36,15 +36,15 @@ class FetchLimits:
     local_paths: bool | str = True
 
     @classmethod
-    def of(cls, config: Config) -> Self:
-        """Return the limits that a config sets."""
+    def of(cls, options: FetchOptions) -> Self:
+        """Return the limits that options set."""
         return cls(
-            config.timeout_s,
-            config.max_image_bytes,
-            config.allow_private_hosts,
-            tuple((config.headers or {}).items()),
-            tuple(config.extra_schemes),
-            config.local_paths,
+            options.timeout_s,
+            options.max_image_bytes,
+            options.allow_private_hosts,
+            tuple((options.headers or {}).items()),
+            tuple(options.extra_schemes),
+            options.local_paths,
         )
 
     def check_bytes(self, n_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Silence for the logs of the libraries that fetch, which repeat signed addresses, keys and what servers echo."""
+"""Drop log records of HTTP and storage clients, which contain signed URLs, keys and responses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextvars
 import logging
 from collections.abc import Iterator
 
-# The roots of the loggers of urllib3, of fsspec and of what the stores' clients are made of.
+# Root loggers of urllib3, fsspec, the storage clients and their dependencies.
 _ROOTS = frozenset(
     (
         *("adal", "adlfs", "aiobotocore", "aiohttp", "aiohttp_retry", "azure", "boto3", "botocore", "fsspec", "gcsfs"),
@@ -21,9 +21,9 @@ _known: tuple[int, frozenset[str]] = (0, frozenset())
 
 @contextlib.contextmanager
 def quiet(*more_roots: str) -> Iterator[None]:
-    """Drop what those libraries log within the block, also from an event loop's thread that works for it.
+    """Drop the log records of those libraries within the block, also from an event loop's thread that works for it.
 
-    The caller's own use of the same libraries logs on, since the filter looks at the context of the call.
+    The caller's own use of the same libraries is logged, since the filter checks the context of the call.
     """
     _add_filters(_ROOTS.union(more_roots))
     token = _is_quiet.set(True)

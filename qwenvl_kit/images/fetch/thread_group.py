@@ -1,7 +1,7 @@
-"""Blocking calls on threads of their own, for calls that have no time-out of their own: resolvers, stores' clients.
+"""Run blocking calls that have no timeout of their own, such as those of resolvers, on threads of their own.
 
-A call that is late is left behind: its thread goes on until the call returns, and its result is dropped. The number
-of such threads is bounded.
+A late call is left behind: its thread runs until the call returns, and its result is dropped. The number of such
+threads is bounded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _groups: weakref.WeakSet[ThreadGroup] = weakref.WeakSet()
 
 
 class ThreadGroup:
-    """At most so many threads, and so many for one key, those that were left behind included.
+    """A bounded number of threads, in all and per key; those that were left behind count too.
 
     Parameters
     ----------
     name : str
-        Of its threads.
+        Name of its threads.
     n_most, n_most_per_key : int
-        How many threads there may be at a time, in all and for one key.
+        Most threads at a time, in all and for one key.
 
     Examples
     --------
@@ -41,22 +41,22 @@ class ThreadGroup:
         _groups.add(self)
 
     def call(self, work: Callable[[], _T], *, timeout_s: float, key: str = "") -> _T:
-        """Return what `work` returns, or raise what it raises.
+        """Return the result of `work`, or raise its exception.
 
         Raises
         ------
         TimeoutError
-            It was not done in time, or no thread was free in time.
+            It took longer than `timeout_s`, or no thread was free within it.
         """
         return self.start(work, timeout_s=timeout_s, key=key).result()
 
     def start(self, work: Callable[[], _T], *, timeout_s: float, key: str = "") -> Call[_T]:
-        """Start `work` as soon as a thread is free.
+        """Start `work` on the next free thread.
 
         Raises
         ------
         TimeoutError
-            No thread was free in time.
+            No thread was free within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         with self._freed:
@@ -68,12 +68,12 @@ class ThreadGroup:
             self._n_busy += 1
             self._busy[key] += 1
         call = Call[_T](deadline)
-        # As asyncio's to_thread does: what the caller has set for this context holds there too.
+        # As asyncio's to_thread does: context variables of the caller hold there too.
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(self._run, call, work, key), name=self._name, daemon=True)
         try:
             thread.start()
-        except BaseException:  # there may be no more threads to be had
+        except BaseException:  # the system may start no more threads
             self._free(key)
             raise
         return call
@@ -108,12 +108,12 @@ class Call(Generic[_T]):
         self._error: BaseException | None = None
 
     def result(self) -> _T:
-        """Wait for the result, at most until the call's deadline.
+        """Return the result, at most until the call's deadline.
 
         Raises
         ------
         TimeoutError
-            It was not there in time.
+            The deadline has passed.
         """
         if not self._done.wait(max(0.0, self._deadline - time.monotonic())):
             raise TimeoutError("the call did not return in time")
@@ -124,14 +124,14 @@ class Call(Generic[_T]):
     def _finish(self, work: Callable[[], _T]) -> None:
         try:
             self._results.append(work())
-        except BaseException as error:  # noqa: BLE001  # the waiting thread gets it
+        except BaseException as error:  # noqa: BLE001  # the waiting thread raises it
             self._error = error
         finally:
             self._done.set()
 
 
 def _after_fork() -> None:
-    """Count anew in a forked child, which has none of the parent's threads."""
+    """Reset the counts of a forked child, which has none of the parent's threads."""
     for group in _groups:
         group._reset()
 

@@ -144,7 +144,7 @@ def rotary_as_complex(cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def apply_rotary(states: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate neighbouring coordinates (…, d) by complex numbers (…, d/2): eq. 12 of Su et al. 2021, arXiv:2104.09864."""
+    """Rotate neighbouring coordinates (…, d) by complex numbers (…, d/2): eq. 12 of Su et al. (arXiv:2104.09864)."""
     pairs = torch.view_as_complex(states.view(*states.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotary).flatten(-2)
 

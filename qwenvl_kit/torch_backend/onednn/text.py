@@ -1,7 +1,7 @@
 """Language model of Qwen2.5-VL on oneDNN's prepacked weights.
 
-transformers' ``generate`` can run the changed model too. `OneDNNText` is faster: its last layer computes only the tokens
-whose logits are needed.
+transformers' ``generate`` can run the changed model too. `OneDNNText` is faster: its last layer computes only the
+tokens whose logits are needed.
 """
 
 from __future__ import annotations

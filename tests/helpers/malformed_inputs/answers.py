@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from helpers.malformed_inputs.seeds import png
 

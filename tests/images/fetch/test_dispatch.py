@@ -37,7 +37,7 @@ def read(cell: object, image_src_type: Any = "auto", limits: FetchLimits = LIMIT
     return fetch(source(cell, image_src_type), limits).data
 
 
-def told(cell: object, image_src_type: Any = "auto", limits: FetchLimits = LIMITS) -> str:
+def error_message(cell: object, image_src_type: Any = "auto", limits: FetchLimits = LIMITS) -> str:
     with pytest.raises(RowError) as caught:
         read(cell, image_src_type, limits)
     assert caught.value.stage == "fetch"
@@ -89,7 +89,7 @@ def test_a_data_uri_without_base64_is_unquoted() -> None:
     ids=ascii,
 )
 def test_what_is_no_base64_is_told(text: str) -> None:
-    assert "base64" in told(text, "image_base64")
+    assert "base64" in error_message(text, "image_base64")
 
 
 @given(st.text(st.characters(), max_size=30))
@@ -102,7 +102,7 @@ def test_no_text_breaks_more_than_its_row(text: str) -> None:
 
 @pytest.mark.parametrize("n_bytes", [999, 1000, 1001, 1002, 1003])
 @pytest.mark.parametrize("form", ["base64", "wrapped", "data", "quoted", "bytes"])
-def test_the_limit_on_bytes_counts_the_pictures_own_bytes(form: str, n_bytes: int) -> None:
+def test_the_limit_on_bytes_counts_the_images_own_bytes(form: str, n_bytes: int) -> None:
     data = bytes(n_bytes)
     text = base64.b64encode(data).decode()
     cells: dict[str, tuple[object, Any]] = {
@@ -116,7 +116,7 @@ def test_the_limit_on_bytes_counts_the_pictures_own_bytes(form: str, n_bytes: in
     if n_bytes <= 1000:
         assert read(*cells[form]) == data
     else:
-        assert f"of {n_bytes} bytes exceeds max_image_bytes=1000" in told(*cells[form])
+        assert f"of {n_bytes} bytes exceeds max_image_bytes=1000" in error_message(*cells[form])
 
 
 # ------------------------------------------------------------------ files
@@ -143,7 +143,7 @@ def test_a_relative_path_and_a_home_are_understood(tmp_path: Path, monkeypatch: 
 def test_a_missing_file_says_from_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    message = told("missing.png")
+    message = error_message("missing.png")
 
     assert "missing.png: The file does not exist" in message
     assert str(tmp_path) in message
@@ -151,7 +151,7 @@ def test_a_missing_file_says_from_where_it_was_looked_for(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("address", ["file://[", "a\x00b.png", "x" * 5000 + ".png", "file:///%00"], ids=ascii)
 def test_a_path_that_can_be_none_is_told(address: str) -> None:
-    assert told(address, "image_url")
+    assert error_message(address, "image_url")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
@@ -159,8 +159,8 @@ def test_folders_and_pipes_are_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
 
-    assert "Not a regular file" in told(str(tmp_path))
-    assert "Not a regular file" in told(str(pipe))
+    assert "Not a regular file" in error_message(str(tmp_path))
+    assert "Not a regular file" in error_message(str(pipe))
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,14 +172,14 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(builtins, "open", denied)
 
-    assert "Permission denied" in told(str(path))
+    assert "Permission denied" in error_message(str(path))
 
 
 def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(bytes(1001))
 
-    assert "of 1001 bytes exceeds max_image_bytes=1000" in told(str(path))
+    assert "of 1001 bytes exceeds max_image_bytes=1000" in error_message(str(path))
 
 
 def test_a_file_is_unchanged_until_it_is_written_again(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_an_object_is_read_through_fsspec() -> None:
 @pytest.mark.usefixtures("memory")
 def test_a_missing_object_is_told() -> None:
     assert (
-        told("memory://bucket/none.png", limits=WITH_MEMORY)
+        error_message("memory://bucket/none.png", limits=WITH_MEMORY)
         == "memory://bucket/none.png: Cannot read the image: not found."
     )
 
@@ -228,7 +228,7 @@ def test_too_large_an_object_is_not_read_to_its_end(memory: Any) -> None:
     with memory.open("/bucket/large.png", "wb") as file:
         file.write(bytes(5000))
 
-    assert "max_image_bytes=1000" in told("memory://bucket/large.png", limits=WITH_MEMORY)
+    assert "max_image_bytes=1000" in error_message("memory://bucket/large.png", limits=WITH_MEMORY)
 
 
 @pytest.mark.usefixtures("memory")
@@ -239,7 +239,7 @@ def test_a_store_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fsspec, "filesystem", lambda *_, **__: done.wait(10))
     started = time.monotonic()
 
-    message = told("memory://bucket/a.png", limits=dataclasses.replace(WITH_MEMORY, timeout_s=0.1))
+    message = error_message("memory://bucket/a.png", limits=dataclasses.replace(WITH_MEMORY, timeout_s=0.1))
 
     done.set()
     assert "timeout_s=0.1" in message
@@ -250,7 +250,7 @@ def test_an_extra_scheme_that_nothing_reads_says_so() -> None:
     pytest.importorskip("fsspec")
     limits = dataclasses.replace(LIMITS, extra_schemes=("gopher",))
 
-    assert "gopher" in told("gopher://example.org/a.png", limits=limits)
+    assert "gopher" in error_message("gopher://example.org/a.png", limits=limits)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_schemes_off_the_list_are_refused_and_the_option_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)  # nothing may be opened
 
-    message = told(f"{scheme}://127.0.0.1/a.png", limits=limits)
+    message = error_message(f"{scheme}://127.0.0.1/a.png", limits=limits)
 
     assert f"{scheme}:// URLs are not read" in message
     assert f"extra_schemes=['{scheme}']" in message
@@ -292,7 +292,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
 
-    assert f"pip install 'qwenvl_kit[{extra}]'" in told(address)
+    assert f"pip install 'qwenvl_kit[{extra}]'" in error_message(address)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_missing_credentials_say_what_to_set(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # the client would ask the network for keys
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    assert f"no credentials; set {variable}" in told(address)
+    assert f"no credentials; set {variable}" in error_message(address)
 
 
 @pytest.mark.usefixtures("memory")
@@ -324,6 +324,6 @@ def test_a_clients_message_is_not_repeated_since_it_may_hold_keys(monkeypatch: p
     monkeypatch.setattr(fsspec, "filesystem", fail)
 
     assert (
-        told("memory://bucket/a.png?sig=s3cr3t", limits=WITH_MEMORY)
+        error_message("memory://bucket/a.png?sig=s3cr3t", limits=WITH_MEMORY)
         == "memory://bucket/a.png?…: Cannot read the image: EndpointError."
     )

@@ -35,7 +35,7 @@ def read(cell: object, limits: FetchLimits = LIMITS) -> bytes:
     return fetch(source, limits).data
 
 
-def told(cell: object, limits: FetchLimits = LIMITS) -> str:
+def error_message(cell: object, limits: FetchLimits = LIMITS) -> str:
     with pytest.raises(RowError) as caught:
         read(cell, limits)
     assert caught.value.stage == "fetch"
@@ -122,7 +122,7 @@ def test_a_resolver_that_is_silent_meets_the_deadline(monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     started = time.monotonic()
 
-    message = told("http://silent.example/a.png", dataclasses.replace(LIMITS, timeout_s=0.5))
+    message = error_message("http://silent.example/a.png", dataclasses.replace(LIMITS, timeout_s=0.5))
 
     silent.set()
     assert "timeout_s=0.5" in message
@@ -139,18 +139,18 @@ def test_cells_can_be_kept_from_local_files(tmp_path: Path) -> None:
 
     assert read(str(inside), within) == PNG
     for path in (outside, f"{inside.parent}/../b.png", inside.parent / "link.png", f"file://{outside}"):
-        assert "outside of local_paths" in told(str(path), within)
-    assert "local_paths=False blocks" in told(str(inside), dataclasses.replace(LIMITS, local_paths=False))
+        assert "outside of local_paths" in error_message(str(path), within)
+    assert "local_paths=False blocks" in error_message(str(inside), dataclasses.replace(LIMITS, local_paths=False))
     assert read(PNG, dataclasses.replace(LIMITS, local_paths=False)) == PNG
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="this system has no /proc")
 @pytest.mark.parametrize("path", ["/proc/self/environ", "/proc/kmsg", "/sys/kernel/notes", "file:///proc/self/status"])
 def test_the_kernels_files_are_never_read(path: str, tmp_path: Path) -> None:
-    assert "are not read" in told(path)
+    assert "are not read" in error_message(path)
     link = tmp_path / "a.png"
     link.symlink_to(path.removeprefix("file://"))
-    assert "are not read" in told(str(link))
+    assert "are not read" in error_message(str(link))
 
 
 def test_headers_are_sent_and_not_passed_on_to_another_host(
@@ -192,7 +192,7 @@ def test_largeBODY_MEMORY_share_a_budget_until_they_are_decoded(tmp_path: Path) 
     fetched = fetch(source, LIMITS)
 
     assert BODY_MEMORY.available == before - 2 * WITHOUT_LEASE
-    fetched.release()
+    del fetched
     assert BODY_MEMORY.available == before
 
 

@@ -33,7 +33,6 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[None]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # the client would ask the network for keys
     yield
     tos.close_idle_connections()
-    tos._client.cache_clear()
     _forget_s3()
 
 
@@ -88,7 +87,7 @@ def read_in_a_process(address: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def told(address: str, limits: FetchLimits = LIMITS) -> str:
+def error_message(address: str, limits: FetchLimits = LIMITS) -> str:
     with pytest.raises(RowError) as caught:
         read(address, limits)
     assert caught.value.stage == "fetch"
@@ -105,7 +104,7 @@ def test_an_object_of_tos_is_read_with_a_signed_request(store: Tos, limits: Fetc
     assert read("tos://bucket/a.png", limits) == b"data"
     assert read("TOS://bucket/图 片/b+c%20.png", limits) == b"more"
     assert store.paths == ["a.png", "图 片/b+c%20.png"]
-    assert len(store.connections) == 1, "connections are kept for the next picture"
+    assert len(store.connections) == 1, "connections are kept for the next image"
 
 
 def test_the_hosts_name_holds_the_bucket_at_toss_own_endpoints(store: Tos, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +150,13 @@ def test_public_buckets_need_no_keys_and_others_say_what_to_set(store: Tos, monk
         monkeypatch.delenv(name)
 
     assert read("tos://bucket/public.png") == b"open"
-    assert "without credentials; set TOS_ACCESS_KEY, TOS_SECRET_KEY" in told("tos://bucket/a.png")
+    assert "without credentials; set TOS_ACCESS_KEY, TOS_SECRET_KEY" in error_message("tos://bucket/a.png")
 
 
 def test_wrong_keys_are_told_without_being_repeated(store: Tos, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOS_SECRET_KEY", "wrongwrong")
 
-    message = told("tos://bucket/a.png")
+    message = error_message("tos://bucket/a.png")
 
     assert message == "tos://bucket/a.png: Cannot read the image: access denied (SignatureDoesNotMatch)."
 
@@ -170,10 +169,10 @@ def test_busy_answers_and_those_cut_short_are_asked_for_again(store: Tos, faults
     assert len(store.paths) == len(faults) + 1
 
 
-def test_what_stays_cut_short_is_no_picture(store: Tos) -> None:
+def test_what_stays_cut_short_is_no_image(store: Tos) -> None:
     store.faults.extend(["short"] * 4)
 
-    assert "not whole" in told("tos://bucket/a.png")
+    assert "not whole" in error_message("tos://bucket/a.png")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +185,7 @@ def test_what_stays_cut_short_is_no_picture(store: Tos) -> None:
     ],
 )
 def test_what_tos_does_not_give_is_told(store: Tos, address: str, reason: str) -> None:
-    assert reason in told(address)
+    assert reason in error_message(address)
     assert read("tos://bucket/a.png") == b"data", "and does not spoil the next"
 
 
@@ -228,7 +227,7 @@ def test_an_endpoint_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) 
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("TOS_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
 
-    assert "cannot be reached" in told("tos://bucket/a.png")
+    assert "cannot be reached" in error_message("tos://bucket/a.png")
 
 
 # ------------------------------------------------------------------ S3
@@ -245,7 +244,7 @@ def test_an_object_of_s3_is_read_from_the_endpoint_that_is_set(limits: FetchLimi
 def test_a_public_bucket_of_s3_is_read_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    told_what = told("s3://bucket/a.png")
+    told_what = error_message("s3://bucket/a.png")
 
     assert "no credentials; set AWS_ACCESS_KEY_ID" in told_what
     assert "FSSPEC_S3_ANON=true for public buckets" in told_what
@@ -263,7 +262,7 @@ def test_a_public_bucket_of_s3_is_read_without_keys(monkeypatch: pytest.MonkeyPa
 )
 @pytest.mark.usefixtures("s3")
 def test_what_s3_does_not_give_is_told(address: str, reason: str) -> None:
-    assert reason in told(address)
+    assert reason in error_message(address)
 
 
 # ------------------------------------------------------------------ the hub
@@ -288,7 +287,7 @@ def test_no_log_and_no_pickle_of_settings_names_a_secret(
     store.faults.extend(["503", "short"])
     with caplog.at_level(logging.DEBUG):
         read("tos://bucket/a.png")
-        told("tos://bucket/none.png")
+        error_message("tos://bucket/none.png")
     (source,) = classify("tos://bucket/a.png")
 
     assert SECRET_KEY not in caplog.text
@@ -309,6 +308,6 @@ def test_no_log_and_no_pickle_of_settings_names_a_secret(
 )
 @pytest.mark.parametrize("limits", [LIMITS, STRICT], ids=["any", "no-private-hosts"])
 def test_chains_of_addresses_are_never_followed(address: str, limits: FetchLimits) -> None:
-    message = told(address, limits)
+    message = error_message(address, limits)
 
     assert "::" in message or "not read" in message or "does not exist" in message

@@ -38,7 +38,7 @@ def get(url: str, limits: FetchLimits = LIMITS) -> bytes:
     return fetch(source, limits).data
 
 
-def told(url: str, limits: FetchLimits = LIMITS) -> str:
+def error_message(url: str, limits: FetchLimits = LIMITS) -> str:
     with pytest.raises(RowError) as caught:
         get(url, limits)
     return caught.value.message
@@ -53,13 +53,13 @@ def test_what_may_pass_is_asked_again_until_it_has(server: Any, kind: str, n_fau
 
 @pytest.mark.parametrize("path", ["status/503", "short", "torn/x", "reset"])
 def test_what_does_not_pass_is_told_after_a_few_times(server: Any, path: str) -> None:
-    assert told(server.url(path)).endswith("Gave up after 4 attempts.")
+    assert error_message(server.url(path)).endswith("Gave up after 4 attempts.")
     assert len(server.paths) == 4
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 501])
 def test_an_answer_that_stays_is_not_asked_for_again(server: Any, status: int) -> None:
-    assert f"status {status}" in told(server.url(f"status/{status}"))
+    assert f"status {status}" in error_message(server.url(f"status/{status}"))
     assert len(server.paths) == 1
 
 
@@ -72,7 +72,7 @@ def test_a_server_that_says_when_is_not_asked_earlier(server: Any, when: str, le
 
 
 def test_a_server_that_wants_more_time_than_there_is_is_told_at_once(server: Any) -> None:
-    assert "status 503" in told(server.url("busy/3600"), FetchLimits(1, 1000, True))
+    assert "status 503" in error_message(server.url("busy/3600"), FetchLimits(1, 1000, True))
     assert len(server.paths) == 1
 
 
@@ -140,7 +140,7 @@ def test_a_host_that_only_fails_meets_no_storm(server: Any) -> None:
     urls = [server.url(f"status/503?{number}") for number in range(400)]
 
     with ThreadPoolExecutor(32) as threads:
-        messages = list(threads.map(told, urls))
+        messages = list(threads.map(error_message, urls))
 
     assert all("status 503" in message for message in messages)
     assert len(server.paths) <= 400 + 50, "50 retries is what a stranger is worth"
@@ -160,11 +160,11 @@ def test_one_host_gets_a_limited_number_of_connections(server: Any) -> None:
 def test_waiting_for_a_turn_meets_the_deadline(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_PER_HOST", 1)
     connections.pool.cache_clear()
-    stalled = threading.Thread(target=told, args=(server.url("stall/0.5"), FetchLimits(2, 1000, True)))
+    stalled = threading.Thread(target=error_message, args=(server.url("stall/0.5"), FetchLimits(2, 1000, True)))
     stalled.start()
     time.sleep(0.1)
 
-    assert "timeout_s=0.2" in told(server.url("good"), FetchLimits(0.2, 100_000, True))
+    assert "timeout_s=0.2" in error_message(server.url("good"), FetchLimits(0.2, 100_000, True))
     stalled.join()
 
 
@@ -176,7 +176,7 @@ def test_a_login_in_an_address_is_used_there_and_told_nowhere(server: Any) -> No
 
     get(login)
     get(away)
-    message = told(server.url("status/401").replace("http://", "http://me:hun%40ter2@"))
+    message = error_message(server.url("status/401").replace("http://", "http://me:hun%40ter2@"))
 
     expected = "Basic " + base64.b64encode(b"me:hun@ter2").decode()
     assert server.logins == [expected, expected, None], "a redirect elsewhere gets no login"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import qwenvl_kit.pipeline.threads as threads
+from qwenvl_kit.torch_backend import openmp
 
 SCRIPT = """
 import os, pathlib, torch
-from qwenvl_kit.pipeline.threads import release_openmp_threads
+from qwenvl_kit.torch_backend.openmp import release_openmp_threads
 
 def n_threads():
     return len(list(pathlib.Path("/proc/self/task").iterdir()))
@@ -51,8 +51,7 @@ def test_libraries_that_are_gone_or_too_old_break_no_run(tmp_path: Path, monkeyp
             raise OSError(library)
         return object()  # has no omp_pause_resource_all
 
-    monkeypatch.setattr(threads, "_MAPS", maps)
-    monkeypatch.setattr(threads.ctypes, "CDLL", load)
-    threads.release_openmp_threads()
+    monkeypatch.setattr(openmp.ctypes, "CDLL", load)
+    openmp.release_openmp_threads(maps)
 
     assert len(asked) == 2
