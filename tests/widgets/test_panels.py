@@ -339,7 +339,7 @@ def test_more_pictures_than_fit_are_told() -> None:
 
 
 def test_a_wrong_column_or_option_is_told_at_once() -> None:
-    with pytest.raises(ColumnNotFound, match="the frame has: 'image'"):
+    with pytest.raises(ColumnNotFound, match="The frame has: 'image'"):
         Playground(pd.DataFrame({"image": [gray(1)]}), "picture")
     with pytest.raises(UnknownOption, match="Did you mean 'temperature'"):
         Playground(temprature=0.5)
