@@ -221,13 +221,13 @@ class ResizeCompare(Panel):
         self.slider, self.token_grid = BeforeAfter(), TokenGrid()
         for chooser in (self.image_choice, self.left_choice, self.right_choice):
             chooser.observe(lambda _: self._draw_selection(), names="value")
-        pictures = widgets.Box([self.slider, self.token_grid], layout={"flex_flow": "row wrap"})
+        previews = widgets.Box([self.slider, self.token_grid], layout={"flex_flow": "row wrap"})
         for shown in (self.slider, self.token_grid):
             shown.layout = {"width": "360px", "margin": "0 16px 0 0"}
         self._details = widgets.VBox(
             [
                 widgets.Box([self.image_choice, self.left_choice, self.right_choice], layout={"flex_flow": "row wrap"}),
-                pictures,
+                previews,
             ]
         )
         self._details.layout.display = "none"
@@ -255,9 +255,9 @@ class ResizeCompare(Panel):
             self.slider.before, self.slider.after = left[0], right[0]
             self.slider.before_label, self.slider.after_label = labels
             self.slider.alt = f"{name} as the model receives it"
-        picture, size, factor = left
+        uri, size, factor = left
         with self.token_grid.hold_sync():
-            self.token_grid.picture, self.token_grid.alt = picture, f"{name} at {labels[0]}"
+            self.token_grid.picture, self.token_grid.alt = uri, f"{name} at {labels[0]}"
             self.token_grid.rows, self.token_grid.columns = (size[0] // factor, size[1] // factor) if size else (0, 0)
 
     def _model_input(self, place: Place) -> tuple[str, tuple[int, int] | None, int]:
