@@ -77,6 +77,7 @@ def test_there_is_one_row_per_picture_setting_and_repeat(frame: pd.DataFrame) ->
     assert seen.map(list).to_dict() == {56: [4], 112: [16]}
 
 
+@pytest.mark.model
 def test_each_dtype_is_loaded_once_however_large_the_grid(scenes: pd.DataFrame, loads: list[str]) -> None:
     vary = {"temperature": [0.5, 1.5], "dtype": ["float32", "bfloat16", "float16"], "resized_height": [56, 112]}
     found = scenes.vl.compare("image", vary=vary, do_sample=True, seed=0, max_caption_length=4, **DEMO)
@@ -87,6 +88,7 @@ def test_each_dtype_is_loaded_once_however_large_the_grid(scenes: pd.DataFrame, 
     assert found.frame["temperature"].tolist() == [0.5] * 24 + [1.5] * 24  # in the order of the grid, not of the loads
 
 
+@pytest.mark.model
 def test_answers_are_those_of_a_plain_call_with_the_same_settings(scenes: pd.DataFrame) -> None:
     sampling = {**DEMO, "dtype": "float32", "do_sample": True, "temperature": 2.0, "max_caption_length": 12}
     found = scenes.vl.compare("image", vary={"resized_height": [84, 112]}, repeats=2, seed=5, **sampling).frame
@@ -97,6 +99,7 @@ def test_answers_are_those_of_a_plain_call_with_the_same_settings(scenes: pd.Dat
     assert found["text"].nunique() > 4
 
 
+@pytest.mark.model
 def test_agreement_is_with_the_reference_and_with_the_truth(scenes: pd.DataFrame) -> None:
     found = scenes.vl.compare(
         "image", vary={"resized_height": [28, 112]}, reference={"resized_height": 112}, truth="truth", **DEMO
@@ -260,6 +263,7 @@ def test_an_empty_frame_gives_a_typed_frame_and_loads_nothing(loads: list[str]) 
     assert loads == []
 
 
+@pytest.mark.model
 def test_the_plot_has_a_point_per_setting_and_bars_over_repeats(scenes: pd.DataFrame) -> None:
     mpl.use("Agg")
     found = scenes.vl.compare(

@@ -115,6 +115,7 @@ def test_a_second_run_at_once_is_refused_and_the_first_goes_on() -> None:
     play(scenario())
 
 
+@pytest.mark.model
 def test_dtypes_stand_side_by_side_and_differences_from_the_first_are_marked(scenes: list[np.ndarray]) -> None:
     panel = DtypeCompare(scenes, **{**DEMO, "dtype": "float32"}, max_caption_length=20)
     panel.run()
@@ -125,6 +126,7 @@ def test_dtypes_stand_side_by_side_and_differences_from_the_first_are_marked(sce
     assert "seconds" not in panel.to_code()
 
 
+@pytest.mark.model
 def test_sizes_show_the_visual_tokens_and_mark_what_changed(scenes: list[np.ndarray]) -> None:
     panel = ResizeCompare(scenes, heights=[112, 56], **DEMO)
     panel.run()
@@ -139,6 +141,7 @@ def test_sizes_show_the_visual_tokens_and_mark_what_changed(scenes: list[np.ndar
     assert (panel._grid.rows, panel._grid.columns) == (2, 2)
 
 
+@pytest.mark.model
 def test_sampling_shows_every_seed_and_its_answer_can_be_had_again(scenes: list[np.ndarray]) -> None:
     panel = SamplingCompare(scenes[:1], temperatures=[2.0], repeats=3, seed=4, **DEMO, max_caption_length=12)
     panel.run()
@@ -195,6 +198,7 @@ def test_a_large_picture_is_decoded_once_however_many_answers_come(monkeypatch: 
     assert len(decoded) == 1
 
 
+@pytest.mark.model
 def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.ndarray]) -> None:
     panel = Playground(scenes[:1], resized_height=112, **DEMO)
     panel.run()
@@ -267,6 +271,7 @@ def test_scripts_in_prompts_names_and_answers_stay_text() -> None:
     assert "&lt;script&gt;" in panel.to_html()
 
 
+@pytest.mark.model
 def test_a_prompt_of_fifty_thousand_characters_ends_in_an_answer_or_an_error(scenes: list[np.ndarray]) -> None:
     panel = Playground(scenes[:1], prompt="为什么" * 17_000, **DEMO, max_caption_length=4)
     panel.run()
@@ -291,6 +296,7 @@ def test_options_that_do_not_take_effect_are_noted() -> None:
     assert "top_k=5 is ignored" in panel._notes.value
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("where", ["in the code", "in files"])
 def test_the_code_runs_as_pasted_and_gives_the_same_answers(
     where: str, scenes: list[np.ndarray], tmp_path: Path
