@@ -198,7 +198,7 @@ def _load(
         reduced_from = None if draft_size is None else _reduce(image, draft_size)
         image.load()
         orientation = orientation_of(image, reads_pixels=True)
-        # Some readers turn an image themselves, so that only the loaded pixels tell its size for certain.
+        # Some readers turn an image themselves, so that only the loaded pixels have its certain size.
         source_size = reduced_from or upright_size(image, orientation)
         if sizing is None or image.width * image.height <= LARGE_PIXELS:
             return upright_rgb(image, orientation), source_size

@@ -34,7 +34,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the header of a file says.
+    """The header of a file, and the cost of decoding it.
 
     Attributes
     ----------

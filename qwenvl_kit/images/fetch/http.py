@@ -117,8 +117,8 @@ class HttpGet:
         if backoff_until > now:
             raise RowError(
                 "fetch",
-                f"The server asked for a pause of {backoff_until - now:.0f} s more (Retry-After), longer than "
-                f"timeout_s={self._limits.timeout_s:g} allows. Raise it, or try again later.",
+                f"The server allows the next request in {backoff_until - now:.0f} s (Retry-After), beyond "
+                f"timeout_s={self._limits.timeout_s:g}. Raise it, or try again later.",
             )
         self._deadline = deadline
         return deadline
@@ -224,7 +224,7 @@ class HttpGet:
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """A body, or the target of a redirect; `private` tells which kind of host sent it."""
+    """A body, or the target of a redirect; `private` is True for a host of a private network."""
 
     private: bool
     body: bytes = b""

@@ -121,7 +121,7 @@ def _open_fsspec(url: str, deadline: float) -> OpenObject:
 
 
 def _options(scheme: str, url: str) -> dict[str, Any]:
-    """Return the options of a file system in a URL; of the built-in schemes, none but the wish for a version.
+    """Return the options of a file system in a URL; of the built-in schemes, `version_aware` alone.
 
     The endpoint and the credentials are set by who runs this.
     """
