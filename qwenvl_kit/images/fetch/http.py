@@ -126,7 +126,7 @@ class HttpGet:
     def _redirect(self, response: _Response) -> None:
         assert response.location is not None
         if self._n_redirects == MAX_REDIRECTS:
-            raise RowError("fetch", f"The URL redirects more than {MAX_REDIRECTS} times.")
+            raise RowError("fetch", f"The URL redirects more than {MAX_REDIRECTS} times. Give its final URL.")
         self._url = _redirect_target(self._url, response.location)
         self._private_allowed = response.private
         self._n_redirects, self._n_retries = self._n_redirects + 1, 0
@@ -239,7 +239,7 @@ def _redirect_target(url: str, location: str) -> str:
         target = urljoin(url, location)
         scheme = urlsplit(target).scheme
     except ValueError as error:
-        raise RowError("fetch", "The URL redirects to a URL that is not valid.") from error
+        raise RowError("fetch", "The URL redirects to an invalid URL. Give its final URL.") from error
     if scheme not in ("http", "https"):
         raise RowError(
             "fetch", f"The URL redirects to {redact_url(target)}. Redirects are followed to http and https only."

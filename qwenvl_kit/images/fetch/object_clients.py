@@ -66,7 +66,7 @@ def find_opener(scheme: str) -> Opener:
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:  # fsspec names the package that the scheme needs
-        raise RowError("fetch", f"Cannot read the image: {error}") from error
+        raise RowError("fetch", f"{scheme}:// URLs need another package: {error}") from error
     return _open_s3 if scheme in ("s3", "s3a") else _open_fsspec
 
 
