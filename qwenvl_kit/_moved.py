@@ -154,7 +154,6 @@ _NAMES = {
     "pack_vision": "prepack_vision",
     "quicken": "fuse_vision",
     "quietly": "silence_transformers",
-    "row_error": "source_context",
     "spell_out": "expand_options",
 }
 _ELSEWHERE = {  # names that left the successor of their module

@@ -1,4 +1,4 @@
-"""A checkpoint in, an ONNX export out that answers as the checkpoint does, and the proof of it.
+"""Export a checkpoint to ONNX, and compare the export with the checkpoint.
 
 >>> from qwenvl_kit.export import to_onnx, verify
 >>> done = to_onnx("demo", "demo-onnx")  # doctest: +SKIP
@@ -26,7 +26,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch, onnx and optimum when one of the names is used, not before."""
+    """Import torch, onnx and optimum only when one of the names is used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from qwenvl_kit.onnx_backend.require import require_onnx

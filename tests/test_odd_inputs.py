@@ -70,7 +70,7 @@ def one(cell: Any, **options: Any) -> pd.Series:
         ({"min_pixels": 9000, "max_pixels": 4000}, r"min_pixels=9000 exceeds max_pixels=4000"),
         ({"num_beams": 2, "do_sample": True}, r"num_beams=2 and do_sample=True"),
         ({"image_src_type": "url"}, r"Did you mean 'image_url'"),
-        ({"backend": "tortch"}, r"did you mean 'torch'"),
+        ({"backend": "tortch"}, r"Did you mean 'torch'"),
         ({"seed": -1}, r"seed=-1"),
         ({"timeout_s": float("nan")}, r"timeout_s"),
     ],

@@ -380,7 +380,7 @@ def test_a_store_of_a_later_version_is_refused_and_left_as_it_is(store: Path) ->
     connection.close()
     before = store.read_bytes()
 
-    with pytest.raises(StoreError, match=r"later version of qwenvl_kit \(schema 7; this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"later version of qwenvl_kit \(schema 7; this one reads 1\)"):
         pd.Series(pictures(1)).vl.run(store=store, **ECHO)
 
     assert store.read_bytes() == before

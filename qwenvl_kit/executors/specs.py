@@ -54,6 +54,6 @@ def make_spec(config: Config) -> BackendSpec:
     """
     if config.backend not in _SPECS:
         near = difflib.get_close_matches(config.backend, _SPECS, n=1)
-        remedy = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"backend={config.backend!r} is unknown{remedy} Pass one of {', '.join(_SPECS)}.")
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"backend={config.backend!r} is invalid. Use torch, onnx or echo.{guess}")
     return _SPECS[config.backend](config)

@@ -25,7 +25,6 @@ __all__ = [
     "TargetSize",
     "classify",
     "host_of",
-    "identify",
     "is_null",
 ]
 

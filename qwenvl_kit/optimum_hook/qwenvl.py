@@ -1,8 +1,8 @@
-"""``optimum-cli export qwenvl``: found by optimum as ``optimum.commands.register.qwenvl``, where it is installed to.
+"""``optimum-cli export qwenvl``, installed as ``optimum.commands.register.qwenvl``, where optimum finds it.
 
-The folder that this file stands in must have no ``__init__.py``: other packages register commands in the same namespace
-(https://github.com/huggingface/optimum/blob/main/optimum/commands/optimum_cli.py). Imports are light, since every call
-of optimum-cli makes them.
+This folder must have no ``__init__.py``, because other packages register commands in the same namespace
+(https://github.com/huggingface/optimum/blob/main/optimum/commands/optimum_cli.py). Imports are light, because every
+call of optimum-cli runs them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from qwenvl_kit.errors import QwenVLError
 class QwenVLExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum is untyped
     """Export a Qwen2.5-VL checkpoint to ONNX, and compare the export with it."""
 
-    COMMAND = CommandInfo(name="qwenvl", help="Export a Qwen2.5-VL to ONNX and prove it equal (qwenvl_kit).")
+    COMMAND = CommandInfo(
+        name="qwenvl", help="Export a Qwen2.5-VL to ONNX and compare the export with it (qwenvl_kit)."
+    )
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
@@ -29,7 +31,7 @@ class QwenVLExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optim
         add_arguments(parser)
 
     def run(self) -> None:
-        """Export; one line for an error, as optimum's users do not want to read our traceback."""
+        """Export; print an error as one line, without a traceback."""
         try:
             work(self.args)
         except QwenVLError as error:

@@ -33,7 +33,7 @@ def main() -> int:
             batch_size=BATCH,
             resized_height=448,
             resized_width=448,
-            decode="draft",
+            image_decode="draft",
             progress=False,
         )
         spec = replace(make_spec(config), seconds_per_batch=SECONDS_PER_BATCH)  # type: ignore[type-var]

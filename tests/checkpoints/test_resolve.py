@@ -179,12 +179,8 @@ def test_what_was_asked_is_recorded_as_plain_json() -> None:
 
 def test_only_answer_fields_decide_an_answer() -> None:
     assert answer_fields(resolved(batch_size=1)) == answer_fields(resolved(batch_size=8))
-    for change in (
-        {"max_caption_length": 9},
-        {"image_decode": "draft"},
-        {"resized_height": 9},
-        {"repetition_penalty": 2.0},
-    ):
+    changes = ({"max_caption_length": 9}, {"image_decode": "draft"}, {"resized_height": 9}, {"repetition_penalty": 2.0})
+    for change in changes:
         assert answer_fields(resolved(**change)) != answer_fields(resolved())
     assert answer_fields(resolved(temperature=0.3)) == answer_fields(resolved()), "greedy search knows no temperature"
 

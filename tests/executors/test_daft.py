@@ -201,12 +201,12 @@ def test_options_without_effect_are_told_where_the_caller_is() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"engine": "dask"}, "engine must be one of local, daft, ray"),
-        ({"concurrency": 2}, "pass engine='daft'"),
+        ({"engine": "dask"}, "Use local, daft or ray"),
+        ({"concurrency": 2}, "Add engine='daft'"),
         ({"engine": "daft", "concurrency": 0}, "at least 1"),
-        ({"engine": "daft", "num_gpus": 1}, "takes effect on Ray only"),
-        ({"engine": "ray", "num_gpus": 1.5}, "whole ones"),
-        ({"engine": "ray", "rank": 1}, "pass rank=0 or rank=None"),
+        ({"engine": "daft", "num_gpus": 1}, "requires engine='ray'"),
+        ({"engine": "ray", "num_gpus": 1.5}, "a whole number of GPUs"),
+        ({"engine": "ray", "rank": 1}, "Use rank=0 or rank=None"),
     ],
 )
 def test_impossible_wishes_are_refused_at_once(options: dict[str, Any], said: str) -> None:

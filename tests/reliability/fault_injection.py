@@ -279,7 +279,7 @@ def columns() -> Iterator[list[Column]]:
         made = [
             Column("quick bytes", list(quick)),
             Column("slow bytes", list(slow)),
-            Column("drafts", list(jpegs), {"decode": "draft"}),
+            Column("drafts", list(jpegs), {"image_decode": "draft"}),
             Column(
                 "odd modes",
                 [

@@ -29,17 +29,12 @@ class Fetched:
     version : str or None
         A file's time and size, or a URL's ETag or date; None where the source has none.
     lease : Lease or None
-        The part of `BODY_MEMORY` that `data` takes, until `release` or until this object is garbage.
+        The part of `BODY_MEMORY` that `data` takes, until this object is garbage.
     """
 
     data: bytes = field(repr=False)
     version: str | None = None
     lease: Lease | None = field(default=None, repr=False, compare=False)
-
-    def release(self) -> None:
-        """Return the memory to other fetches; a second call does nothing."""
-        if self.lease is not None:
-            self.lease.release()
 
 
 class RetryAt(Exception):

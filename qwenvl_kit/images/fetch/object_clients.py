@@ -60,7 +60,7 @@ def find_opener(scheme: str) -> Opener:
             return tos.open_object
         fsspec = importlib.import_module("fsspec")
     except ImportError as error:
-        raise MissingExtra(f"reading {scheme}:// addresses", extra) from error
+        raise MissingExtra(f"reading {scheme}:// URLs", extra) from error
     if scheme not in fsspec.available_protocols():
         raise RowError("fetch", f"No file system reads {scheme}:// URLs. Use https, s3 or tos.")
     try:

@@ -1,1 +1,1 @@
-"""Export a checkpoint to ONNX graphs and prove the export equal to torch."""
+"""Export a checkpoint to ONNX graphs, and compare the export with torch."""

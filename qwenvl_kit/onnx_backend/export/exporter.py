@@ -1,7 +1,4 @@
-"""A checkpoint in, a finished export folder out, or none at all: it is made beside its place and moved there last.
-
-What the graphs compute is known to `decoder` and `vision`, whether they are right to `parity`.
-"""
+"""Write an export folder: it is made beside its destination and moved there once it is finished."""
 
 from __future__ import annotations
 
@@ -50,9 +47,9 @@ class Exported:
     path : Path
         The folder; a ``model_name`` for ``backend="onnx"``.
     manifest : dict
-        What stands in it: versions, source, dtype, quantisation, files.
+        Its versions, source, dtype, quantisation and files.
     parity : Parity or None
-        The comparison with the source; None where it was not asked for.
+        The comparison with the source; None with ``verify_rows=0``.
     """
 
     path: Path
@@ -78,14 +75,14 @@ def to_onnx(
     model : str or path
         ``demo``, a checkpoint's folder, or a name in the local hub cache.
     out : path
-        The folder to make; an older export there is replaced once the new one is finished, anything else never.
+        The folder to make. An older export there is replaced once the new one is finished; anything else is refused.
     dtype : {"float32", "float16"}
-        Of activations and of weights that are not quantised. On CPUs float16 is for storage: it is computed in float32.
+        Of activations and of weights that are not quantised. CPUs store float16, and compute in float32.
     quantize : {"int8", "int4", "w8a8"}, optional
-        The text model's matrices. ``int8`` and ``int4`` round weights in blocks of 32 with a scale and a zero point
-        each, which is nearest to the source. ``w8a8`` rounds weights to int8 with a scale per output, and each token's
-        activations with a scale of its own: the fastest where the CPU multiplies int8 exactly, as with VNNI, and
-        refused where not.
+        How to quantise the text model's matrices. ``int8`` and ``int4`` round weights in blocks of 32 with a scale and
+        a zero point each, which is closest to the source. ``w8a8`` rounds weights to int8 with a scale per output, and
+        activations with a scale per token. It is the fastest on CPUs with exact int8 products (VNNI), and refused on
+        others.
     verify_rows : int
         Rows to compare with the source afterwards; 0 for none.
     images : sequence of PIL images or uint8 arrays (H, W, 3), optional
@@ -102,11 +99,11 @@ def to_onnx(
     Raises
     ------
     ModelNotFound, CheckpointError
-        There is no checkpoint, or none that can be exported.
+        There is no checkpoint, or it cannot be exported.
     ConfigError
-        An argument breaks its rule, or `out` holds something else.
+        An argument is invalid, or `out` holds something other than an export.
     ExportFailed
-        The disk is full, or the export does not answer as the source does. Nothing is left, an older export stays.
+        The disk is full, or the answers differ from the source's. Nothing is left behind; an older export stays.
 
     Examples
     --------
@@ -132,7 +129,7 @@ def to_onnx(
         log("done")
         _put_in_place(made, out)
     except OSError as error:
-        raise ExportFailed(f"the export was not written: {error}; {out} is as it was before") from error
+        raise ExportFailed(f"The export was not written: {error}. {out} is unchanged.") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return Exported(out, manifest, parity)
@@ -141,17 +138,17 @@ def to_onnx(
 def _check_arguments(out: Path, dtype: str, quantize: str | None, verify_rows: int) -> None:
     if dtype not in _BYTES:
         raise ConfigError(
-            f"dtype must be float32 or float16; got {dtype!r}; pass 'float32' (bfloat16 has no ONNX kernels)"
+            f"dtype must be float32 or float16; got {dtype!r}. Pass 'float32' (bfloat16 has no ONNX kernels)."
         )
     if quantize is not None and quantize not in _BITS:
-        raise ConfigError(f"quantize must be int8, int4, w8a8 or None; got {quantize!r}; pass 'int8'")
+        raise ConfigError(f"quantize must be int8, int4, w8a8 or None; got {quantize!r}. Pass 'int8'.")
     if quantize == "w8a8" and dtype != "float32":
-        raise ConfigError(f"quantize='w8a8' is computed in float32; got dtype={dtype!r}; leave dtype out")
+        raise ConfigError(f"quantize='w8a8' requires dtype='float32'; got {dtype!r}. Leave dtype out.")
     if verify_rows < 0:
-        raise ConfigError(f"verify_rows must be 0 or more; got {verify_rows}; pass 8")
+        raise ConfigError(f"verify_rows must be 0 or more; got {verify_rows}. Pass 8.")
     if out.exists() and not (out.is_dir() and (is_export(out) or not any(out.iterdir()))):
         raise ConfigError(
-            f"out must be a new folder, an empty one or an older export; {out} is none of them; choose another"
+            f"out must be a new folder, an empty one or an older export; {out} is none of them. Choose another folder."
         )
 
 
@@ -163,15 +160,15 @@ def _source(model: str | Path) -> Checkpoint:
 
 
 def _check_room(checkpoint: Checkpoint, place: Path, dtype: str, quantize: str | None) -> None:
-    """Say at once that the disk is too small, rather than after ten minutes."""
+    """Raise if the disk is too small, before minutes of writing."""
     stored = sum(file.stat().st_size for file in weight_files(checkpoint.path, checkpoint.config))
     n_weights = stored / _source_bytes(checkpoint)
     needed = n_weights * (_BYTES[dtype] if quantize is None else _BITS[quantize] / 8 + 0.5)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ExportFailed(
-            f"the export needs about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free; make "
-            "room, or pass quantize='int4'"
+            f"The export needs about {needed / 2**30:.1f} GiB, and {place} has {free / 2**30:.1f} GiB free. Free some "
+            "space, or pass quantize='int4'."
         )
 
 
@@ -184,7 +181,7 @@ def _source_bytes(checkpoint: Checkpoint) -> float:
 def _write(
     checkpoint: Checkpoint, made: Path, dtype: str, quantize: str | None, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Write graphs, weights and what else belongs to a model; gives the manifest, which is written last."""
+    """Write graphs, weights, configs and tokenizer, and the manifest last; return the manifest."""
     config = load_config(checkpoint)
     tensors = Tensors(weight_files(checkpoint.path, checkpoint.config))
     plan = _Plan(quantize)
@@ -213,9 +210,9 @@ def _write(
 
 
 class _Plan:
-    """Which matrices are quantised: those of the text model, whose reading is what decoding costs.
+    """Choose the matrices to quantise: those of the text model, because decoding is bound by reading them.
 
-    The vision tower stays as it is: it is a small part of the weights, and its work is bound by arithmetic.
+    The vision tower is not quantised: it is a small part of the weights, and bound by arithmetic.
     """
 
     def __init__(self, scheme: str | None) -> None:
@@ -223,7 +220,7 @@ class _Plan:
         self.quantized: list[str] = []
 
     def scheme(self, name: str) -> str | None:
-        """How the matrix `name` is quantised; None leaves it alone."""
+        """Return the quantisation of a matrix, or None."""
         if self._scheme is None or name.startswith("vision."):
             return None
         self.quantized.append(name)
@@ -268,12 +265,12 @@ def _write_manifest(made: Path, manifest: dict[str, Any]) -> None:
 
 def _check_parity(parity: Parity) -> None:
     if not parity.passed:
-        raise ExportFailed(f"the export does not answer as its source does, and was thrown away:\n{parity}")
+        raise ExportFailed(f"The export's answers differ from its source's. It was deleted.\n{parity}")
 
 
 def _put_in_place(made: Path, out: Path) -> None:
-    """Move the finished folder to its place; an older export leaves it only then."""
-    os.chmod(made, 0o755)  # mkdtemp's folders are private
+    """Move the finished folder to its destination, in place of an older export."""
+    os.chmod(made, 0o755)  # mkdtemp makes private folders
     if not out.exists():
         made.rename(out)
         return

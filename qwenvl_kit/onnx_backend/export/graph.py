@@ -1,8 +1,7 @@
-"""Operators and weights in, an ONNX graph out whose weights stand in a file beside it.
+"""Write ONNX graphs, operator by operator, with their weights in a file beside them.
 
-The graphs are written down operator by operator, not traced: tracing loses what the runtime does best (one operator
-for attention over a shared cache, weights in the order in which torch keeps them), warns of every shape that depends on
-data, and holds the weights in memory several times over. What a model consists of is known to `decoder` and `vision`.
+Graphs are not traced. Tracing would lose the runtime's fast operators (attention over a shared cache, weights in
+torch's order), warn of every shape that depends on data, and hold the weights in memory several times.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ _TYPES = {
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
 }
-_BITS = {"int8": 8, "int4": 4}  # of blocks; "w8a8" is integers throughout
+_BITS = {"int8": 8, "int4": 4}  # blockwise; "w8a8" has integer activations too
 _INT8_ACCUMULATION = 4  # MatMulNBits: activations are quantised to int8 as well, several times faster on CPUs
-_LARGEST, _ZERO_POINT = 127, 128  # int8 written as uint8, for which MLAS' fastest kernels are made
+_LARGEST, _ZERO_POINT = 127, 128  # int8 stored as uint8, which MLAS' fastest kernels take
 
 
 class GraphWriter:
-    """One graph under way.
+    """Builder of one graph.
 
     Parameters
     ----------
     tensors : Tensors
-        Where weights come from.
+        Source of the weights.
     writer : WeightsWriter
-        Where they go.
+        Destination of the weights.
     quantize : callable
-        Tells by a matrix's name how it is quantised: ``int8``, ``int4``, ``w8a8`` or None.
+        Return the quantisation of a matrix, by its name: ``int8``, ``int4``, ``w8a8`` or None.
     """
 
     def __init__(self, tensors: Tensors, writer: WeightsWriter, quantize: Any) -> None:
@@ -62,7 +61,7 @@ class GraphWriter:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._rounded: dict[str, tuple[str, str]] = {}  # states: their integers, and the largest of each row
+        self._rounded: dict[str, tuple[str, str]] = {}  # by states: their integers, and the maximum of each row
 
     @property
     def dtype(self) -> str:
@@ -70,7 +69,7 @@ class GraphWriter:
         return self._writer.dtype
 
     def input(self, name: str, dtype: str, shape: Sequence[str | int]) -> str:
-        """Declare an input; texts in `shape` are axes that vary."""
+        """Declare an input; strings in `shape` are dynamic axes."""
         self._inputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], shape))
         return name
 
@@ -88,7 +87,7 @@ class GraphWriter:
         domain: str = "",
         **attributes: Any,
     ) -> Any:
-        """Add an operator; gives the name of its output, or the list of them where there are several."""
+        """Add an operator; return the name of its output, or a list of several."""
         number = len(self._nodes)
         names = list(outputs) if outputs is not None else [f"{operator}_{number}_{at}" for at in range(n_outputs)]
         self._nodes.append(
@@ -97,19 +96,19 @@ class GraphWriter:
         return names[0] if len(names) == 1 else names
 
     def constant(self, values: Any, dtype: str) -> str:
-        """A small array inside the graph."""
+        """Add a small array inside the graph; return its name."""
         array = np.asarray(values, dtype=dtype)
         name = f"constant_{len(self._initializers)}"
         self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
     def weight(self, name: str, *, shape: Sequence[int] | None = None) -> str:
-        """A tensor of the checkpoint."""
+        """Add a tensor of the checkpoint; return its name."""
         stored = self._writer.store(name, self._tensors.get(name), shape=shape)
         return self._external(name, stored)
 
     def linear(self, x: str, name: str, *, bias: bool = False, shape: Sequence[int] | None = None) -> str:
-        """``x @ W.T + b`` of x (T, K) for the layer `name` of the checkpoint, W (N, K) as torch keeps it."""
+        """Add ``x @ W.T + b`` of x (T, K) for the layer `name`, W (N, K) in torch's order."""
         matrix = f"{name}.weight"
         biases = (self.weight(f"{name}.bias"),) if bias else ()
         scheme: str | None = self._quantize(matrix)
@@ -129,7 +128,7 @@ class GraphWriter:
         return summed
 
     def rms_norm(self, x: str, name: str, epsilon: float) -> str:
-        """RMSNorm of the last axis."""
+        """Add RMSNorm over the last axis."""
         normed: str = self.add(
             "SimplifiedLayerNormalization", x, self.weight(f"{name}.weight"), axis=-1, epsilon=epsilon, stash_type=1
         )
@@ -138,9 +137,9 @@ class GraphWriter:
     def add_then_rms_norm(
         self, x: str, residual: str, name: str, epsilon: float, *, bias_of: str | None = None
     ) -> tuple[str, str]:
-        """RMSNorm of ``x + residual``, and the sum; the bias of the layer `bias_of`, which made x, is added too.
+        """Add RMSNorm of ``x + residual``, and the sum; also the bias of the layer `bias_of`, whose output is x.
 
-        Here it costs nothing, while a product writes it over its whole output first.
+        The bias costs nothing in this operator; a matrix product would write it over its whole output first.
         """
         at = len(self._nodes)
         outputs = [f"normed_{at}", "", "", f"sum_{at}"]
@@ -159,14 +158,14 @@ class GraphWriter:
         return outputs[0], outputs[3]
 
     def gated_mlp(self, x: str, name: str, *, bias: bool = False) -> str:
-        """``down(silu(gate(x)) * up(x))``; the bias of down, where there is one, is left to what follows."""
+        """Add ``down(silu(gate(x)) * up(x))``, without a bias of down, which the next operator adds."""
         gate = self.linear(x, f"{name}.gate_proj", bias=bias)
         activated = self.add("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x · sigmoid(1 · x) is SiLU
         product = self.add("Mul", activated, self.linear(x, f"{name}.up_proj", bias=bias))
         return self.linear(product, f"{name}.down_proj")
 
     def save(self, file: Path, name: str) -> None:
-        """Write the graph to `file`; its weights are where the writer put them."""
+        """Write the graph to `file`, with references to the weights."""
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, initializer=list(self._initializers.values())
         )
@@ -190,7 +189,7 @@ class GraphWriter:
         return multiplied
 
     def _multiply_integers(self, x: str, name: str, stored: StoredIntegers) -> str:
-        """The product of x's rows, each rounded to int8 by its own largest number, so that no row changes another."""
+        """Add the product of x's rows, each rounded to int8 by its own maximum, so that rows are independent."""
         rounded, largest = self._round_rows(x)
         product = self.add(
             "MatMulIntegerToFloat",
@@ -205,10 +204,10 @@ class GraphWriter:
         return multiplied
 
     def _round_rows(self, x: str) -> tuple[str, str]:
-        """Integers (T, K) of x (T, K) and the largest magnitude (T, 1) of each row, made once for all that use them."""
+        """Add integers (T, K) of x (T, K) and the maximum magnitude (T, 1) of each row, once for all uses of x."""
         if x not in self._rounded:
             largest = self.add("ReduceMax", self.add("Abs", x), self.constant([-1], "int64"), keepdims=1)
-            largest = self.add("Max", largest, self.constant(np.finfo(np.float32).tiny, "float32"))  # rows of nothing
+            largest = self.add("Max", largest, self.constant(np.finfo(np.float32).tiny, "float32"))  # rows of zeros
             codes = self.add(
                 "QuantizeLinear",
                 self.add("Div", x, largest),
@@ -231,17 +230,17 @@ class GraphWriter:
 def angles(
     graph: GraphWriter, positions: str, frequencies: NDArray[np.float32], axis_of: Sequence[int]
 ) -> tuple[str, str]:
-    """Cosines and sines of rotary embedding where each frequency turns with one of several positions.
+    """Add cosines and sines of a rotary embedding whose frequencies follow one of several positions each.
 
     Parameters
     ----------
     graph : GraphWriter
-        The graph under way.
+        The graph to extend.
     positions : str
         Name of int64 positions (n_axes, B, T).
     frequencies : float32 array (D/2,)
     axis_of : sequence of int (D/2,)
-        Which of the axes turns each frequency.
+        Position axis of each frequency.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""The text model as one ONNX graph for all that a decode loop does: whole prompts, parts of prompts, single steps.
+"""Write the text model as one ONNX graph for whole prompts, parts of prompts and single steps.
 
-Keys and values live in buffers that the graph reads and extends in place (past and present are one buffer); a row's
-tokens stand at its front, so rows of any length share a pass. The embedding table and what is sampled are outside.
+The graph reads and extends keys and values in place: past and present are one buffer. A row's tokens start at its
+front, so rows of any length share a pass. The embedding table is not part of the graph.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
     """Write the text model into `graph`.
 
-    Inputs are ``inputs_embeds`` (B, T, H), ``position_ids`` (3, B, T), ``lengths`` (B,) (tokens of each row with the
-    new ones, less one), ``total_length`` (the longest of them), ``new_lengths`` (B,) (new tokens of each row),
-    ``logits_index`` (K,) (of which of the B·T tokens logits are wanted) and ``past_key_i``, ``past_value_i`` (B, heads,
+    Inputs are ``inputs_embeds`` (B, T, H), ``position_ids`` (3, B, T), ``lengths`` (B,) (tokens of each row including
+    the new ones, minus one), ``total_length`` (the maximum), ``new_lengths`` (B,) (new tokens of each row),
+    ``logits_index`` (K,) (which of the B·T tokens need logits) and ``past_key_i``, ``past_value_i`` (B, heads,
     capacity, D). Outputs are ``logits`` (K, V) and ``present_key_i``, ``present_value_i``.
 
     Parameters
@@ -33,12 +33,12 @@ def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
     config : transformers.Qwen2_5_VLTextConfig
         The text model's.
     tied : bool
-        The output layer's weights are the embedding table.
+        Whether the output layer's weights are the embedding table.
 
     Raises
     ------
     CheckpointError
-        The text model does something that this graph does not.
+        The text model uses a feature that this graph lacks.
     """
     _check(config)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -82,7 +82,7 @@ def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
             *cache,
             lengths,
             total,
-            *[""] * 9,  # rotary caches, bias and scales: angles are ours, since M-RoPE has three positions a token
+            *[""] * 9,  # rotary caches, bias and scales: M-RoPE has three positions a token, so angles are ours
             new_lengths,
             outputs=[f"attended_{layer}", *grown],
             domain=MICROSOFT,
@@ -90,7 +90,7 @@ def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
             kv_num_heads=kv_heads,
         )
         attended = graph.add("Reshape", attended, flat)
-        if layer == config.num_hidden_layers - 1:  # all that the last layer owes other tokens are keys and values
+        if layer == config.num_hidden_layers - 1:  # other tokens need only their keys and values from the last layer
             attended, x = (graph.add("Gather", states, wanted, axis=0) for states in (attended, x))  # (K, H)
         projected = graph.linear(attended, f"{name}.self_attn.o_proj")
         normed, x = graph.add_then_rms_norm(projected, x, f"{name}.post_attention_layernorm", config.rms_norm_eps)
@@ -107,39 +107,42 @@ def write_decoder(graph: GraphWriter, config: Any, *, tied: bool) -> None:
 
 
 def _check(config: Any) -> None:
-    """Refuse what a published checkpoint of the family does not do, instead of exporting something else."""
+    """Refuse features that no published checkpoint of the family uses, instead of exporting a wrong graph."""
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
         raise CheckpointError(
-            f"rope_type={rope.get('rope_type')!r} cannot be exported; only 'default' can: a longer context is given by "
-            "the torch backend"
+            f"rope_type={rope.get('rope_type')!r} cannot be exported; only 'default' can. Use backend='torch' for a "
+            "longer context."
         )
     if getattr(config, "use_sliding_window", False):
         raise CheckpointError(
-            "use_sliding_window=True cannot be exported; no published checkpoint of the family has it"
+            "use_sliding_window=True cannot be exported; no published checkpoint has it. Use backend='torch'."
         )
     if config.hidden_act != "silu":
-        raise CheckpointError(f"hidden_act={config.hidden_act!r} cannot be exported; the family has 'silu'")
+        raise CheckpointError(
+            f"hidden_act={config.hidden_act!r} cannot be exported; only 'silu' can. Use backend='torch'."
+        )
     head = config.hidden_size // config.num_attention_heads
     if head % 8:
         raise CheckpointError(
-            f"a head of {head} numbers cannot be exported; ONNX Runtime's GroupQueryAttention takes multiples of 8"
+            f"A head size of {head} cannot be exported; ONNX Runtime's GroupQueryAttention takes multiples of 8. Use "
+            "backend='torch'."
         )
     if len(_axis_of(config)) != head // 2:
         raise CheckpointError(
-            f"mrope_section={rope.get('mrope_section')} does not add up to half a head of {head} numbers; "
-            "config.json is broken"
+            f"mrope_section={rope.get('mrope_section')} must add up to half the head size of {head}. Copy config.json "
+            "from the base model."
         )
 
 
 def _frequencies(config: Any) -> NDArray[np.float32]:
-    """Those of rotary embedding: transformers' own numbers, since a last bit of them is turned by every position."""
+    """Return transformers' own rotary frequencies: every position multiplies an error in their last bit."""
     frequencies, _ = Qwen2_5_VLRotaryEmbedding.compute_default_rope_parameters(config)
     as_array: NDArray[np.float32] = frequencies.numpy()
     return as_array
 
 
 def _axis_of(config: Any) -> list[int]:
-    """Which of the three positions turns each frequency: sections of them, in turn (M-RoPE)."""
+    """Return the position axis of each frequency: M-RoPE assigns them in sections."""
     sections = config.rope_parameters.get("mrope_section", [16, 24, 24])
     return [at % 3 for at, size in enumerate(sections) for _ in range(size)]

@@ -1,6 +1,6 @@
-"""A checkpoint's tensors in, one file of weights out, a tensor at a time, so that memory holds one of them.
+"""Write a checkpoint's tensors to one file of weights, one tensor in memory at a time.
 
-Every graph of an export points into that file, and so does the embedding table. What a tensor is for is not known here.
+All graphs of an export refer to that file, and so does the embedding table.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS_FILE = "weights.bin"
-BLOCK_SIZE = 32  # weights that share a scale; what MLAS' kernels are fastest with on CPUs
-_PAGE = 4096  # tensors begin on pages, so that they can be mapped into memory
-# Published checkpoints name tensors as their authors did, those saved by transformers 5 as its modules are called.
+BLOCK_SIZE = 32  # weights that share a scale; MLAS' kernels on CPUs are fastest with 32
+_PAGE = 4096  # tensors start on pages, so that they can be memory-mapped
+# Published checkpoints keep their authors' tensor names; transformers 5 saves its own module names.
 _PREFIXES = (
     (re.compile(r"^model\.language_model\."), "text."),
     (re.compile(r"^(model\.)?visual\."), "vision."),
@@ -38,7 +38,7 @@ _PREFIXES = (
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a tensor stands in the file of weights.
+    """Place of a tensor in the file of weights.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class StoredLinear:
-    """A matrix (N, K) as `MatMulNBits` takes it.
+    """A matrix (N, K) in the form of `MatMulNBits`.
 
     Attributes
     ----------
@@ -79,12 +79,12 @@ class StoredLinear:
 
 @dataclass(frozen=True, slots=True)
 class StoredIntegers:
-    """A matrix (N, K) as ONNX Runtime's integer products take it.
+    """A matrix (N, K) in the form of ONNX Runtime's integer products.
 
     Attributes
     ----------
     codes, scales : Stored
-        Integers (K, N), and what one of them is worth in each column (N,).
+        Integers (K, N), and the scale of each column (N,).
     """
 
     codes: Stored
@@ -92,12 +92,12 @@ class StoredIntegers:
 
 
 class Tensors:
-    """The tensors of a checkpoint by one kind of names: ``text.…``, ``vision.…`` and ``lm_head.weight``.
+    """Tensors of a checkpoint by uniform names: ``text.…``, ``vision.…`` and ``lm_head.weight``.
 
     Parameters
     ----------
     files : sequence of Path
-        Safetensors files, as `qwenvl_kit.checkpoints.weight_files` finds them.
+        Safetensors files, from `qwenvl_kit.checkpoints.weight_files`.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -111,11 +111,11 @@ class Tensors:
         return name in self._found
 
     def names(self) -> list[str]:
-        """All names."""
+        """Return all names."""
         return list(self._found)
 
     def get(self, name: str) -> Tensor:
-        """One tensor, as it is stored.
+        """Return a tensor in its stored dtype.
 
         Raises
         ------
@@ -126,7 +126,8 @@ class Tensors:
             opened, original = self._found[name]
         except KeyError:
             raise CheckpointError(
-                f"the checkpoint has no tensor for {name!r}; its weights belong to another architecture or are partial"
+                f"The checkpoint has no tensor for {name!r}: its weights are partial or of another architecture. Copy "
+                "or download it again."
             ) from None
         tensor: Tensor = opened.get_tensor(original)  # type: ignore[attr-defined]
         return tensor
@@ -137,14 +138,14 @@ class Tensors:
 
 
 class WeightsWriter:
-    """Writes tensors behind each other and remembers where they stand.
+    """Writer of tensors, one after the other, that records their places.
 
     Parameters
     ----------
     file : binary file
-        Opened for writing, empty.
+        Open for writing, empty.
     dtype : {"float32", "float16"}
-        Of everything that is not quantised.
+        Of tensors that are not quantised.
     """
 
     def __init__(self, file: BinaryIO, dtype: str) -> None:
@@ -153,7 +154,7 @@ class WeightsWriter:
         self._stored: dict[str, Stored] = {}
 
     def store(self, name: str, tensor: Tensor, *, shape: Sequence[int] | None = None) -> Stored:
-        """Write a tensor once; a name that was written before is found again."""
+        """Write a tensor once; return its place, also on later calls with its name."""
         if name in self._stored:
             return self._stored[name]
         array = as_numpy(tensor, self.dtype)
@@ -161,18 +162,18 @@ class WeightsWriter:
         return stored
 
     def names(self) -> set[str]:
-        """Names of what was written and not quantised."""
+        """Return the names of tensors that were written without quantisation."""
         return set(self._stored)
 
     def store_linear(self, name: str, tensor: Tensor, bits: int) -> StoredLinear:
-        """Quantise a matrix (N, K) in blocks along K and write it."""
+        """Quantise a matrix (N, K) in blocks along K, and write it."""
         packed, scales, zero_points = quantize(as_numpy(tensor, "float32"), bits)
         n, k = tensor.shape
         places = (self._append(packed), self._append(scales.astype(self.dtype)), self._append(zero_points))
         return StoredLinear(bits, *places, int(n), int(k))
 
     def store_integers(self, name: str, tensor: Tensor) -> StoredIntegers:
-        """Round a matrix (N, K) to int8 with one scale per output and write it."""
+        """Round a matrix (N, K) to int8 with one scale per output, and write it."""
         codes, scales = round_to_int8(as_numpy(tensor, "float32"))
         return StoredIntegers(self._append(np.ascontiguousarray(codes.T)), self._append(scales))
 
@@ -185,7 +186,7 @@ class WeightsWriter:
 
 
 def as_numpy(tensor: Tensor, dtype: str) -> NDArray[np.generic]:
-    """A tensor as a contiguous array of `dtype` (numpy knows no bfloat16)."""
+    """Convert a tensor to a contiguous array of `dtype` (numpy has no bfloat16)."""
     array: NDArray[np.generic] = getattr(tensor, {"float32": "float", "float16": "half"}[dtype])().contiguous().numpy()
     return array
 
@@ -193,12 +194,12 @@ def as_numpy(tensor: Tensor, dtype: str) -> NDArray[np.generic]:
 def quantize(
     matrix: NDArray[np.generic], bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """Quantise a matrix blockwise with ONNX Runtime's own packing, so that its kernels read what it means.
+    """Quantise a matrix blockwise with ONNX Runtime's own packing, which its kernels expect.
 
     Parameters
     ----------
     matrix : float32 array (N, K)
-        As torch keeps the weights of a linear layer.
+        Weights of a linear layer, in torch's order.
     bits : {4, 8}
 
     Returns
@@ -216,14 +217,14 @@ def quantize(
 
 
 def round_to_int8(matrix: NDArray[np.generic]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric integers of a matrix (N, K) and what one of them is worth in each row (N,)."""
+    """Round a matrix (N, K) to symmetric integers with a scale per row (N,); return both."""
     scales = np.maximum(np.abs(matrix).max(axis=1), np.finfo(np.float32).tiny).astype(np.float32) / np.float32(127)
     codes: NDArray[np.int8] = np.clip(np.rint(matrix / scales[:, None]), -127, 127).astype(np.int8)
     return codes, scales
 
 
 def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Pieces of at most 64 MiB: a write of several GB at once fails on some systems."""
+    """Yield pieces of at most 64 MiB, because a single write of several GB fails on some systems."""
     flat = np.ascontiguousarray(array).reshape(-1)
     step = max(1, 64 * 2**20 // flat.itemsize)
     for start in range(0, flat.size, step):

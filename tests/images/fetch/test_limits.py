@@ -192,7 +192,7 @@ def test_largeBODY_MEMORY_share_a_budget_until_they_are_decoded(tmp_path: Path) 
     fetched = fetch(source, LIMITS)
 
     assert BODY_MEMORY.available == before - 2 * WITHOUT_LEASE
-    fetched.release()
+    del fetched
     assert BODY_MEMORY.available == before
 
 
