@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __path__: list[str] = []  # its former submodules import: see `qwenvl_kit._moved`
 __all__ = ["Exported", "OnnxQwenVL", "Parity", "to_onnx", "verify"]
-__path__: list[str] = []  # lets Python ask qwenvl_kit._moved for the former submodules
 
 
 def __getattr__(name: str) -> Any:
