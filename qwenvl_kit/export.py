@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.onnx_backend.export.parity import Parity, verify
     from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 
+__path__: list[str] = []  # its former submodules import: see `qwenvl_kit._moved`
 __all__ = ["Exported", "OnnxQwenVL", "Parity", "to_onnx", "verify"]
-__path__: list[str] = []  # lets Python ask qwenvl_kit._moved for the former submodules
 
 
 def __getattr__(name: str) -> Any:
