@@ -1,4 +1,4 @@
-"""Threads that know that they work for a run, and cores that are left to them."""
+"""Threads that work for a run."""
 
 from __future__ import annotations
 
