@@ -12,6 +12,9 @@ ROOT = Path(__file__).parent
 # What the tests and doctests of these folders and files need. Single tests bear their marker themselves.
 NEEDS = {
     "model": (
+        "qwenvl_kit/checkpoints/generation_config.py",
+        "qwenvl_kit/checkpoints/loading.py",
+        "qwenvl_kit/checkpoints/preflight.py",
         "qwenvl_kit/demo/training/",
         "qwenvl_kit/onnx_backend/",
         "qwenvl_kit/torch_backend/",
@@ -22,12 +25,14 @@ NEEDS = {
         "tests/cli/test_export.py",
         "tests/demo/training/",
         "tests/inference/test_equality.py",
+        "tests/inference/test_mrope.py",
         "tests/onnx_backend/",
         "tests/torch_backend/",
     ),
     "ray": ("tests/executors/test_daft.py", "tests/executors/test_las_udf.py", "tests/executors/test_ray.py"),
     "browser": ("tests/browser/", "tests/notebooks/"),
     "gpu": ("tests/gpu/",),
+    "slow": ("tests/reliability/test_fault_injection.py", "tests/reliability/test_fuzz.py"),
 }
 MODEL_FIXTURES = {"demo_onnx", "own_onnx", "published"}
 

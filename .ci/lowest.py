@@ -1,6 +1,6 @@
-"""Print a pip constraint to the lowest version that pyproject.toml allows of each package that users get.
+"""Print a pip constraint to the lowest version that pyproject.toml allows of each package that users install.
 
-Test tools stay as they are, and so does what is not in the fast set: flash-attn needs a GPU.
+Test tools are left out, and so is flash-attn, which needs a GPU.
 """
 
 import re

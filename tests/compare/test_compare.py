@@ -24,7 +24,6 @@ import qwenvl_kit
 from qwenvl_kit import BackendFailed, ConfigError, Control, Result, RowErrors, RowErrorWarning
 from qwenvl_kit.demo import WORLD, caption, draw, sample_scenes
 from qwenvl_kit.inference import echo
-from qwenvl_kit.torch_backend import backend as torch
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
 DEMO: dict[str, Any] = {
@@ -50,15 +49,17 @@ def scenes() -> pd.DataFrame:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The dtypes of the models that are loaded, in turn."""
-    seen: list[str] = []
-    load = torch.TorchSpec.load
+    from qwenvl_kit.torch_backend.backend import TorchBackend, TorchSpec
 
-    def counted(spec: torch.TorchSpec) -> torch.TorchBackend:
+    seen: list[str] = []
+    load = TorchSpec.load
+
+    def counted(spec: TorchSpec) -> TorchBackend:
         seen.append(spec.resolved.dtype)
         return load(spec)
 
     qwenvl_kit.unload()
-    monkeypatch.setattr(torch.TorchSpec, "load", counted)
+    monkeypatch.setattr(TorchSpec, "load", counted)
     return seen
 
 
@@ -255,6 +256,7 @@ def test_a_picture_behind_an_address_is_fetched_once_for_the_whole_grid() -> Non
     assert asked.count("/good.png") == 1
 
 
+@pytest.mark.model
 def test_an_empty_frame_gives_a_typed_frame_and_loads_nothing(loads: list[str]) -> None:
     found = pd.DataFrame({"image": pd.Series(dtype=object)}).vl.compare("image", vary={"dtype": ["float32"]}, **DEMO)
 
