@@ -1,7 +1,4 @@
-"""Import modules under their names of version 0.1, with a DeprecationWarning.
-
-They leave in the release after next; until then a script written for the former names runs.
-"""
+"""Import modules under their names of version 0.1, with a DeprecationWarning, until the release after next."""
 
 from __future__ import annotations
 
@@ -109,9 +106,10 @@ _MOVES = {
     "runner.run": "pipeline.run",
     "runner.threads": "pipeline.threads",
     "show": "contact_sheet",
+    "widgets.marks": "widgets.diff_html",
 }
-_MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
-_NAMES = {
+MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
+NAMES = {
     "About": "BatchInfo",
     "Ask": "PromptRef",
     "Beams": "BeamSearch",
@@ -149,14 +147,15 @@ _NAMES = {
     "announce": "warn_ignored_options",
     "can_pack": "can_prepack",
     "identify": "classify",
+    "deliver": "return_or_raise",
+    "mark": "diff_html",
     "mask": "redact_url",
     "pack_text": "prepack_text",
     "pack_vision": "prepack_vision",
     "quicken": "fuse_vision",
     "quietly": "silence_transformers",
-    "spell_out": "expand_options",
 }
-_ELSEWHERE = {  # names that left the successor of their module
+ELSEWHERE = {  # names that left the successor of their module
     "backends.decoding.Language": ("inference.processor", "Tokenization"),
     "backends.decoding.generate": ("inference.engine", "generate"),
     "backends.steps.FiniteGuard": ("torch_backend.stopping", "NonFiniteStop"),
@@ -174,16 +173,16 @@ _ELSEWHERE = {  # names that left the successor of their module
 
 
 class _Former(ModuleType):
-    """Stand in for a module that has moved: its attributes are those of its successor."""
+    """A module under its former name: its attributes are those of its successor."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        elsewhere = _ELSEWHERE.get(f"{self.__name__.removeprefix('qwenvl_kit.')}.{name}")
+        elsewhere = ELSEWHERE.get(f"{self.__name__.removeprefix('qwenvl_kit.')}.{name}")
         if elsewhere is not None:
             return getattr(importlib.import_module(f"qwenvl_kit.{elsewhere[0]}"), elsewhere[1])
-        successor = importlib.import_module(_MODULES[self.__name__])
-        for known in (name, _NAMES.get(name, name)):
+        successor = importlib.import_module(MODULES[self.__name__])
+        for known in (name, NAMES.get(name, name)):
             if hasattr(successor, known):
                 return getattr(successor, known)
         raise AttributeError(f"module {successor.__name__!r} has no attribute {name!r}")
@@ -192,19 +191,19 @@ class _Former(ModuleType):
 class _FormerNames(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return a spec for a former name, None for any other."""
-        return ModuleSpec(name, self, is_package=True) if name in _MODULES else None
+        return ModuleSpec(name, self, is_package=True) if name in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Warn, and return the stand-in."""
         warn(
-            f"{spec.name} is now {_MODULES[spec.name]}; the former name leaves in the release after next.",
+            f"{spec.name} is now {MODULES[spec.name]}; the former name leaves in the release after next.",
             DeprecationWarning,
         )
         return _Former(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Import the successor."""
-        importlib.import_module(_MODULES[module.__name__])
+        importlib.import_module(MODULES[module.__name__])
 
 
 def install() -> None:

@@ -16,9 +16,9 @@ from qwenvl_kit.html import plain, render
 from qwenvl_kit.images import is_null
 from qwenvl_kit.options import Config, FetchKeywords, FetchOptions, names_of, suggest
 from qwenvl_kit.prompts import is_missing
-from qwenvl_kit.thumbnails import Thumbnailer, thumbnail
+from qwenvl_kit.thumbnails import Thumbnailer
 
-__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "contact_sheet", "show_config", "thumbnail"]
+__all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "contact_sheet", "show_config"]
 
 MAX_BYTES = 500_000
 _LONGEST_TEXT = 500

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import unicodedata
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from PIL import Image
 import qwenvl_kit
 from qwenvl_kit.demo import WORLD
 from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, caption, draw, questions, sample_scenes
+from qwenvl_kit.html import render
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,18 +36,27 @@ dt { font-size: .85em; opacity: .7; margin-top: .5rem; } dd { margin: 0; }
 .right::before { content: "✓ right: "; } .wrong::before { content: "✗ wrong: "; font-weight: bold; }
 .truth { opacity: .75; }
 """
-_PAGE = """<!doctype html>
+_PAGE = (
+    """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>
+<head><meta charset="utf-8"><title>{{ title }}</title>"""
+    f"<style>{_STYLE}</style>"
+    """</head>
 <body>
 <h1>What the embedded Qwen2.5-VL sees</h1>
-<p>Drawn scenes that it was never trained on, captioned in float32. It knows this drawn world and nothing else.</p>
+<p>Drawn scenes outside its training data, captioned in float32. The model covers this drawn world only.</p>
 <main>
-{figures}
-</main>
+{% for exhibit, uri in figures -%}
+<figure><img src="{{ uri }}" alt="{{ exhibit.caption.truth }}"><dl>
+{%- for answer in (exhibit.caption, exhibit.answer) %}<dt>{{ answer.prompt }}</dt>
+{%- if answer.is_right %}<dd class="right">{{ answer.text }}</dd>
+{%- else %}<dd class="wrong">{{ answer.text }}</dd><dd class="truth">truth: {{ answer.truth }}</dd>{% endif %}
+{%- endfor %}</dl></figure>
+{% endfor %}</main>
 </body>
 </html>
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +146,16 @@ def write(shown: Sequence[Exhibit], folder: Path) -> Path:
     """Write the gallery, with embedded images, to ``index.html`` in `folder` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    figures = "\n".join(_figure(exhibit) for exhibit in shown)
     title = f"qwenvl_kit {qwenvl_kit.__version__}: the embedded model"
-    page.write_text(_PAGE.format(title=html.escape(title), style=_STYLE, figures=figures), encoding="utf-8")
+    figures = [(exhibit, _png_uri(exhibit.pixels)) for exhibit in shown]
+    page.write_text(render(_PAGE, title=title, figures=figures), encoding="utf-8")
     return page
 
 
-def _figure(exhibit: Exhibit) -> str:
+def _png_uri(pixels: NDArray[np.uint8]) -> str:
     encoded = io.BytesIO()
-    Image.fromarray(exhibit.pixels).save(encoded, format="PNG")
-    data = base64.b64encode(encoded.getvalue()).decode()
-    entries = "".join(
-        f"<dt>{html.escape(answer.prompt)}</dt>"
-        f'<dd class="{"right" if answer.is_right else "wrong"}">{html.escape(answer.text)}</dd>'
-        + ("" if answer.is_right else f'<dd class="truth">truth: {html.escape(answer.truth)}</dd>')
-        for answer in (exhibit.caption, exhibit.answer)
-    )
-    alt = html.escape(exhibit.caption.truth, quote=True)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><dl>{entries}</dl></figure>'
+    Image.fromarray(pixels).save(encoded, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,21 +14,20 @@ if TYPE_CHECKING:
     from qwenvl_kit.onnx_backend.export.parity import Parity, verify
     from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 
+__path__: list[str] = []  # its former submodules import: see `qwenvl_kit._moved`
 __all__ = ["Exported", "OnnxQwenVL", "Parity", "to_onnx", "verify"]
-_HOMES = {
-    "Exported": "qwenvl_kit.onnx_backend.export.exporter",
-    "OnnxQwenVL": "qwenvl_kit.onnx_backend.generate",
-    "Parity": "qwenvl_kit.onnx_backend.export.parity",
-    "to_onnx": "qwenvl_kit.onnx_backend.export.exporter",
-    "verify": "qwenvl_kit.onnx_backend.export.parity",
-}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch, onnx and optimum only when one of the names is used."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from qwenvl_kit.onnx_backend.require import require_onnx
 
     require_onnx("exporting to ONNX")
-    return getattr(import_module(_HOMES[name]), name)
+    from qwenvl_kit.onnx_backend.export.exporter import Exported, to_onnx
+    from qwenvl_kit.onnx_backend.export.parity import Parity, verify
+    from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
+
+    public: tuple[Any, ...] = (Exported, OnnxQwenVL, Parity, to_onnx, verify)
+    return next(one for one in public if one.__name__ == name)

@@ -40,8 +40,7 @@ def locate(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if not text.strip() or text == ":memory:" or "\0" in text:
         raise ConfigError(
-            f"store must be the name of a file; got {text!r}; pass a name such as 'captions.db', or leave store out to "
-            "keep nothing"
+            f"store={text!r} does not name a file. Pass a name such as 'captions.db', or leave store out."
         )
     mode = None
     try:
@@ -52,10 +51,10 @@ def locate(name: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise StoreError(f"store={text!r} cannot be used: {error.strerror}. Name another file.") from error
     if not holds_folder:
-        what = "is no folder" if path.parent.exists() else "does not exist"
+        what = "is not a folder" if path.parent.exists() else "does not exist"
         raise StoreError(f"store={text!r} cannot be used: the folder {path.parent} {what}. Make the folder first.")
     if mode is not None and not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise StoreError(f"store={text!r} cannot be used: it is {what}. Name a file, such as 'captions.db'.")
     return path
 
@@ -219,15 +218,15 @@ def _move_aside(path: Path, shown: str, error: _Broken) -> int:
     # https://www.sqlite.org/fileformat.html#the_database_header
     if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72]) != APPLICATION_ID:
         raise StoreError(
-            f"store={shown!r} is no store of this package ({error}) and is left as it is. Name another file; if it is "
-            "a store that was damaged, move it aside yourself."
+            f"store={shown!r} is no store of this package ({error}) and is left as it is. Name another file, or "
+            "move this one aside if it is a damaged store."
         ) from error
     mode = stat.S_IMODE(path.stat().st_mode)
     aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
     for part in _PARTS:
         with contextlib.suppress(FileNotFoundError):
             os.rename(_part(path, part), _part(aside, part))
-    warn(f"store={shown!r} is broken ({error}). It was moved to {aside.name} and a new one is begun.", StoreWarning)
+    warn(f"store={shown!r} is broken ({error}). It was moved to {aside.name} and a new one was created.", StoreWarning)
     return mode
 
 

@@ -68,7 +68,9 @@ def check_owner(connection: sqlite3.Connection, shown: str) -> tuple[int, int, i
     """
     n_tables, owner, version = connection.execute(_OWNER).fetchone()
     if owner != APPLICATION_ID and (n_tables or owner):
-        raise StoreError(f"store={shown!r} is an SQLite file of something else, left as it is. Name another file.")
+        raise StoreError(
+            f"store={shown!r} is an SQLite file of another program and is left as it is. Name another file."
+        )
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"store={shown!r} was written by a later version of qwenvl_kit (schema {version}; this one reads "

@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.images import TargetSize
     from qwenvl_kit.options import ImageSrcType
 
-AREA = 160 * 160
+_AREA = 160 * 160
 _THREADS = 24  # a slow host holds one each; 24 images are what a panel offers
 # A remote image is kept to be drawn again: its bytes, or where they are more, a reduced copy.
 _KEPT_BYTES = 4 << 20
@@ -56,24 +56,27 @@ class Thumbnailer:
     @classmethod
     def of(cls, options: FetchOptions) -> Self:
         """Return the thumbnailer under the limits of options."""
-        return cls(ImageLoader.of(options, MaxArea(AREA)), options.image_src_type)
+        return cls(ImageLoader.of(options, MaxArea(_AREA)), options.image_src_type)
 
     @property
     def timeout_s(self) -> float:
         """Longest time of one fetch, in seconds."""
         return self.loader.fetch_limits.timeout_s
 
-    def thumbnail(self, cell: object, *, area: int = AREA, keep: Callable[[ImageSource], None] | None = None) -> str:
+    def thumbnail(self, cell: object, *, keep: Callable[[ImageSource], None] | None = None) -> str:
         """Return a data URI of a cell's first image, or a sentence that says why there is none.
 
         Parameters
         ----------
         cell : object
             As for `classify`.
-        area : int
-            Most pixels.
         keep : callable, optional
             Called with the image in memory, so that it can be drawn again without a request to its host.
+
+        Examples
+        --------
+        >>> Thumbnailer.of(FetchOptions()).thumbnail(None)
+        'no image'
         """
         try:
             source = self.source(cell)
@@ -82,7 +85,7 @@ class Thumbnailer:
             if keep is not None:
                 source = self._in_memory(source)
                 keep(source)
-            pixels = self.pixels(source, MaxArea(area))
+            pixels = self.pixels(source, self.loader.sizing)
             with source_context(source.label, "resize", "Cannot show the image"):
                 return jpeg_uri(Image.fromarray(pixels), _JPEG_QUALITY)
         except RowError as error:
@@ -170,26 +173,6 @@ def jpeg_uri(image: Image.Image, quality: int) -> str:
     encoded = io.BytesIO()
     image.save(encoded, format="JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
-
-
-def thumbnail(cell: object, *, area: int = AREA, **options: Any) -> str:
-    """Return a data URI of a cell's first image, or a sentence that says why there is none.
-
-    Parameters
-    ----------
-    cell : object
-        As for `classify`.
-    area : int
-        Most pixels.
-    **options
-        Options of `FetchOptions`.
-
-    Examples
-    --------
-    >>> thumbnail(None)
-    'no image'
-    """
-    return Thumbnailer.of(FetchOptions(**options)).thumbnail(cell, area=area)
 
 
 def _sentence(error: RowError) -> str:

@@ -21,6 +21,7 @@ from PIL import Image
 from qwenvl_kit import ColumnNotFound, Config, ConfigError, UnknownOption, thumbnails
 from qwenvl_kit.contact_sheet import SHOW_OPTIONS, find_image_column
 from qwenvl_kit.images import ImageLoader
+from qwenvl_kit.options import FetchOptions
 from qwenvl_kit.thumbnails import Thumbnailer, together
 
 
@@ -161,12 +162,13 @@ def test_whatever_a_library_raises_becomes_a_sentence(monkeypatch: pytest.Monkey
         raise error
 
     monkeypatch.setattr(ImageLoader, "load", broken)
-    assert thumbnails.thumbnail(gray(1)).startswith("decode: ")
+    thumbnailer = Thumbnailer.of(FetchOptions())
+    assert thumbnailer.thumbnail(gray(1)).startswith("decode: ")
     monkeypatch.undo()
     monkeypatch.setattr(thumbnails, "jpeg_uri", broken)
-    assert thumbnails.thumbnail(gray(1)).startswith("resize: ")
+    assert thumbnailer.thumbnail(gray(1)).startswith("resize: ")
     monkeypatch.undo()
-    assert thumbnails.thumbnail(type("Lazy", (), {"__array__": broken})()).startswith("fetch: ")
+    assert thumbnailer.thumbnail(type("Lazy", (), {"__array__": broken})()).startswith("fetch: ")
 
 
 def test_thumbnails_together_take_no_longer_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_a_database_of_something_else_is_refused_and_left_as_it_is(store: Path) 
     connection.close()
     before = store.read_bytes()
 
-    with pytest.raises(StoreError, match=r"captions\.db.*something else"):
+    with pytest.raises(StoreError, match=r"captions\.db.*another program"):
         pd.Series(pictures(1)).vl.caption(store=store, **ECHO)
 
     assert store.read_bytes() == before
@@ -307,7 +307,7 @@ def test_a_store_that_another_process_begins_in_between_is_no_other_file(
 
 @pytest.mark.parametrize("name", ["", "  ", ":memory:", "a\0b.db"])
 def test_a_name_that_is_none_of_a_file_is_a_wrong_option(name: str) -> None:
-    with pytest.raises(ConfigError, match="store must be the name of a file"):
+    with pytest.raises(ConfigError, match="does not name a file"):
         pd.Series(pictures(1)).vl.run(store=name, **ECHO)
 
 
@@ -316,9 +316,9 @@ def test_what_stands_where_the_store_should_is_said(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     told = {
         "results/captions.db": f"the folder {tmp_path / 'results'} does not exist. Make the folder first",
-        "file/captions.db": f"the folder {tmp_path / 'file'} is no folder",
+        "file/captions.db": f"the folder {tmp_path / 'file'} is not a folder",
         ".": "it is a folder",
-        "pipe": "it is no regular file",
+        "pipe": "it is not a regular file",
         "n" * 300: "File name too long",
     }
     for name, words in told.items():

@@ -93,7 +93,7 @@ class Comparison:
         ax : matplotlib Axes, optional
             Axes to draw in; default: a new figure.
         annotate : bool
-            Write each setting beside its point.
+            Label each point with its setting.
 
         Returns
         -------

@@ -62,7 +62,7 @@ def chrf(answer: str, reference: str) -> float:
     """
     if answer == reference:
         return 100.0
-    return float(_scorer().sentence_score(answer, [reference]).score)
+    return float(chrf_scorer().sentence_score(answer, [reference]).score)
 
 
 def signature() -> str:
@@ -73,13 +73,14 @@ def signature() -> str:
     MissingExtra
         sacrebleu is not installed.
     """
-    scorer = _scorer()
+    scorer = chrf_scorer()
     scorer.sentence_score("a", ["a"])  # the signature counts references, which it learns from the first use
     return str(scorer.get_signature())
 
 
 @functools.cache
-def _scorer():  # type: ignore[no-untyped-def]  # sacrebleu has no types
+def chrf_scorer():  # type: ignore[no-untyped-def]  # sacrebleu has no types
+    """Return sacrebleu's chrF; raise MissingExtra without sacrebleu."""
     try:
         from sacrebleu.metrics import CHRF
     except ImportError as error:

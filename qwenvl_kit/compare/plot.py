@@ -12,7 +12,7 @@ from qwenvl_kit.errors import MissingExtra
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKERS = "osD^vPX*<>"  # told apart without colours too
+_MARKERS = "osD^vPX*<>"  # distinguishable without colours
 
 
 def draw(
@@ -52,11 +52,11 @@ def draw(
             ax.annotate(text, (point["cost"], point["quality"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     ax.set(xlabel=labels[cost], ylabel=labels[quality])
     ax.margins(0.12)
-    beside = f"{varied[-1]} beside each point" if annotate else None
+    note = f"labels: {varied[-1]}" if annotate else None
     if outer:
-        ax.legend(title=beside)
-    elif beside:
-        ax.set_title(beside, fontsize="medium")
+        ax.legend(title=note)
+    elif note:
+        ax.set_title(note, fontsize="medium")
     return ax
 
 

@@ -61,7 +61,7 @@ def _varied(settings: Sequence[Setting], first: Setting) -> dict[str, Any]:
 
 
 def _column(values: list[Any]) -> Any:
-    """Keep integers integer beside None, which stands for the default of the image or the checkpoint."""
+    """Return integers with None as Int64; None means the default of the image or the checkpoint."""
     is_whole = all(value is None or (isinstance(value, int) and not isinstance(value, bool)) for value in values)
     return pd.array(values, dtype="Int64") if is_whole else pd.Series(values).infer_objects()
 

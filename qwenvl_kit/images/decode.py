@@ -198,7 +198,7 @@ def _load(
         reduced_from = None if draft_size is None else _reduce(image, draft_size)
         image.load()
         orientation = orientation_of(image, reads_pixels=True)
-        # Some readers turn an image themselves, so that only the loaded pixels tell its size for certain.
+        # Some readers turn an image themselves, so that only the loaded pixels have its certain size.
         source_size = reduced_from or upright_size(image, orientation)
         if sizing is None or image.width * image.height <= LARGE_PIXELS:
             return upright_rgb(image, orientation), source_size
@@ -223,7 +223,7 @@ def _open(data: bytes) -> Image.Image:
         _register_heif()
     readers = [name for name in _READERS.get(kind, (kind,)) if name in Image.OPEN]
     if not readers:
-        raise ValueError(f"this build of Pillow reads no {kind}; install the wheel of Pillow from PyPI")
+        raise RowError("decode", f"This build of Pillow reads no {kind}. Install the wheel of Pillow from PyPI.")
     return Image.open(io.BytesIO(data), formats=readers)
 
 
@@ -231,7 +231,7 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise ValueError("HEIF needs an extra: pip install 'qwenvl_kit[heif]'") from None
+        raise RowError("decode", "HEIF requires an extra. Install it: pip install 'qwenvl_kit[heif]'") from None
     register_heif_opener()
 
 

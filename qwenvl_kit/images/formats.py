@@ -1,4 +1,4 @@
-"""Tell the format of an encoded image by its first bytes.
+"""Detect the format of an encoded image by its first bytes.
 
 Only formats of an allow-list are read, as Pillow advises for untrusted files:
 https://pillow.readthedocs.io/en/stable/handbook/security.html.
@@ -76,7 +76,7 @@ def _format(data: bytes) -> str | None:
 
 
 def _base_media_format(data: bytes) -> str | None:
-    """Tell AVIF from HEIF by the brands of the file-type box: https://nokiatech.github.io/heif/technical.html."""
+    """Distinguish AVIF from HEIF by the brands of the file-type box: https://nokiatech.github.io/heif/technical.html."""
     length = min(int.from_bytes(data[:4]), 256)
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, length - 3, 4))}
     if brands & {b"avif", b"avis"}:

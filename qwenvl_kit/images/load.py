@@ -123,7 +123,7 @@ class ImageLoader:
         return self.decode(source, fetched, self.decode_cost(source, fetched))
 
     def is_unchanged(self, source: ImageSource, version: str) -> bool:
-        """Return whether a source still has the version of an earlier load; False where it cannot be told."""
+        """Return whether a source still has the version of an earlier load; False where that is unknown."""
         return is_unchanged(source, version, self.fetch_limits)
 
     def fetch(self, source: ImageSource) -> Fetched:

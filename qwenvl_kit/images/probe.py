@@ -34,7 +34,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the header of a file says.
+    """The header of a file, and the cost of decoding it.
 
     Attributes
     ----------
@@ -84,8 +84,6 @@ def probe(data: bytes, *, max_image_pixels: int) -> Probe:
         found = Probe(name) if inspect is None else inspect(data)
     except (struct.error, IndexError):  # cut short; decoding raises the error
         found = Probe(name)
-    except ValueError as error:
-        raise RowError("decode", f"Cannot decode the image: {error}") from error
     if found.size is not None:
         check_pixels(*found.size, max_image_pixels)
     return found
@@ -156,7 +154,7 @@ def _png(data: bytes) -> Probe:
         n_chunks += 1
         at += 12 + length
     if n_chunks > MAX_PNG_CHUNKS:
-        raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks; save it again with fewer.")
+        raise RowError("decode", f"The PNG has more than {MAX_PNG_CHUNKS} chunks. Save it again with fewer.")
     is_short = (
         width * height * max(1, channels * depth // 8) <= 4 * SHORT_PIXELS
         and n_chunks <= _SHORT_CHUNKS

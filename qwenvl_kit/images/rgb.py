@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.pixels import to_array
 from qwenvl_kit.images.source_context import stage_context
 
@@ -128,7 +129,7 @@ def _levels_of(image: Image.Image) -> Callable[[Image.Image], Image.Image] | Non
     if image.mode == "F":
         return _floats_of(image)
     if not (isinstance(least, int | float) and isinstance(most, int | float) and least >= 0 and most <= 65535):
-        raise ValueError(f"levels from {least} to {most}; give levels from 0 to 255, or to 65535")
+        raise RowError("decode", f"The levels range from {least} to {most}. Give levels from 0 to 255, or to 65535.")
     return lambda band: _grey(np.asarray(band).astype(np.uint32), clear=None, most=255 if most <= 255 else 65535)
 
 
@@ -146,7 +147,7 @@ def _floats_of(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     for top in range(0, image.height, step):
         values = np.asarray(image.crop((0, top, image.width, min(top + step, image.height))))
         if not np.isfinite(values).all():
-            raise ValueError("NaN or infinite levels; replace them")
+            raise RowError("decode", "The image has NaN or infinite levels. Replace them.")
         most = max(most, float(values.max()))
     scale = 255 if most <= 1 else 1
     return lambda band: Image.fromarray(np.clip(np.round(np.asarray(band) * scale), 0, 255).astype(np.uint8)).convert(

@@ -14,7 +14,7 @@ from qwenvl_kit.errors import RowError
 if TYPE_CHECKING:
     from qwenvl_kit.errors import Stage
 
-_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")  # an object's address in memory says nothing of the image
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")  # an object's address in memory differs from run to run
 
 
 class stage_context:  # used like a function; as one of contextlib's it took five times as long a row

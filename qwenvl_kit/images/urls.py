@@ -52,7 +52,7 @@ def host_key(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         name, port = parts.netloc.rpartition("@")[2].lower(), parts.port
-    except ValueError:  # fetching tells what is wrong with it
+    except ValueError:  # fetching raises the error
         return f"{scheme}://"
     default = {"http": 80, "https": 443}.get(scheme)
     if port is not None or default is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from qwenvl_kit.errors import MissingExtra
 
 try:
-    import anywidget  # noqa: F401  # checked at once for the whole extra
+    import anywidget  # noqa: F401  # the extra installs both
     import ipywidgets  # noqa: F401
 except ImportError as error:
     raise MissingExtra("qwenvl_kit.widgets", "notebook") from error

@@ -49,11 +49,11 @@ class Gallery:
         self._on_added, self._on_rejected = on_added, on_rejected
         self._boxes: list[widgets.Checkbox] = []
         self._strip = widgets.Box([], layout={"flex_flow": "row wrap"})
-        self._upload = widgets.FileUpload(
+        self.upload_button = widgets.FileUpload(
             accept="image/*", multiple=True, description="Upload images", layout={"width": "180px"}
         )
-        self._upload.observe(self._on_files, names="value")
-        self.box = widgets.VBox([self._strip, self._upload])
+        self.upload_button.observe(self._on_files, names="value")
+        self.box = widgets.VBox([self._strip, self.upload_button])
         self._add(images)
 
     def chosen(self) -> list[int]:
@@ -73,7 +73,7 @@ class Gallery:
         self._strip.children = (*self._strip.children, *cards)
 
     def _on_files(self, _: object) -> None:
-        files, self._upload.value = self._upload.value, ()
+        files, self.upload_button.value = self.upload_button.value, ()
         good: list[PanelImage] = []
         bad: list[str] = []
         for file in files:

@@ -134,8 +134,8 @@ class Panel(View):
                 raise
             self._set_state(self._state.with_message(str(error), "error"))
             return False
-        options = {**self._controls.read(), **further}
-        asked = self._state.choose(self._gallery.chosen()).ask(self._prompt.value, options, vary, repeats)
+        options = {**self.controls.read(), **further}
+        asked = self._state.choose(self.gallery.chosen()).ask(self._prompt.value, options, vary, repeats)
         self._state = asked
         return True
 
@@ -178,7 +178,7 @@ class Panel(View):
             self._saved.update(HTML(self.to_html()))
 
     def _on_upload(self, images: Sequence[PanelImage]) -> None:
-        self._state = self._state.choose(self._gallery.chosen()).add(images)
+        self._state = self._state.choose(self.gallery.chosen()).add(images)
         self._set_state(self._state.with_message(f"Added {', '.join(image.name for image in images)}."))
 
     def _on_rejected_upload(self, why: str) -> None:

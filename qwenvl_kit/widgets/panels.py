@@ -197,33 +197,38 @@ class ResizeCompare(Panel):
 
     def _make_axes(self, options: dict[str, Any]) -> list[widgets.Widget]:
         options.pop("resized_height", None)
-        self._heights = widgets.Text(
+        self.heights_field = widgets.Text(
             value=", ".join("original" if height is None else str(height) for height in self._given),
             description="heights in pixels",
             continuous_update=False,
             style=_STYLE,
             layout=_WIDE,
         )
-        return [self._heights]
+        return [self.heights_field]
 
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
-        tried = numbers(self._heights.value, "resized_height", int)
+        tried = numbers(self.heights_field.value, "resized_height", int)
         if not tried:
             raise ConfigError("No height is given. Enter integers or original, such as 56, 112, original.")
         return {"resized_height": tried}, {}, 1
 
     def _detail_view(self) -> list[widgets.Widget]:
-        self._which = widgets.Dropdown(options=[], description="Details of", layout={"width": "260px"}, style=_NARROW)
-        self._left = widgets.Dropdown(options=[], description="left", layout={"width": "260px"}, style=_NARROW)
-        self._right = widgets.Dropdown(options=[], description="right", layout={"width": "260px"}, style=_NARROW)
-        self._slider, self._grid = BeforeAfter(), TokenGrid()
-        for chooser in (self._which, self._left, self._right):
+        self.image_choice = widgets.Dropdown(
+            options=[], description="Details of", layout={"width": "260px"}, style=_NARROW
+        )
+        self.left_choice = widgets.Dropdown(options=[], description="left", layout={"width": "260px"}, style=_NARROW)
+        self.right_choice = widgets.Dropdown(options=[], description="right", layout={"width": "260px"}, style=_NARROW)
+        self.slider, self.token_grid = BeforeAfter(), TokenGrid()
+        for chooser in (self.image_choice, self.left_choice, self.right_choice):
             chooser.observe(lambda _: self._draw_selection(), names="value")
-        pictures = widgets.Box([self._slider, self._grid], layout={"flex_flow": "row wrap"})
-        for shown in (self._slider, self._grid):
+        previews = widgets.Box([self.slider, self.token_grid], layout={"flex_flow": "row wrap"})
+        for shown in (self.slider, self.token_grid):
             shown.layout = {"width": "360px", "margin": "0 16px 0 0"}
         self._details = widgets.VBox(
-            [widgets.Box([self._which, self._left, self._right], layout={"flex_flow": "row wrap"}), pictures]
+            [
+                widgets.Box([self.image_choice, self.left_choice, self.right_choice], layout={"flex_flow": "row wrap"}),
+                previews,
+            ]
         )
         self._details.layout.display = "none"
         return [self._details]
@@ -233,27 +238,27 @@ class ResizeCompare(Panel):
         if trial is None or not trial.n_done:
             return
         heights = [(setting_label(setting), at) for at, setting in enumerate(trial.settings)]
-        self._which.options = [(image.name, at) for at, image in enumerate(trial.images)]
-        self._left.options = self._right.options = heights
-        self._which.value, self._left.value, self._right.value = 0, 0, len(heights) - 1
+        self.image_choice.options = [(image.name, at) for at, image in enumerate(trial.images)]
+        self.left_choice.options = self.right_choice.options = heights
+        self.image_choice.value, self.left_choice.value, self.right_choice.value = 0, 0, len(heights) - 1
         self._details.layout.display = ""
         self._draw_selection()
 
     def _draw_selection(self) -> None:
-        trial, at = self._state.trial, self._which.value
-        if trial is None or at is None or self._left.value is None or self._right.value is None:
+        trial, at = self._state.trial, self.image_choice.value
+        if trial is None or at is None or self.left_choice.value is None or self.right_choice.value is None:
             return
-        left, right = (self._model_input((chosen.value, 0, at)) for chosen in (self._left, self._right))
+        left, right = (self._model_input((chosen.value, 0, at)) for chosen in (self.left_choice, self.right_choice))
         labels = [f"{size[1]}×{size[0]} px" if size else "no image" for _, size, _ in (left, right)]
         name = trial.images[at].name
-        with self._slider.hold_sync():
-            self._slider.before, self._slider.after = left[0], right[0]
-            self._slider.before_label, self._slider.after_label = labels
-            self._slider.alt = f"{name} as the model receives it"
-        picture, size, factor = left
-        with self._grid.hold_sync():
-            self._grid.picture, self._grid.alt = picture, f"{name} at {labels[0]}"
-            self._grid.rows, self._grid.columns = (size[0] // factor, size[1] // factor) if size else (0, 0)
+        with self.slider.hold_sync():
+            self.slider.before, self.slider.after = left[0], right[0]
+            self.slider.before_label, self.slider.after_label = labels
+            self.slider.alt = f"{name} as the model receives it"
+        uri, size, factor = left
+        with self.token_grid.hold_sync():
+            self.token_grid.picture, self.token_grid.alt = uri, f"{name} at {labels[0]}"
+            self.token_grid.rows, self.token_grid.columns = (size[0] // factor, size[1] // factor) if size else (0, 0)
 
     def _model_input(self, place: Place) -> tuple[str, tuple[int, int] | None, int]:
         """Return URI and ``(height, width)`` of the model's input at a place, and the side of a token in pixels."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["idle", "running", "stopping"]
 Tone = Literal["info", "error"]
-Place = tuple[int, int, int]  # setting, repeat, picture
+Place = tuple[int, int, int]  # setting, repeat, image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

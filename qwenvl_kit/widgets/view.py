@@ -18,7 +18,6 @@ from qwenvl_kit.widgets.gallery import Gallery
 from qwenvl_kit.widgets.render import PANEL_STYLE, STYLE, notes_html, saved_html, trial_html
 from qwenvl_kit.widgets.state import PanelImage, State
 
-_REDRAW_S = 0.15
 _STATUS = """<div class='qwenvl {{ tone }}' role='status' aria-live='polite'>
 {%- if tone == "error" %}⚠ {% endif %}{{ text }}</div>"""
 _GONE = "The kernel of this panel has ended. Run its cell again. The answers shown are kept."
@@ -35,11 +34,20 @@ class View(ABC):
         Initial values of the controls.
     thumbnailer : Thumbnailer
         Reads images under the panel's limits.
+
+    Attributes
+    ----------
+    run_button, cancel_button, status_line, answers, notes : Widget
+    controls : Controls
+    gallery : Gallery
+    redraw_s : float
+        Minimum time between drawings, in seconds.
     """
 
     title = "Playground"
     varied: tuple[str, ...] = ()
     draws_tokens = False
+    redraw_s = 0.15
 
     def __init__(self, state: State, options: dict[str, Any], thumbnailer: Thumbnailer) -> None:
         self._state, self._thumbnailer = state, thumbnailer
@@ -100,23 +108,23 @@ class View(ABC):
     # Building and drawing.
 
     def _build(self, options: dict[str, Any]) -> None:
-        self._controls = make_controls(options, hidden=self.varied)
-        self._gallery = Gallery(self._state.images, self._thumbnailer, self._on_upload, self._on_rejected_upload)
+        self.controls = make_controls(options, hidden=self.varied)
+        self.gallery = Gallery(self._state.images, self._thumbnailer, self._on_upload, self._on_rejected_upload)
         self._prompt = widgets.Textarea(
             value=self._state.prompt, description="Prompt", rows=2, layout={"width": "98%"}, continuous_update=False
         )
-        self._run = widgets.Button(description="Run", button_style="primary", tooltip="Ask the model")
-        self._cancel = widgets.Button(
+        self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run the model")
+        self.cancel_button = widgets.Button(
             description="Cancel", disabled=True, tooltip="Stop between two tokens; answers are kept"
         )
-        self._run.on_click(lambda _: self.start())
-        self._cancel.on_click(lambda _: self.cancel())
+        self.run_button.on_click(lambda _: self.start())
+        self.cancel_button.on_click(lambda _: self.cancel())
         self._bar = widgets.FloatProgress(value=0.0, max=1.0, layout={"width": "220px"})
-        self._status = widgets.HTML()
-        self._answers = widgets.VBox([])
-        self._notes = widgets.HTML()
+        self.status_line = widgets.HTML()
+        self.answers = widgets.VBox([])
+        self.notes = widgets.HTML()
         self._code = widgets.Textarea(description="Code", rows=10, layout={"width": "98%"}, disabled=False)
-        more = widgets.Accordion([self._controls.box, self._code], titles=("Parameters", "Code of this run"))
+        more = widgets.Accordion([self.controls.box, self._code], titles=("Parameters", "Code of this run"))
         more.observe(lambda _: self._show_code(), names="selected_index")
         gone = widgets.HTML(f"<p role='alert'>{_GONE}</p>")
         gone.add_class("qwenvl-gone")
@@ -124,15 +132,15 @@ class View(ABC):
             [
                 widgets.HTML(f"{PANEL_STYLE}{STYLE}<h3 style='margin: 0'>{self.title}</h3>"),
                 gone,
-                self._gallery.box,
+                self.gallery.box,
                 self._prompt,
                 *self._axes,
-                widgets.HBox([self._run, self._cancel, self._bar]),
-                self._status,
+                widgets.HBox([self.run_button, self.cancel_button, self._bar]),
+                self.status_line,
                 more,
-                self._answers,
+                self.answers,
                 *self._detail_view(),
-                self._notes,
+                self.notes,
             ]
         )
         self._box.add_class("qwenvl-panel")
@@ -151,25 +159,25 @@ class View(ABC):
     def _draw(self, *, whole: bool = False) -> None:
         """Draw changes, a few times a second at most, since each redrawn image is sent to the browser."""
         now = time.monotonic()
-        if not whole and now - self._drawn_at < _REDRAW_S:
+        if not whole and now - self._drawn_at < self.redraw_s:
             return
         self._drawn_at = now
         state, idle = self._state, self._state.phase == "idle"
-        self._run.disabled, self._cancel.disabled = not idle, state.phase != "running"
-        self._controls.lock(not idle)
-        self._status.value = self._status_html(now)
+        self.run_button.disabled, self.cancel_button.disabled = not idle, state.phase != "running"
+        self.controls.lock(not idle)
+        self.status_line.value = self._status_html(now)
         if state.trial is not None:
             self._bar.value = state.trial.n_done / max(1, state.trial.n_wanted)
             self._draw_answers()
-            self._notes.value = str(notes_html(state.trial))
+            self.notes.value = str(notes_html(state.trial))
 
     def _draw_answers(self) -> None:
         trial = self._state.trial
         assert trial is not None, "answers belong to a trial"
-        if len(self._answers.children) != len(trial.images):
-            self._answers.children = tuple(widgets.HTML() for _ in trial.images)
+        if len(self.answers.children) != len(trial.images):
+            self.answers.children = tuple(widgets.HTML() for _ in trial.images)
             self._drawn_answers = {}
-        for at, shown in enumerate(self._answers.children):
+        for at, shown in enumerate(self.answers.children):
             drawn = (trial.started, sum(place[2] == at for place in trial.answers))
             if self._drawn_answers.get(at) != drawn:
                 self._drawn_answers[at] = drawn

@@ -1,4 +1,4 @@
-"""What a checkpoint's own generation_config.json asks for is done as transformers does it, or told."""
+"""Settings of a checkpoint's generation_config.json act as in transformers, or are recorded as ignored."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def card(folder: Path, picture: Image.Image, **options: Any) -> str:
     inputs = processor(text=[text], images=[picture], return_tensors="pt")
     with torch.inference_mode(), silence_transformers():
         ids = model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False, **options)
-    said: str = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)[0]
-    return said
+    answer: str = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)[0]
+    return answer
 
 
 def run(folder: Path, picture: Image.Image, **options: Any) -> pd.DataFrame:
@@ -127,7 +127,7 @@ def test_without_generation_config_the_settings_of_config_json_serve(folder: Pat
     assert run(folder, picture, dtype="float32", threads=1)["text"].tolist() == wanted
 
 
-TOLD: dict[str, Any] = {
+IGNORED: dict[str, Any] = {
     "exponential_decay_length_penalty": [5, 1.5],
     "forced_eos_token_id": 964,
     "forced_bos_token_id": 1,
@@ -142,16 +142,16 @@ TOLD: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_a_setting_that_is_not_honoured_is_told_by_name(folder: Path, name: str) -> None:
-    ask_for(folder, {name: TOLD[name]})
+@pytest.mark.parametrize("name", IGNORED)
+def test_a_setting_that_is_ignored_is_recorded_by_name(folder: Path, name: str) -> None:
+    ask_for(folder, {name: IGNORED[name]})
 
     notes = make_spec(Config(model_name=str(folder))).resolved.record()["notes"]
 
     assert [note for note in notes if f"generation_config.{name}=" in note]
 
 
-def test_settings_that_the_caller_replaces_or_that_do_nothing_are_not_told(folder: Path) -> None:
+def test_settings_that_the_caller_replaces_or_that_do_nothing_are_not_recorded(folder: Path) -> None:
     replaced = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.001, "repetition_penalty": 1.05}
     neutral = {
         "num_beams": 1,
@@ -170,7 +170,7 @@ def test_settings_that_the_caller_replaces_or_that_do_nothing_are_not_told(folde
     assert resolved.generation == ()
 
 
-def test_what_only_sampling_would_do_is_told_under_sampling(folder: Path) -> None:
+def test_what_only_sampling_would_do_is_recorded_under_sampling(folder: Path) -> None:
     ask_for(folder, {"min_p": 0.5})
     checkpoint = read(folder)
 
@@ -178,7 +178,7 @@ def test_what_only_sampling_would_do_is_told_under_sampling(folder: Path) -> Non
     assert "min_p" in str(defaults_of(checkpoint, Config(do_sample=True)).notes[0])
 
 
-def test_a_callers_own_beams_are_no_difference_to_tell(folder: Path) -> None:
+def test_a_callers_own_beams_are_not_recorded_as_ignored(folder: Path) -> None:
     ask_for(folder, {"num_beams": 4})
 
     assert defaults_of(read(folder), Config(num_beams=2)).notes == ()

@@ -1,4 +1,4 @@
-"""A folder that is no whole, usable checkpoint is refused before any row is read; what can be read runs."""
+"""Unusable and partial checkpoints are refused before any row is read; usable ones run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path, **options: Any) -> str:
-    """What `make_spec`, which reads no row and no weight, says of a folder."""
+    """Return the error of `make_spec`, which reads neither rows nor weights."""
     with pytest.raises(CheckpointError) as caught:
         make_spec(Config(model_name=str(folder), **options))
     assert str(folder) in str(caught.value)
@@ -95,20 +95,20 @@ MISSING: dict[str, Change] = {
 def test_a_missing_tensor_is_named_and_never_drawn_at_random(folder: Path, what: str) -> None:
     MISSING[what](folder)
 
-    told = refusal(folder)
+    message = refusal(folder)
 
-    assert "lack" in told
-    assert "such as model." in told or "such as lm_head.weight" in told
+    assert "lack" in message
+    assert "such as model." in message or "such as lm_head.weight" in message
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     edit(folder / "config.json", text_config={**config["text_config"], "intermediate_size": 256})
 
-    told = refusal(folder)
+    message = refusal(folder)
 
-    assert "mlp" in told
-    assert "256" in told
+    assert "mlp" in message
+    assert "256" in message
 
 
 def test_old_names_extra_tensors_and_heads_of_tied_models_are_accepted(folder: Path) -> None:
@@ -158,22 +158,20 @@ def in_shards(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("n_left", [0, 1])
-def test_a_download_that_broke_off_is_told_as_such(
-    folder: Path, n_left: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_download_that_broke_off_is_recognised(folder: Path, n_left: int, capsys: pytest.CaptureFixture[str]) -> None:
     for shard in in_shards(folder)[n_left:]:
         shard.unlink()
 
-    told = refusal(folder)
+    message = refusal(folder)
 
-    assert f"{2 - n_left} of 2 files" in told
-    assert f"model-0000{n_left + 1}-of-00002.safetensors" in told
-    assert "local_files_only=False" in told
+    assert f"{2 - n_left} of 2 files" in message
+    assert f"model-0000{n_left + 1}-of-00002.safetensors" in message
+    assert "local_files_only=False" in message
     assert main(["doctor", "--model-name", str(folder)]) == 1
     assert "missing" in capsys.readouterr().out
 
 
-def test_shards_without_their_index_and_no_weights_at_all_are_told_apart_from_other_formats(folder: Path) -> None:
+def test_shards_without_their_index_and_no_weights_at_all_are_distinguished_from_other_formats(folder: Path) -> None:
     in_shards(folder)
     (folder / INDEX).unlink()
     assert INDEX in refusal(folder)
@@ -223,13 +221,13 @@ def adapter_beside_whole_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [adapter_alone, adapter_with_the_base_config, adapter_beside_whole_weights])
-def test_a_lora_adapter_is_told_as_such(folder: Path, change: Change, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lora_adapter_is_recognised(folder: Path, change: Change, capsys: pytest.CaptureFixture[str]) -> None:
     change(folder)
 
-    told = refusal(folder)
+    message = refusal(folder)
 
-    assert "LoRA adapter" in told
-    assert "merge" in told
+    assert "LoRA adapter" in message
+    assert "merge" in message
     assert main(["doctor", "--model-name", str(folder)]) == 1
     assert "LoRA adapter" in capsys.readouterr().out
 
@@ -384,7 +382,7 @@ USABLE: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("what", USABLE)
-def test_a_value_that_can_be_had_elsewhere_is_taken_from_there(folder: Path, what: str, demo_answer: str) -> None:
+def test_a_value_missing_in_one_config_is_taken_from_another(folder: Path, what: str, demo_answer: str) -> None:
     USABLE[what](folder)
 
     assert answer(folder) == demo_answer
@@ -404,7 +402,7 @@ def test_a_token_that_the_model_lacks_is_that_rows_error() -> None:
         InputProcessor(processor, 999, vocab_size=900).encode(request)
 
 
-def test_a_half_download_in_the_hubs_cache_is_told_as_such(
+def test_a_half_download_in_the_hubs_cache_is_recognised(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_shards(folder)

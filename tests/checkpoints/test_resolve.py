@@ -1,4 +1,4 @@
-"""What was asked, what will run, and what is said where they differ."""
+"""Options as they run, and the warnings and records where they differ from the call."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_checkpoints_penalty_runs_unless_another_is_asked() -> None:
 ONE_DTYPE = FixedOption(option="dtype", value="float32", reason="the model is float32", instead="using float32")
 
 
-def test_a_backend_of_one_dtype_runs_that_and_says_so() -> None:
+def test_a_backend_of_one_dtype_runs_that_dtype_and_warns() -> None:
     planned = resolve(Config(dtype="bfloat16"), CPU, CHECKPOINT, Capabilities(fixed=(ONE_DTYPE,)))
 
     assert planned.dtype == "float32"
@@ -182,7 +182,7 @@ def test_only_answer_fields_decide_an_answer() -> None:
     changes = ({"max_caption_length": 9}, {"image_decode": "draft"}, {"resized_height": 9}, {"repetition_penalty": 2.0})
     for change in changes:
         assert answer_fields(resolved(**change)) != answer_fields(resolved())
-    assert answer_fields(resolved(temperature=0.3)) == answer_fields(resolved()), "greedy search knows no temperature"
+    assert answer_fields(resolved(temperature=0.3)) == answer_fields(resolved()), "greedy search has no temperature"
 
 
 def test_the_record_is_plain_json() -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from qwenvl_kit import Result, StoreError
-from qwenvl_kit.cli import caption, main, tables
+from qwenvl_kit.cli import main, tables
 from qwenvl_kit.store import SqliteStore
 
 ECHO = ["--backend", "echo", "--no-progress"]
@@ -399,7 +399,7 @@ def test_a_folder_that_cannot_be_read_is_a_line(
         raise PermissionError(13, "Permission denied")
         yield
 
-    monkeypatch.setattr(caption.os, "scandir", denied)
+    monkeypatch.setattr("os.scandir", denied)
 
     assert main(["caption", str(folder), *ECHO]) == 2
     assert "Cannot read the folder" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_chrf_is_that_of_sacrebleu() -> None:
 
 def test_without_sacrebleu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    metrics._scorer.cache_clear()
+    metrics.chrf_scorer.cache_clear()
 
     with pytest.raises(MissingExtra, match=r"pip install 'qwenvl_kit\[notebook\]'"):
         metrics.signature()

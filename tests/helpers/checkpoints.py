@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGene
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 
 _OLD_NAMES = {"model.language_model.": "model.", "model.visual.": "visual."}
-_SPREAD = 4.0  # random weights as small as initialised say one token for ever; these make answers differ
+_SPREAD = 4.0  # weights at their initial scale repeat one token; these give different answers
 
 
 def make_published(
@@ -39,7 +39,7 @@ def make_published(
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a random checkpoint in the published layout to `folder` and give it back.
+    """Write a random checkpoint in the published layout to `folder` and return it.
 
     `text` and `vision` replace single fields of config.json and of its ``vision_config``.
     """

@@ -101,7 +101,7 @@ def test_whole_numbers_of_32_bits_are_levels_or_refused() -> None:
     seen = decode_pil(Image.fromarray(levels), max_image_pixels=MOST)
 
     assert (seen[:, :, 0] == levels).all()
-    with pytest.raises(Exception, match="levels from"):
+    with pytest.raises(Exception, match="levels range from"):
         decode_pil(Image.fromarray(levels - 1), max_image_pixels=MOST)
 
 

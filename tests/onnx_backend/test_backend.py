@@ -1,4 +1,4 @@
-"""The ONNX backend says what torch says, alone and in any batch, and refuses what it cannot do."""
+"""The ONNX backend answers as torch does, alone and in any batch, and refuses unsupported options."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_several_pictures_and_several_questions_answer_as_torch_does(
     pd.testing.assert_frame_equal(found, wanted)
 
 
-def test_what_really_runs_is_on_record(exported: Path, pictures: list[Image.Image]) -> None:
+def test_the_record_has_what_runs(exported: Path, pictures: list[Image.Image]) -> None:
     frame = pd.Series(pictures[:1], dtype=object).vl.run(**_onnx(exported, threads=1))
     ran = frame.attrs["effective"]
 
@@ -119,7 +119,7 @@ def test_what_really_runs_is_on_record(exported: Path, pictures: list[Image.Imag
     assert any("dtype" in note for note in ran["notes"]), "the default asked for bfloat16"
 
 
-def test_a_quantised_export_says_so_and_has_keys_of_its_own(
+def test_a_quantised_export_is_recorded_and_has_keys_of_its_own(
     exported: Path, tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
     small = to_onnx("demo", tmp_path / "int8", quantize="int8", verify_rows=0).path
@@ -156,7 +156,7 @@ def test_integers_that_would_saturate_are_refused(integers: Path, monkeypatch: p
         OnnxQwenVL.from_pretrained(integers)
 
 
-def test_a_store_knows_what_an_export_said(exported: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_a_store_keeps_the_answers_of_an_export(exported: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
     cells = pd.Series(pictures[:3], dtype=object)
     options = _onnx(exported, store=str(tmp_path / "answers.db"))
     first, again = cells.vl.run(**options), cells.vl.run(**options)
@@ -168,16 +168,16 @@ def test_a_store_knows_what_an_export_said(exported: Path, tmp_path: Path, pictu
 
 def test_a_run_stops_between_two_tokens(exported: Path, pictures: list[Image.Image]) -> None:
     control = Control()
-    heard: list[str] = []
+    pieces: list[str] = []
 
     def stop(row: int, text: str) -> None:
-        heard.append(text)
+        pieces.append(text)
         control.cancel.set()
 
     control = Control(cancel=control.cancel, on_token=stop)
     frame = pd.Series(pictures[:4], dtype=object).vl.run(**_onnx(exported), control=control)
 
-    assert heard
+    assert pieces
     assert set(frame["status"]) == {"cancelled"}
 
 
@@ -191,18 +191,18 @@ def test_a_run_stops_between_two_tokens(exported: Path, pictures: list[Image.Ima
         ({"use_flash_attention_2": True, "strict": True}, "use_flash_attention_2"),
     ],
 )
-def test_what_it_cannot_do_is_said(exported: Path, options: dict[str, object], message: str) -> None:
+def test_unsupported_options_are_refused(exported: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         pd.Series([None], dtype=object).vl.caption(**_onnx(exported, **options))
 
 
 def test_flash_attention_that_was_named_is_warned_of_once(exported: Path) -> None:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pd.Series([None], dtype=object).vl.caption(**_onnx(exported, use_flash_attention_2=True))
 
-    assert [one.category for one in said] == [OptionWarning]
-    assert "using GroupQueryAttention" in str(said[0].message)
+    assert [one.category for one in caught] == [OptionWarning]
+    assert "using GroupQueryAttention" in str(caught[0].message)
 
 
 def test_a_checkpoint_is_no_export_and_an_export_no_checkpoint(exported: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_checkpoint_is_no_export_and_an_export_no_checkpoint(exported: Path) -
         pd.Series([None], dtype=object).vl.caption(**{**TORCH, "model_name": str(exported)})
 
 
-def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_has_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "onnxruntime" else there(name, *rest)

@@ -71,18 +71,18 @@ def inputs(onnx_model: OnnxQwenVL, pictures: list[Image.Image]) -> dict[str, tor
     ],
     ids=str,
 )
-def test_generate_says_what_torch_says(
+def test_generate_equals_torch(
     onnx_model: OnnxQwenVL, torch_model: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]
 ) -> None:
-    said = []
+    outputs = []
     for model in (torch_model, onnx_model):
         torch.manual_seed(0)
-        said.append(model.generate(**inputs, max_new_tokens=32, **options))
+        outputs.append(model.generate(**inputs, max_new_tokens=32, **options))
 
-    assert said[0].tolist() == said[1].tolist()
+    assert outputs[0].tolist() == outputs[1].tolist()
 
 
-def test_processors_and_criteria_of_ones_own_are_heard(onnx_model: OnnxQwenVL, inputs: dict[str, torch.Tensor]) -> None:
+def test_custom_processors_and_criteria_apply(onnx_model: OnnxQwenVL, inputs: dict[str, torch.Tensor]) -> None:
     class Only(LogitsProcessor):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             forced = torch.full_like(scores, -torch.inf)
@@ -94,14 +94,14 @@ def test_processors_and_criteria_of_ones_own_are_heard(onnx_model: OnnxQwenVL, i
             return torch.full((len(input_ids),), input_ids.shape[1] >= length + 5)
 
     length = inputs["input_ids"].shape[1]
-    said = onnx_model.generate(
+    outputs = onnx_model.generate(
         **inputs,
         max_new_tokens=32,
         do_sample=False,
         logits_processor=LogitsProcessorList([Only()]),
         stopping_criteria=StoppingCriteriaList([AfterFive()]),
     )
-    assert said[:, length:].tolist() == [[7] * 5] * 3
+    assert outputs[:, length:].tolist() == [[7] * 5] * 3
 
 
 def test_a_text_without_a_picture_is_answered_as_by_torch(onnx_model: OnnxQwenVL, torch_model: Any) -> None:

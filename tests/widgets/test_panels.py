@@ -67,7 +67,7 @@ async def until(holds: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def shown(panel: Playground) -> str:
-    return " ".join(child.value for child in panel._answers.children)
+    return " ".join(child.value for child in panel.answers.children)
 
 
 def test_run_gives_an_answer_for_every_picture_and_a_tidy_frame() -> None:
@@ -85,19 +85,19 @@ def test_run_gives_an_answer_for_every_picture_and_a_tidy_frame() -> None:
 def test_the_event_loop_is_free_during_a_run_and_cancel_stops_it_at_once() -> None:
     async def scenario() -> None:
         panel = Playground([gray(level) for level in range(24)], prompt="Hm?", backend="echo", batch_size=1)
-        panel._run.click()
+        panel.run_button.click()
         await until(lambda: len(panel.to_frame()) >= 2)
         started = time.monotonic()
         await asyncio.sleep(0)  # another cell's turn
         assert time.monotonic() - started < 0.2
-        assert panel._run.disabled
-        panel._cancel.click()
+        assert panel.run_button.disabled
+        panel.cancel_button.click()
         started = time.monotonic()
         await until(lambda: panel.state.phase == "idle")
         assert time.monotonic() - started < 0.5
         assert 2 <= len(panel.to_frame()) < 24
         assert "Finished answers are kept" in panel.state.message
-        assert not panel._run.disabled
+        assert not panel.run_button.disabled
 
     play(scenario())
 
@@ -135,10 +135,10 @@ def test_sizes_show_the_visual_tokens_and_mark_what_changed(scenes: list[np.ndar
     assert "4 × 3 visual tokens" in page
     assert "12 visual tokens" in page
     assert "[+" in page or "tokens differ" in page
-    assert panel._slider.before.startswith("data:image/jpeg")
-    assert (panel._grid.rows, panel._grid.columns) == (4, 3)
-    panel._left.value = 1
-    assert (panel._grid.rows, panel._grid.columns) == (2, 2)
+    assert panel.slider.before.startswith("data:image/jpeg")
+    assert (panel.token_grid.rows, panel.token_grid.columns) == (4, 3)
+    panel.left_choice.value = 1
+    assert (panel.token_grid.rows, panel.token_grid.columns) == (2, 2)
 
 
 @pytest.mark.model
@@ -179,8 +179,8 @@ def test_a_blocking_run_that_is_interrupted_keeps_what_is_done_and_stops_the_cel
 def test_the_status_shows_the_words_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     panel = Playground(pd.Series([gray(1)] * 3, index=["x", "y", "z"]), prompt="<i>Hm?", backend="echo", batch_size=1)
-    panel._status.observe(lambda change: told.append(change["new"]), names="value")
-    monkeypatch.setattr("qwenvl_kit.widgets.view._REDRAW_S", 0.0)
+    panel.status_line.observe(lambda change: told.append(change["new"]), names="value")
+    monkeypatch.setattr(panel, "redraw_s", 0.0)
     panel.run()
 
     assert any("x: …&lt;i&gt;Hm?" in status for status in told)
@@ -203,7 +203,7 @@ def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.nd
     panel = Playground(scenes[:1], resized_height=112, **DEMO)
     panel.run()
     assert "run before" not in shown(panel)
-    panel._controls.by_name["resized_height"].value = "56"
+    panel.controls.by_name["resized_height"].value = "56"
     panel.run()
 
     assert "from the run before" in shown(panel)
@@ -221,10 +221,10 @@ def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.nd
 )
 def test_an_impossible_value_is_told_and_the_panel_stays_usable(name: str, value: str, said: str) -> None:
     panel = Playground([gray(1)], prompt="Hm?", backend="echo")
-    control = panel._controls.by_name[name]
+    control = panel.controls.by_name[name]
     control.value = value
     panel.run()
-    assert said in html.unescape(panel._status.value)
+    assert said in html.unescape(panel.status_line.value)
     with pytest.raises(ConfigError, match=re.escape(said)):
         panel.to_config()
 
@@ -235,11 +235,11 @@ def test_an_impossible_value_is_told_and_the_panel_stays_usable(name: str, value
 
 def test_heights_that_are_no_numbers_are_told_and_the_panel_stays_usable() -> None:
     panel = ResizeCompare([gray(1)], heights=[56], prompt="Hm?", backend="echo")
-    panel._heights.value = "small"
+    panel.heights_field.value = "small"
     panel.run()
-    assert "resized_height contains &#39;small&#39;. Enter integers with commas between" in panel._status.value
+    assert "resized_height contains &#39;small&#39;. Enter integers with commas between" in panel.status_line.value
 
-    panel._heights.value = "56，112"
+    panel.heights_field.value = "56，112"
     panel.run()
     assert panel.to_frame()["resized_height"].tolist() == [56, 112]
 
@@ -250,14 +250,14 @@ def test_an_upload_that_is_no_picture_is_refused_beside_one_that_is() -> None:
     panel = Playground(prompt="Hm?", backend="echo")
     files = {f"{EVIL}.txt": b"text", "ok.png": good.getvalue(), "empty.png": b""}
     now = datetime.datetime.now(datetime.UTC)
-    panel._gallery._upload.value = tuple(
+    panel.gallery.upload_button.value = tuple(
         {"name": name, "type": "", "size": len(data), "content": memoryview(data), "last_modified": now}
         for name, data in files.items()
     )
 
-    assert "was not added" in panel._status.value
-    assert "empty.png was not added: the file is empty" in panel._status.value
-    assert "<script" not in panel._status.value
+    assert "was not added" in panel.status_line.value
+    assert "empty.png was not added: the file is empty" in panel.status_line.value
+    assert "<script" not in panel.status_line.value
     panel.run()
     assert panel.to_frame()["label"].tolist() == ["ok.png"]
 
@@ -266,7 +266,7 @@ def test_scripts_in_prompts_names_and_answers_stay_text() -> None:
     panel = Playground(pd.Series([gray(1)], index=[EVIL]), prompt=f"{EVIL} what?", backend="echo")
     panel.run()
 
-    for page in (shown(panel), panel.to_html(), panel._status.value):
+    for page in (shown(panel), panel.to_html(), panel.status_line.value):
         assert "<script" not in page
     assert "&lt;script&gt;" in panel.to_html()
 
@@ -285,7 +285,7 @@ def test_a_model_that_is_not_there_is_told_with_the_places_looked_at() -> None:
     panel = Playground([gray(1)], prompt="Hm?", model_path="/nowhere", model_name="no/model")
     panel.run()
 
-    assert "no/model" in panel._status.value
+    assert "no/model" in panel.status_line.value
     assert panel.state.phase == "idle"
 
 
@@ -293,7 +293,7 @@ def test_options_that_do_not_take_effect_are_noted() -> None:
     panel = Playground([gray(1)], prompt="Hm?", backend="echo", top_k=5)
     panel.run()
 
-    assert "top_k=5 is ignored" in panel._notes.value
+    assert "top_k=5 is ignored" in panel.notes.value
 
 
 @pytest.mark.model
@@ -335,11 +335,11 @@ def test_the_saved_view_needs_no_kernel_and_is_bounded() -> None:
 def test_more_pictures_than_fit_are_told() -> None:
     panel = Playground([gray(1)] * 30, backend="echo")
 
-    assert "Showing the first 24 of 30 images" in panel._status.value
+    assert "Showing the first 24 of 30 images" in panel.status_line.value
 
 
 def test_a_wrong_column_or_option_is_told_at_once() -> None:
-    with pytest.raises(ColumnNotFound, match="the frame has: 'image'"):
+    with pytest.raises(ColumnNotFound, match="The frame has: 'image'"):
         Playground(pd.DataFrame({"image": [gray(1)]}), "picture")
     with pytest.raises(UnknownOption, match="Did you mean 'temperature'"):
         Playground(temprature=0.5)

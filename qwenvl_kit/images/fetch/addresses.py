@@ -1,4 +1,4 @@
-"""Tell public, private and metadata IP addresses apart, by tables of this package's own.
+"""Classify IP addresses as public, private or metadata, by tables of this package's own.
 
 Python's ``is_global`` changes from version to version, and calls multicast, site-local and IPv4-compatible addresses
 global: https://nvd.nist.gov/vuln/detail/CVE-2024-4032

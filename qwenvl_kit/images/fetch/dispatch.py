@@ -90,7 +90,7 @@ def host_of(source: ImageSource) -> str | None:
 
 
 def is_unchanged(source: ImageSource, version: str, limits: FetchLimits) -> bool:
-    """Return whether a source still has a version; False where it cannot be told."""
+    """Return whether a source still has a version; False where that is unknown."""
     try:
         if source.kind == "path":
             from qwenvl_kit.images.fetch import files

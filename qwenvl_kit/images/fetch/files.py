@@ -16,7 +16,7 @@ from qwenvl_kit.images.fetch.fetched import Fetched, lease
 if TYPE_CHECKING:
     from qwenvl_kit.images.fetch.limits import FetchLimits
 
-# Their "regular files" tell what the kernel knows, block for ever or have no end: /proc/self/environ, /proc/kmsg.
+# Their "regular files" contain secrets of the kernel, block for ever or have no end: /proc/self/environ, /proc/kmsg.
 _KERNELS = ("/proc", "/sys", "/dev")
 _IN_MEMORY = "/dev/shm"  # an ordinary file system, where data sets are put for speed
 _OTHER_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")

@@ -117,8 +117,8 @@ class HttpGet:
         if backoff_until > now:
             raise RowError(
                 "fetch",
-                f"The server asked for a pause of {backoff_until - now:.0f} s more (Retry-After), longer than "
-                f"timeout_s={self._limits.timeout_s:g} allows. Raise it, or try again later.",
+                f"The server allows the next request in {backoff_until - now:.0f} s (Retry-After), beyond "
+                f"timeout_s={self._limits.timeout_s:g}. Raise it, or try again later.",
             )
         self._deadline = deadline
         return deadline
@@ -126,7 +126,7 @@ class HttpGet:
     def _redirect(self, response: _Response) -> None:
         assert response.location is not None
         if self._n_redirects == MAX_REDIRECTS:
-            raise RowError("fetch", f"The URL redirects more than {MAX_REDIRECTS} times.")
+            raise RowError("fetch", f"The URL redirects more than {MAX_REDIRECTS} times. Give its final URL.")
         self._url = _redirect_target(self._url, response.location)
         self._private_allowed = response.private
         self._n_redirects, self._n_retries = self._n_redirects + 1, 0
@@ -224,7 +224,7 @@ class HttpGet:
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """A body, or the target of a redirect; `private` tells which kind of host sent it."""
+    """A body, or the target of a redirect; `private` is True for a host of a private network."""
 
     private: bool
     body: bytes = b""
@@ -239,7 +239,7 @@ def _redirect_target(url: str, location: str) -> str:
         target = urljoin(url, location)
         scheme = urlsplit(target).scheme
     except ValueError as error:
-        raise RowError("fetch", "The URL redirects to a URL that is not valid.") from error
+        raise RowError("fetch", "The URL redirects to an invalid URL. Give its final URL.") from error
     if scheme not in ("http", "https"):
         raise RowError(
             "fetch", f"The URL redirects to {redact_url(target)}. Redirects are followed to http and https only."

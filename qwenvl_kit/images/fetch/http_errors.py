@@ -37,7 +37,7 @@ def row_error_of(error: BaseException, limits: FetchLimits) -> RowError:
     if isinstance(error, BlockedAddressError):
         return RowError("fetch", str(error))
     if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return RowError("fetch", "The host name cannot be resolved.")
+        return RowError("fetch", "The host name cannot be resolved. Check its spelling.")
     if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of time-out to urllib3: first
         return RowError("fetch", _refusal(error))
     if isinstance(error, _TIMEOUTS):
@@ -52,7 +52,7 @@ def row_error_of(error: BaseException, limits: FetchLimits) -> RowError:
 def _refusal(error: BaseException) -> str:
     cause = error.__cause__
     if cause is None or isinstance(cause, ConnectionRefusedError):
-        return "The connection was refused."
+        return "The connection was refused. Check host and port."
     return f"The host cannot be reached: {safe_reason(cause)}."
 
 
@@ -62,7 +62,7 @@ def _malformed(error: BaseException) -> str | None:
     if isinstance(cause, http.client.LineTooLong):
         return "A header line of the response has more than 65536 characters, the limit of Python's http.client."
     if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, ConnectionError):
-        return "The response is not HTTP."
+        return "The response is not HTTP. Check host and port."
     if isinstance(cause, http.client.UnknownProtocol):
         return "The response is not HTTP/1."
     if type(cause) is http.client.HTTPException:  # its texts: "got more than 100 headers", and ours

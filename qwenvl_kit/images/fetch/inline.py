@@ -40,4 +40,4 @@ def read_base64(text: str, limits: FetchLimits) -> Fetched:
     try:
         return Fetched(base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True))
     except (binascii.Error, ValueError) as error:
-        raise RowError("fetch", f"Not valid base64: {error}.") from error
+        raise RowError("fetch", f"Not valid base64: {error}. Pass image_src_type='image_url' for a URL.") from error

@@ -66,7 +66,7 @@ def find_opener(scheme: str) -> Opener:
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:  # fsspec names the package that the scheme needs
-        raise RowError("fetch", f"Cannot read the image: {error}") from error
+        raise RowError("fetch", f"{scheme}:// URLs need another package: {error}") from error
     return _open_s3 if scheme in ("s3", "s3a") else _open_fsspec
 
 
@@ -121,7 +121,7 @@ def _open_fsspec(url: str, deadline: float) -> OpenObject:
 
 
 def _options(scheme: str, url: str) -> dict[str, Any]:
-    """Return the options of a file system in a URL; of the built-in schemes, none but the wish for a version.
+    """Return the options of a file system in a URL; of the built-in schemes, `version_aware` alone.
 
     The endpoint and the credentials are set by who runs this.
     """

@@ -4,7 +4,7 @@ tos:// goes through TOS's own SDK, s3:// and the other schemes through fsspec. T
 themselves and keep their connections between images. Their error messages are not repeated, since these may contain
 keys and signed URLs.
 
-Only schemes on a list are read. fsspec knows dozens more, and chains of them (``a://…::b://…``): some of these connect
+Only schemes on a list are read. fsspec has dozens more, and chains of them (``a://…::b://…``): some of these connect
 to hosts that the text names, open local files, or evaluate what they read as templates:
 https://filesystem-spec.readthedocs.io/en/latest/features.html#url-chaining
 """

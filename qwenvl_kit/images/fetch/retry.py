@@ -25,7 +25,7 @@ RETRY_BUDGET = 50.0
 _REFUND = 0.2  # of a retry, for each successful response
 _FIRST_BACKOFF_S = 0.1
 _MAX_WAIT_S = 86_400.0
-# urllib3 knows which status codes are transient and reads Retry-After in both its forms; its own loop would neither
+# urllib3 has the transient status codes and parses Retry-After in both its forms; its own loop would neither
 # retry a body that is cut short while we read it, nor end at a deadline:
 # https://urllib3.readthedocs.io/en/stable/reference/urllib3.util.html#urllib3.util.Retry
 _POLICY = urllib3.Retry(total=MAX_RETRIES, status_forcelist=(408, 425, 429, 500, 502, 503, 504))
@@ -98,7 +98,7 @@ class HostRetryState:
         return RowError("fetch", f"{fault.message}{attempts}")
 
     def _spend(self, wait_s: float, now: float) -> bool:
-        """Pay for a retry; a wait that the server asks for holds for all requests, and costs nothing."""
+        """Pay for a retry; a Retry-After holds for all requests to the host, and is free."""
         with self._lock:
             if wait_s > 0:
                 self._backoff_until = max(self._backoff_until, now + wait_s)

@@ -78,7 +78,7 @@ def _resolve(connection: Any) -> list[str]:
     except TimeoutError as error:
         raise urllib3.exceptions.ConnectTimeoutError(connection, "the name was not resolved in time") from error
     except (socket.gaierror, UnicodeError) as error:
-        if _is_out_of_files():  # the resolver's own error does not tell
+        if _is_out_of_files():  # the resolver's own error has no such cause
             raise OutOfFilesError from error
         cause = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
         raise urllib3.exceptions.NameResolutionError(connection.host, connection, cause) from error
@@ -89,7 +89,7 @@ def _resolve(connection: Any) -> list[str]:
 def _lookup(host: str, port: int, timeout_s: float) -> Any:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (socket.gaierror, UnicodeError):  # a name, which the network may have to tell
+    except (socket.gaierror, UnicodeError):  # a name, which needs a resolver
         work = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         return _resolvers.call(work, timeout_s=timeout_s, key=host)
 

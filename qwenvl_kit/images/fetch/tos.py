@@ -180,10 +180,10 @@ def _broke_off(error: Exception) -> bool:
 
 def _reason(error: Any, settings: Settings) -> str:
     status, code = error.status_code, str(error.code or "")
-    told = f" ({code})" if code.isalnum() else ""
+    shown = f" ({code})" if code.isalnum() else ""
     if status in (401, 403):
-        return f"access denied{told}" if settings.access_key else f"access denied without credentials; {_WANTED}"
-    return f"not found{told}" if status == 404 else f"status {status}{told}"
+        return f"access denied{shown}" if settings.access_key else f"access denied without credentials; {_WANTED}"
+    return f"not found{shown}" if status == 404 else f"status {status}{shown}"
 
 
 def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Exports that several tests look at, made once; none of them changes one."""
+"""Exports shared by several tests, which do not change them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def demo_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_onnx(demo_onnx: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may spoil."""
+    """A copy of it that a test may change."""
     return Path(shutil.copytree(demo_onnx, tmp_path / "own"))
 
 
 @pytest.fixture(scope="session")
 def unseen() -> list[Image.Image]:
-    """24 drawn scenes of sizes from 40 to 400 pixels that no training has shown."""
+    """24 drawn scenes of sizes from 40 to 400 pixels outside of the training data."""
     rng = np.random.default_rng(7)
     return [Image.fromarray(draw(scene, long_side=int(rng.integers(60, 400)))) for scene in sample_scenes(24, seed=77)]

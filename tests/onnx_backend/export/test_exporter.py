@@ -22,7 +22,7 @@ from qwenvl_kit.onnx_backend.export.weights import round_to_int8
 from qwenvl_kit.onnx_backend.manifest import MANIFEST, read_export
 
 
-def test_an_export_says_what_it_is(demo_onnx: Path) -> None:
+def test_the_manifest_describes_the_export(demo_onnx: Path) -> None:
     manifest = json.loads((demo_onnx / MANIFEST).read_text())
 
     assert manifest["source"]["name"] == "model"
@@ -111,7 +111,7 @@ def test_a_disk_that_fills_up_leaves_the_older_export(own_onnx: Path, monkeypatc
     assert [file.name for file in own_onnx.parent.iterdir()] == [own_onnx.name]
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -136,7 +136,7 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
         ({"verify_rows": -1}, "verify_rows"),
     ],
 )
-def test_wrong_arguments_are_said_at_once(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_refused_at_once(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         to_onnx("demo", tmp_path / "onnx", **arguments)  # type: ignore[arg-type]
 

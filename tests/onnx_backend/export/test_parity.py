@@ -1,4 +1,4 @@
-"""Exports say what their sources say; and a comparison notices when they do not."""
+"""Exports answer as their sources do, and a comparison notices when they do not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def are_close(frame: pd.DataFrame) -> bool:
     return bool((frame["max_diff"] <= WANTED_DIFFERENCE * (frame["largest_logit"] / 10).clip(lower=1)).all())
 
 
-def test_the_embedded_model_says_the_same_in_every_batch(demo_onnx: Path, unseen: list[Image.Image]) -> None:
+def test_the_embedded_model_gives_the_same_tokens_in_every_batch(demo_onnx: Path, unseen: list[Image.Image]) -> None:
     parity = verify("demo", demo_onnx, unseen, n_tokens=64, batch_sizes=(1, 3, 8))
 
     assert (parity.frame["agreement"] == 1).all()
@@ -35,7 +35,7 @@ def test_the_embedded_model_says_the_same_in_every_batch(demo_onnx: Path, unseen
 
 
 @pytest.mark.slow
-def test_a_published_layout_with_the_published_vocabulary_says_the_same(
+def test_a_published_layout_with_the_published_vocabulary_gives_the_same_tokens(
     tmp_path: Path, unseen: list[Image.Image]
 ) -> None:
     source = make_published(tmp_path / "source", vocab_size=151_936, hidden=64, layers=3)
@@ -50,7 +50,7 @@ def test_a_published_layout_with_the_published_vocabulary_says_the_same(
 
 
 @pytest.mark.slow
-def test_more_than_two_gigabytes_of_weights_say_the_same(tmp_path: Path) -> None:
+def test_more_than_two_gigabytes_of_weights_give_the_same_tokens(tmp_path: Path) -> None:
     source = make_published(
         tmp_path / "source",
         vocab_size=151_936,
