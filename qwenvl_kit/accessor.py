@@ -121,7 +121,6 @@ class FrameAccessor:
 
         Examples
         --------
-        >>> import pandas as pd, qwenvl_kit
         >>> df = pd.DataFrame({"image": [None]})
         >>> questions = {"colour": "What colour is it?", "count": "How many are there?"}
         >>> list(df.vl.ask("image", questions, backend="echo", progress=False).columns)
@@ -163,12 +162,9 @@ class FrameAccessor:
 
         Examples
         --------
-        >>> import pandas as pd, qwenvl_kit
-        >>> df = pd.DataFrame({"image": ["missing.png"]})
-        >>> import warnings
-        >>> with warnings.catch_warnings(action="ignore"):
-        ...     df.vl.run("image", backend="echo", progress=False)["stage"].tolist()
-        ['fetch']
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
+        ['null_image']
         """
         return run_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), control, options)
 
@@ -216,7 +212,7 @@ class FrameAccessor:
         Raises
         ------
         ConfigError
-            `vary` or `reference` is invalid; also as for `caption`. Raised before anything runs.
+            `vary` or `reference` is invalid; raised before anything runs.
         MissingExtra
             sacrebleu, which computes chrF, is not installed.
         ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
@@ -224,7 +220,6 @@ class FrameAccessor:
 
         Examples
         --------
-        >>> import pandas as pd, qwenvl_kit
         >>> df = pd.DataFrame({"image": [None]})
         >>> found = df.vl.compare("image", vary={"resized_height": [56, 112]}, backend="echo", progress=False)
         >>> found.frame["status"].tolist()
@@ -233,11 +228,11 @@ class FrameAccessor:
         cells = pick_column(self._frame, column)
         if "prompt" in vary and prompts is not None:
             raise ConfigError("prompts and vary['prompt'] exclude each other. Pass only one of them.")
+        asked = None if "prompt" in vary else pick_prompts(self._frame, prompts)
+        texts = None if "prompt" in vary else row_prompts(asked, Config(**options).prompt, cells.index)
         return compare(
             cells,
-            None
-            if "prompt" in vary
-            else row_prompts(pick_prompts(self._frame, prompts), Config(**options).prompt, cells.index),
+            texts,
             vary,
             options,
             reference=reference,
@@ -286,7 +281,7 @@ class FrameAccessor:
 
         Examples
         --------
-        >>> import numpy as np, pandas as pd, qwenvl_kit
+        >>> import numpy as np
         >>> df = pd.DataFrame({"image": [np.zeros((56, 56, 3), np.uint8)], "caption": ["<b>black</b>"]})
         >>> "&lt;b&gt;black" in df.vl.show().html
         True
