@@ -16,6 +16,7 @@ NEEDS = {
         "qwenvl_kit/checkpoints/loading.py",
         "qwenvl_kit/checkpoints/preflight.py",
         "qwenvl_kit/demo/training/",
+        "qwenvl_kit/inference/preflight.py",
         "qwenvl_kit/onnx_backend/",
         "qwenvl_kit/torch_backend/",
         "tests/checkpoints/test_generation_config.py",

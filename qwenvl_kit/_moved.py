@@ -157,7 +157,7 @@ NAMES = {
 }
 ELSEWHERE = {  # names that left the successor of their module
     "backends.decoding.Language": ("inference.processor", "Tokenization"),
-    "backends.decoding.generate": ("inference.engine", "generate"),
+    "backends.decoding.decode_in_flight": ("inference.engine", "generate"),
     "backends.steps.FiniteGuard": ("torch_backend.stopping", "NonFiniteStop"),
     "backends.steps.StopWhen": ("torch_backend.stopping", "EventStoppingCriteria"),
     "backends.steps.warpers": ("inference.sampler", "logits_processors"),

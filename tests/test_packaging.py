@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def test_the_import_contract_reads_every_file() -> None:
     namespaces = {".".join(f.parent.relative_to(ROOT).parts) for f in files if not (f.parent / "__init__.py").is_file()}
 
     assert {"qwenvl_kit", *namespaces} == set(roots)
+
+
+def test_markers_by_need_name_files_that_exist() -> None:
+    needs = runpy.run_path(str(ROOT / "conftest.py"))["NEEDS"]
+    places = [place for marker, places in needs.items() for place in places if marker != "gpu"]
+
+    assert [place for place in places if not (ROOT / place).exists()] == []

@@ -259,7 +259,7 @@ def _from_hub(model: ModelOptions, folders: tuple[Path, ...]) -> Path:
         looked = [*map(str, folders), f"{model.model_path} (no config.json in it)", "the local hub cache"]
         more = "local_files_only=False allows a download" if model.local_files_only else f"The hub's error: {error}"
         raise ModelNotFound(
-            f"model_name={model.model_name!r} is at none of: {'; '.join(looked)}. {more}. "
+            f"model_name={model.model_name!r} was not found in any of: {'; '.join(looked)}. {more}. "
             "model_name='demo' runs the embedded model without a download."
         ) from error
 

@@ -12,6 +12,7 @@ import torch
 from optimum.modeling_base import OptimizedModel
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, modeling_outputs
 
+from qwenvl_kit._warnings import warn
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.library_errors import named_errors
 from qwenvl_kit.checkpoints.loading import load_config, load_processor
@@ -76,6 +77,12 @@ class OnnxQwenVL(OptimizedModel):  # type: ignore[misc]  # optimum is untyped
     def device(self) -> torch.device:
         """Device of the inputs."""
         return self.model_runner.device
+
+    @property
+    def stepper(self) -> OnnxModelRunner:
+        """Return `model_runner` under its former name."""
+        warn("OnnxQwenVL.stepper is now model_runner.", DeprecationWarning)
+        return self.model_runner
 
     @classmethod
     def _from_pretrained(cls, model_id: str | Path, config: Any, **kwargs: Any) -> OnnxQwenVL:

@@ -24,7 +24,7 @@ def test_an_export_is_compared_and_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_missing_model_is_a_line_not_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "onnx")]) == 2
-    assert "was found at none of" in capsys.readouterr().err
+    assert "was not found in any of" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl_kit.demo import scenes
 from qwenvl_kit.demo.scenes import LARGE_WORLD, RGB, Scene, Thing, boxes, caption, draw, image_size, sample_scenes
 
 SCENES = sample_scenes(24, seed=11, world=LARGE_WORLD)
@@ -69,3 +70,8 @@ def test_every_shape_looks_different() -> None:
     for index, name in enumerate(names):
         for other in names[index + 1 :]:
             assert np.abs(images[name].astype(int) - images[other].astype(int)).mean() > 0.5, (name, other)
+
+
+def test_the_former_name_of_image_size_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="is now image_size"):
+        assert scenes.picture_size is image_size
