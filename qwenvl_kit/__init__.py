@@ -27,7 +27,7 @@ from qwenvl_kit.errors import (
     StoreWarning,
     UnknownOption,
 )
-from qwenvl_kit.executors.local import unload
+from qwenvl_kit.executors import unload
 from qwenvl_kit.frame_run import last_run
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config

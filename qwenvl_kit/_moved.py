@@ -167,6 +167,7 @@ ELSEWHERE = {  # names that left the successor of their module
     "backends.base.make_spec": ("executors.specs", "make_spec"),
     "backends.make_spec": ("executors.specs", "make_spec"),
     "engines.base.execute": ("executors", "execute"),
+    "engines.local.unload": ("executors", "unload"),
     "runner.run": ("executors.local", "run_spec"),
     "runner.run.run": ("executors.local", "run_spec"),
 }

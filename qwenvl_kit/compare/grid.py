@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_kit.checkpoints.resolve import warn_ignored_options
 from qwenvl_kit.compare.memory import measure_peak
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.executors import local
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, is_null
 from qwenvl_kit.inference.backend import Control
@@ -20,6 +19,7 @@ from qwenvl_kit.pipeline.progress import Tick, progress_bar
 if TYPE_CHECKING:
     from qwenvl_kit.compare.settings import Setting
     from qwenvl_kit.inference.backend import BackendSpec
+    from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline import Run
     from qwenvl_kit.types import Result
 
@@ -183,7 +183,7 @@ class _Work:
             return
         started = time.perf_counter()
         control = Control(self._control.cancel)
-        run = local.execute([first[0]], [first[1]], config, control=control, warn_ignored=False, cache=self.cache)
+        run = _execute([first[0]], [first[1]], config, control, self.cache)
         seconds = round(time.perf_counter() - started, 3)
         self._note_end(run)
         self.run.loads.append({**self._varied_load_options(at), "seconds": seconds})
@@ -202,7 +202,7 @@ class _Work:
         control = replace(self._control, on_result=lambda result: self._on_result(at, repeat, result))
         with measure_peak() as peak:
             prompts = self._prompts_of(at, len(cells))
-            run = local.execute(cells, prompts, config, control=control, warn_ignored=False, cache=self.cache)
+            run = _execute(cells, prompts, config, control, self.cache)
         self._note_end(run)
         self.run.memory = peak.kind
         self.run.records[setting.label] = run.record["effective"]
@@ -244,3 +244,15 @@ def _warn_ignored_options(settings: Sequence[Setting], specs: Sequence[BackendSp
 
 def _ignored_options(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
     return tuple(str(note) for note in spec.resolved.notes if note.option in setting.config.explicit)
+
+
+def _execute(
+    cells: Sequence[object],
+    prompts: Sequence[str | None],
+    config: Config,
+    control: Control,
+    cache: FetchCache | None,
+) -> Run:
+    from qwenvl_kit.executors import local  # brings SQLite and the pipeline, which importing the package leaves out
+
+    return local.execute(cells, prompts, config, control=control, warn_ignored=False, cache=cache)

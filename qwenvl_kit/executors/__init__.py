@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.options import Config, Engine
     from qwenvl_kit.pipeline import Run
 
-__all__ = ["execute", "find_executor"]
+__all__ = ["execute", "find_executor", "unload"]
 
 
 def find_executor(engine: Engine) -> Executor:
@@ -37,3 +37,16 @@ def execute(
     'null_image'
     """
     return find_executor(config.engine)(cells, prompts, config, control=control)
+
+
+def unload() -> None:
+    """Free the model that stays loaded between calls.
+
+    Examples
+    --------
+    >>> import qwenvl_kit
+    >>> qwenvl_kit.unload()
+    """
+    from qwenvl_kit.executors.model_cache import model_cache
+
+    model_cache.clear()

@@ -154,14 +154,3 @@ def run_spec(
     outcome = collect(work, collector, control.cancel, show_progress=config.progress)
     record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
-
-
-def unload() -> None:
-    """Free the model that stays loaded between calls.
-
-    Examples
-    --------
-    >>> import qwenvl_kit
-    >>> qwenvl_kit.unload()
-    """
-    model_cache.clear()
