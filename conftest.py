@@ -28,6 +28,7 @@ NEEDS = {
         "tests/inference/test_equality.py",
         "tests/inference/test_mrope.py",
         "tests/onnx_backend/",
+        "tests/test_former_names.py",  # imports all backends
         "tests/torch_backend/",
     ),
     "ray": ("tests/executors/test_daft.py", "tests/executors/test_las_udf.py", "tests/executors/test_ray.py"),

@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> Markup:
     Examples
     --------
     >>> str(render("<dd title='{{ text }}'>{{ text }}</dd>", text="<b> 'half\ud83d'"))
-    '<dd title=\'&lt;b&gt; &#39;half�&#39;\'>&lt;b&gt; &#39;half�&#39;</dd>'
+    "<dd title='&lt;b&gt; &#39;half�&#39;'>&lt;b&gt; &#39;half�&#39;</dd>"
     """
     from markupsafe import Markup
 

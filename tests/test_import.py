@@ -11,9 +11,9 @@ import qwenvl_kit
 PROBE = """
 import json, sys, time
 import pandas
-started = time.perf_counter()
+started = time.process_time()
 import qwenvl_kit
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 heavy = [name for name in ("torch", "transformers", "ipywidgets", "urllib3", "daft", "ray",
     "matplotlib", "sacrebleu", "anywidget") if name in sys.modules]
 print(json.dumps({"seconds": seconds, "heavy": heavy}))

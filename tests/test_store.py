@@ -251,6 +251,7 @@ for number, path in enumerate(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_that_begin_a_store_together_are_all_served(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         processes = [

@@ -49,6 +49,7 @@ def run(model_runner: HashModelRunner, requests: Seq[Request], *, seed: int = 0,
 ROWS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20), st.integers(1, 40)), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(rows=ROWS, batch_size=st.integers(1, 9), seed=st.integers(0, 99), sometimes=st.sampled_from([0.0, 0.05]))
 def test_every_row_gets_the_answer_that_it_gets_alone_whoever_joins_leaves_or_runs_out_of_memory(
