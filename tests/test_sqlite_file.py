@@ -72,6 +72,7 @@ def faults(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield Faults(monkeypatch, *KINDS[request.param])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lasts", [False, True], ids=["once", "ever since"])
 def test_a_fault_at_any_call_loses_nothing_that_was_counted(
     tmp_path: Path, faults: Faults, lasts: bool, request: pytest.FixtureRequest

@@ -45,7 +45,9 @@ def answers(options: dict[str, Any], store: Path) -> pd.DataFrame:
     return run
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.model) if "embedded" in name else name for name in CALLS]
+)
 def test_a_store_of_an_earlier_version_answers_every_row(name: str, tmp_path: Path) -> None:
     store = tmp_path / "answers.sqlite"
     shutil.copy(STORE, store)

@@ -108,7 +108,11 @@ def test_without_out_the_captions_are_printed(folder: Path, capsys: pytest.Captu
         (["caption", "x.png", "--out", "captions.xlsx"], "unsupported suffix. Use one of: .parquet, .csv, .jsonl"),
         (["caption", "x.png", "--out", "no/such/folder/captions.csv"], "Create no/such/folder first"),
         (["caption", "no-such-folder/"], "No folder no-such-folder/"),
-        (["caption", "x.png", "--model-name", "no/such-model", "--model-path", "nowhere"], "demo"),
+        pytest.param(
+            ["caption", "x.png", "--model-name", "no/such-model", "--model-path", "nowhere"],
+            "demo",
+            marks=pytest.mark.model,
+        ),
     ],
     ids=["bad-dtype", "bad-format", "no-out-folder", "no-folder", "no-model"],
 )

@@ -112,6 +112,7 @@ def test_beyond_200_to_1_the_fault_names_size_ratio_and_ways_out(sides: tuple[in
     assert caught.value.stage == "resize"
 
 
+@pytest.mark.slow
 def test_pixels_are_resized_as_qwen_vl_utils_does_it() -> None:
     from PIL import Image
     from qwen_vl_utils.vision_process import fetch_image

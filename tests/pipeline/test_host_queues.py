@@ -100,6 +100,7 @@ def hosts() -> Iterator[tuple[int, int]]:
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["slow", "busy"])
 def test_a_slow_or_resting_host_holds_up_no_other(hosts: tuple[int, int], kind: str) -> None:
     bad = [f"http://127.0.0.1:{hosts[0]}/{kind}/{n}" for n in range(80)]

@@ -268,6 +268,7 @@ def test_what_s3_does_not_give_is_told(address: str, reason: str) -> None:
 # ------------------------------------------------------------------ the hub
 
 
+@pytest.mark.slow
 def test_a_file_of_a_data_set_on_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with serve_hub("me/pictures", {"a.png": b"data"}) as endpoint:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 # What the tests and doctests of these folders and files need. Single tests bear their marker themselves.
 NEEDS = {
     "model": (
@@ -34,7 +34,11 @@ NEEDS = {
     "ray": ("tests/executors/test_daft.py", "tests/executors/test_las_udf.py", "tests/executors/test_ray.py"),
     "browser": ("tests/browser/", "tests/notebooks/"),
     "gpu": ("tests/gpu/",),
-    "slow": ("tests/reliability/test_fault_injection.py", "tests/reliability/test_fuzz.py"),
+    "slow": (
+        "tests/reliability/test_fault_injection.py",
+        "tests/reliability/test_forks.py",
+        "tests/reliability/test_fuzz.py",
+    ),
 }
 MODEL_FIXTURES = {"demo_onnx", "own_onnx", "published"}
 
