@@ -23,6 +23,7 @@ NEEDS = {
         "tests/checkpoints/test_preflight.py",
         "tests/cli/test_bench.py",
         "tests/cli/test_demo.py",
+        "tests/cli/test_doctor.py",
         "tests/cli/test_export.py",
         "tests/demo/training/",
         "tests/inference/test_equality.py",

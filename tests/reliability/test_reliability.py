@@ -45,7 +45,8 @@ def test_rubbish_ends_as_a_result_or_an_error_of_the_right_stage(case: Case) -> 
 
 
 @pytest.mark.parametrize(
-    ("model", "n_kills", "rows"), [("echo", 6, 200), pytest.param("demo", 2, 24, marks=pytest.mark.model)]
+    ("model", "n_kills", "rows"),
+    [pytest.param("echo", 6, 200, marks=pytest.mark.slow), pytest.param("demo", 2, 24, marks=pytest.mark.model)],
 )
 def test_a_run_killed_at_random_instants_resumes_without_loss(model: str, n_kills: int, rows: int) -> None:
     verdict = script("kill").kill_and_resume(n_kills, rows=rows, model=model, seed=2)
