@@ -46,7 +46,10 @@ def test_rubbish_ends_as_a_result_or_an_error_of_the_right_stage(case: Case) -> 
 
 @pytest.mark.parametrize(
     ("model", "n_kills", "rows"),
-    [pytest.param("echo", 6, 200, marks=pytest.mark.slow), pytest.param("demo", 2, 24, marks=pytest.mark.model)],
+    [
+        pytest.param("echo", 6, 200, marks=pytest.mark.slow),
+        pytest.param("demo", 2, 24, marks=pytest.mark.model),
+    ],
 )
 def test_a_run_killed_at_random_instants_resumes_without_loss(model: str, n_kills: int, rows: int) -> None:
     verdict = script("kill").kill_and_resume(n_kills, rows=rows, model=model, seed=2)
