@@ -61,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name == "picture_size":
         warnings.warn(
-            "picture_size is now image_size; the former name leaves in the next release.", DeprecationWarning, 2
+            "picture_size is now image_size; the former name leaves in the release after next.", DeprecationWarning, 2
         )
         return image_size
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
