@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.options import Config
 
 SIXTEEN_BIT = ("bfloat16", "float16")
+NO_FLASH_ATTENTION = "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,15 @@ class Device:
     is_cuda : bool
         Whether CUDA computes.
     flash_attention : str or None
-        Version of the flash-attn package; None where it is not installed.
+        Version of the flash-attn package; None where it cannot be used.
+    flash_fault : str
+        Why it cannot be used.
     """
 
     name: str
     is_cuda: bool = False
     flash_attention: str | None = None
+    flash_fault: str = NO_FLASH_ATTENTION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +178,7 @@ def _attention(
     if dtype not in SIXTEEN_BIT:
         return "sdpa", f"dtype={dtype!r} has no flash-attention kernel"
     if device.flash_attention is None:
-        return "sdpa", "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
+        return "sdpa", device.flash_fault
     if compiles:
         return "sdpa", "torch_compile=True needs attention over a fixed shape"
     return "flash_attention_2", None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
-from qwenvl_kit.checkpoints.capabilities import Device
+from qwenvl_kit.checkpoints.capabilities import NO_FLASH_ATTENTION, Device
+from qwenvl_kit.checkpoints.library_errors import first_line
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import DeviceMap, ModelOptions
+
+
+_FLASH_CAPABILITY = 8  # Ampere: https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support
 
 
 def find_device(model: ModelOptions) -> Device:
@@ -26,27 +31,40 @@ def find_device(model: ModelOptions) -> Device:
     """
     if model.device_map is not None:
         on_cuda = _maps_to_cuda(model.device_map)
-        return Device(_name(model.device_map), on_cuda, flash_attention_version() if on_cuda else None)
+        name = _name(model.device_map)
+        return _cuda_device(name, range(torch.cuda.device_count())) if on_cuda else Device(name)
     if model.rank is not None:
         _check_rank(model.rank)
     if not torch.cuda.is_available():
         return Device("cpu")
-    return Device(f"cuda:{model.rank or 0}", is_cuda=True, flash_attention=flash_attention_version())
-
-
-def flash_attention_version() -> str | None:
-    """Return the version of the flash-attn package, None if it is not installed."""
-    if importlib.util.find_spec("flash_attn") is None:
-        return None
-    try:
-        return importlib.metadata.version("flash_attn")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return _cuda_device(f"cuda:{model.rank or 0}", [model.rank or 0])
 
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process sees, such as ``cuda:0 NVIDIA H100``."""
     return [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+
+
+def _cuda_device(name: str, indices: Iterable[int]) -> Device:
+    """Return a device on CUDA, with flash-attention where the package imports and all its GPUs support it."""
+    fault = _flash_fault(indices)
+    if fault is not None:
+        return Device(name, is_cuda=True, flash_fault=fault)
+    return Device(name, is_cuda=True, flash_attention=importlib.metadata.version("flash_attn"))
+
+
+def _flash_fault(indices: Iterable[int]) -> str | None:
+    if importlib.util.find_spec("flash_attn") is None:
+        return NO_FLASH_ATTENTION
+    try:
+        importlib.import_module("flash_attn")
+    except Exception as error:  # noqa: BLE001  # a wheel for another torch raises whatever its loader raises
+        return f"flash-attn does not import ({type(error).__name__}: {first_line(error)}); reinstall it for this torch"
+    for index in indices:
+        major, minor = torch.cuda.get_device_capability(index)
+        if major < _FLASH_CAPABILITY:
+            return f"cuda:{index} has compute capability {major}.{minor}; flash-attn requires {_FLASH_CAPABILITY}.0"
+    return None
 
 
 def _check_rank(rank: int) -> None:

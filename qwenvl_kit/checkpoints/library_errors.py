@@ -12,6 +12,9 @@ from qwenvl_kit.errors import CheckpointError, QwenVLError
 
 _OOM_MESSAGES = (
     "can't allocate memory",  # torch on the CPU
+    "CUDA error: out of memory",  # outside of torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
     "Failed to allocate memory",  # ONNX Runtime
     "bad allocation",  # C++ anywhere
     "std::bad_alloc",

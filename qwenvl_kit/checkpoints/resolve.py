@@ -211,7 +211,8 @@ def asked_record(config: Config) -> dict[str, Any]:
 
 
 def _penalty(config: Config, defaults: CheckpointDefaults) -> float:
-    return defaults.repetition_penalty if config.repetition_penalty is None else config.repetition_penalty
+    """Return a float, since transformers takes no int."""
+    return float(defaults.repetition_penalty if config.repetition_penalty is None else config.repetition_penalty)
 
 
 def _plain(value: Any) -> Any:

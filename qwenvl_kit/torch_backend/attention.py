@@ -1,7 +1,10 @@
-"""Attention of the language model: masks for its layers, and SDPA with grouped heads for compiled steps."""
+"""Attention of the language model: masks for its layers, SDPA with grouped heads, and SDPA without cuDNN."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +61,42 @@ class AttentionMasks:
         return near if mask is None else near & mask
 
 
+class _CudnnSwitch:
+    """Count the runs without cuDNN's attention: torch has one switch for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_runs, self._was_enabled = threading.Lock(), 0, True
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            self._n_runs += 1
+            if self._n_runs == 1:
+                self._was_enabled = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+                torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_runs -= 1
+                if not self._n_runs:
+                    torch.backends.cuda.enable_cudnn_sdp(self._was_enabled)
+
+
+_cudnn_switch = _CudnnSwitch()
+
+
+def without_cudnn() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which SDPA does not use cuDNN, in the whole process.
+
+    On GPUs of compute capability 9 and 10 torch prefers cuDNN from 2.10 on. cuDNN builds a plan for each new key
+    length, that is for every token; others measured 0.44 s a plan (https://github.com/modelscope/FunASR/issues/3704).
+    On B200 it was wrong for models with fewer than 8 KV heads, as the 3B and the 7B have
+    (https://github.com/pytorch/pytorch/issues/193893).
+    """
+    return _cudnn_switch.off()
+
+
 def use_grouped_sdpa(text: Any) -> None:
     """Set the attention of a language model with ``sdpa`` to `grouped_sdpa`, in place.
 
@@ -74,7 +113,7 @@ def grouped_sdpa(
 ) -> tuple[Tensor, None]:
     """Attend like transformers' sdpa, but for a single token make heads that share keys rows of one product.
 
-    transformers does so too, except under torch.compile, where it repeats keys and values for each head:
+    transformers does so too from 5.23 on, except under torch.compile; else it copies keys and values for each head:
     https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/sdpa_attention.py.
 
     Parameters

@@ -32,6 +32,7 @@ from qwenvl_kit.inference.engine import generate
 from qwenvl_kit.inference.oom import free_memory
 from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.inference.processor import Tokenization
+from qwenvl_kit.torch_backend.attention import without_cudnn
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
@@ -111,7 +112,9 @@ class TorchBackend:
             control.note(f"The device map placed modules on {_places(places)}.")
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
-        with num_threads(resolved.threads):
+        if self.model_runner.device.type == "cuda":
+            control.note("SDPA runs without cuDNN.")
+        with num_threads(resolved.threads), without_cudnn():
             if resolved.num_beams > 1:
                 beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)
                 yield from beams.generate(queue, resolved, control)

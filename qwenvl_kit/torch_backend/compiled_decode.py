@@ -110,8 +110,9 @@ class CudaGraphRunner:
                 for _ in range(_N_WARM_UPS):
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(aside)
-            # other threads of a process may use the GPU meanwhile
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            # The default stream of torch.cuda.graph belongs to the first GPU that recorded: on another GPU the graph
+            # would be empty. Other threads of a process may use the GPU meanwhile.
+            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -50,8 +50,9 @@ class TorchModelRunner:
         self._layers: _Layers = OneDNNText(self._text) if is_prepacked else _PlainText(self._text)
         self._masks = AttentionMasks(self._text)
         self._compiled: CompiledSteps | None = None
-        if compiles:
+        if compiles or (self.device.type == "cuda" and not self._masks.is_flash):
             use_grouped_sdpa(self._text)
+        if compiles:
             self._compiled = CompiledSteps(self._step, uses_graphs=self.device.type == "cuda")
 
     @property

@@ -67,7 +67,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             events.append("wait")
 
     @contextmanager
-    def capture(graph: Any, *, capture_error_mode: str) -> Iterator[None]:
+    def capture(graph: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert isinstance(stream, Stream), "the default one belongs to the first GPU that recorded"
         events.append(f"record {capture_error_mode}")
         yield
         graph.replayed = LAST[0]

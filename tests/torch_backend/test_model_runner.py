@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
+from qwenvl_kit.torch_backend.attention import use_grouped_sdpa
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
@@ -42,11 +43,13 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "fused", "prepacked", "compiled"])
+@pytest.fixture(scope="module", params=["plain", "fused", "grouped", "prepacked", "compiled"])
 def model_runner(folder: Path, request: pytest.FixtureRequest) -> TorchModelRunner:
     model = load(folder)
     if request.param == "fused":
         fuse_vision(model.model.visual)
+    if request.param == "grouped":
+        use_grouped_sdpa(model.model.language_model)
     if request.param == "prepacked":
         assert can_prepack(model)
         prepack_vision(model.model.visual)

@@ -1,0 +1,81 @@
+"""SDPA without cuDNN while a run lasts, and grouped heads on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+import torch
+from helpers.fake_backends import gray
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from qwenvl_kit import Control
+from qwenvl_kit.checkpoints.library_errors import is_out_of_memory
+from qwenvl_kit.demo import model_dir
+from qwenvl_kit.torch_backend.attention import without_cudnn
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
+
+EXACT = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
+
+
+def is_enabled() -> bool:
+    return torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.fixture(params=[True, False], ids=["enabled", "disabled"])
+def before(request: pytest.FixtureRequest) -> Iterator[bool]:
+    was = is_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(request.param)
+    yield request.param
+    torch.backends.cuda.enable_cudnn_sdp(was)
+
+
+def test_cudnn_is_off_until_the_last_of_several_runs_ends(before: bool) -> None:
+    first, second = without_cudnn(), without_cudnn()
+    with first:
+        second.__enter__()
+        assert not is_enabled()
+    assert not is_enabled()
+    second.__exit__(None, None, None)
+
+    assert is_enabled() is before
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_run_generates_without_cudnn_and_restores_it(before: bool, num_beams: int) -> None:
+    seen: list[bool] = []
+    control = Control(on_token=lambda *_: seen.append(is_enabled()))
+    pd.Series([gray(1)]).vl.caption(**EXACT, max_caption_length=2, num_beams=num_beams, control=control)
+
+    assert seen
+    assert not any(seen)
+    assert is_enabled() is before
+
+
+def test_heads_are_grouped_on_a_gpu_whatever_transformers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchModelRunner, "device", torch.device("cuda"))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model_dir(), dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    )
+    TorchModelRunner(model)
+
+    assert model.model.language_model.config._attn_implementation == "qwenvl_kit_grouped_sdpa"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_errors_outside_of_torchs_allocator_are_recognised(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
+def test_a_whole_number_is_a_repetition_penalty() -> None:
+    run = pd.Series([gray(1)]).vl.run(**EXACT, max_caption_length=2, repetition_penalty=2)
+
+    assert run["status"].tolist() == ["ok"]
