@@ -90,7 +90,7 @@ def test_an_uploaded_picture_is_looked_at_and_one_that_is_none_is_refused(notebo
 
 
 def test_the_slider_divides_the_two_sizes_by_mouse_and_by_keys(notebook: Open) -> None:
-    page = notebook("panel = ResizeCompare(df, heights=[112, 56], **SETTINGS)\npanel", "panel._slider.position")
+    page = notebook("panel = ResizeCompare(df, heights=[112, 56], **SETTINGS)\npanel", "panel.slider.position")
     button(page, "Run").click()
     stage = page.locator(".qwenvl-before-after .stage")
     stage.scroll_into_view_if_needed()
@@ -134,7 +134,7 @@ def test_a_restart_in_mid_run_is_told_and_the_cell_can_be_run_again(notebook: Op
     expect(gone).to_be_hidden()
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     expect(gone).to_be_visible()
-    expect(gone).to_contain_text("run its cell again")
+    expect(gone).to_contain_text("Run its cell again")
 
     wait(lambda: server.ask("kernels")[0]["execution_state"] == "idle" or None, "the kernel's return")
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
