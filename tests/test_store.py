@@ -661,6 +661,7 @@ pd.Series(cells).vl.caption(progress=False, store=sys.argv[1], control=counted, 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_store(store: Path) -> None:
     processes = [
         subprocess.Popen(

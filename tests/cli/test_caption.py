@@ -339,6 +339,7 @@ def started(words: list[str], **how: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, **how)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 @pytest.mark.parametrize("words", [["caption"], ["--help"], ["caption", "--help"]], ids=" ".join)
 def test_an_output_that_lacks_characters_gets_replacements(folder: Path, encoding: str, words: list[str]) -> None:

@@ -112,6 +112,7 @@ def test_a_draft_is_never_smaller_than_what_is_wanted() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large_pixels", [0, 10**9], ids=["large", "small"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
 @pytest.mark.parametrize("orientation", TURNS)

@@ -23,6 +23,7 @@ def geometry(factors: tuple[int, int], limits: tuple[int, int]) -> PatchGeometry
     return PatchGeometry(patch, merge, limits[0] * area, (limits[0] + limits[1]) * area)
 
 
+@pytest.mark.slow
 @given(SIDES, SIDES, FACTORS, LIMITS)
 def test_sizes_equal_those_of_qwen_vl_utils(
     height: int, width: int, factors: tuple[int, int], limits: tuple[int, int]

@@ -58,6 +58,7 @@ def test_a_run_killed_at_random_instants_resumes_without_loss(model: str, n_kill
     assert verdict.is_good, verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--how", "limit"]], ids=["what there is", "limit"])
 def test_disks_that_run_full_at_random_instants_lose_nothing(words: list[str]) -> None:
     """On small file systems where this process may mount them; a limit on the size of files stands in for them."""

@@ -281,6 +281,7 @@ def test_a_prompt_of_fifty_thousand_characters_ends_in_an_answer_or_an_error(sce
     assert len(panel.to_html()) < 100_000
 
 
+@pytest.mark.model
 def test_a_model_that_is_not_there_is_told_with_the_places_looked_at() -> None:
     panel = Playground([gray(1)], prompt="Hm?", model_path="/nowhere", model_name="no/model")
     panel.run()

@@ -44,6 +44,7 @@ def error_message(url: str, limits: FetchLimits = LIMITS) -> str:
     return caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_faults", [1, 3])
 @pytest.mark.parametrize("kind", ["429", "500", "502", "503", "504", "short", "torn", "reset"])
 def test_what_may_pass_is_asked_again_until_it_has(server: Any, kind: str, n_faults: int) -> None:
