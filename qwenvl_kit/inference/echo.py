@@ -59,7 +59,7 @@ class EchoSpec:
         """Equal for all echoes of one speed."""
         return f"echo:{self.seconds_per_batch}"
 
-    def load(self) -> Echo:
+    def load(self, control: RunControl | None = None) -> Echo:
         """Return the backend."""
         return Echo(self.geometry, self.seconds_per_batch)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
 from qwenvl_kit.inference.sampler import Sampler
@@ -51,7 +52,7 @@ def generate(
     resolved : ResolvedConfig
         ``batch_size`` is the most sequences that run at once.
     control : RunControl
-        Cancels between two steps.
+        Cancels between two steps, and within long passes.
 
     Yields
     ------
@@ -102,7 +103,11 @@ class Engine:
 
     def _run_batch(self, batch: Prefill | Decode) -> Iterator[Result]:
         forward = self._prefill if isinstance(batch, Prefill) else self._decode
-        sampled = _unless_out_of_memory(lambda: forward(batch.sequences))
+        try:
+            with cancellable(self._control):
+                sampled = _unless_out_of_memory(lambda: forward(batch.sequences))
+        except Cancelled:
+            return
         if sampled is None:
             yield from self._preempt_and_shrink()
         else:

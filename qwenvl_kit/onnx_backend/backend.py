@@ -40,7 +40,7 @@ class OnnxSpec:
         """Equal for configs that can share one loaded model."""
         return f"onnx:{self.export.path}:{self.fingerprint}:{self.resolved.device}:{self.resolved.threads}"
 
-    def load(self) -> OnnxBackend:
+    def load(self, control: RunControl | None = None) -> OnnxBackend:
         """Read the weights and return the backend."""
         return OnnxBackend(self)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qwenvl_kit.inference.cancellation import advance
 from qwenvl_kit.torch_backend.onednn.linear import (
     OneDNNLinear,
     OneDNNMLP,
@@ -49,6 +50,7 @@ def prepack_vision(visual: Any) -> None:
     """
     visual.patch_embed = OneDNNLinear([visual.patch_embed.proj])
     for at, block in enumerate(visual.blocks):
+        advance()
         visual.blocks[at] = OneDNNBlock(block)
     merger = visual.merger
     merger.ln_q = OneDNNRMSNorm(merger.ln_q)
