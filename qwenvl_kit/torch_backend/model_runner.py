@@ -18,6 +18,7 @@ from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
+from qwenvl_kit.torch_backend.windows import upload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,11 +215,6 @@ class _PlainText:
             return states[:, 0]
         last = last.to(states.device)
         return states[torch.arange(len(last), device=last.device), last]
-
-
-def upload(patches: Tensor, device: torch.device) -> Tensor:
-    """Copy patches to a device, to a GPU from pinned memory, so that the CPU goes on meanwhile."""
-    return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
 def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:

@@ -16,10 +16,12 @@ from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.torch_backend.attention import use_grouped_sdpa
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
-from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
+from qwenvl_kit.torch_backend.onednn.vision import prepack_vision
+from qwenvl_kit.torch_backend.vision import fuse_vision
+from qwenvl_kit.torch_backend.windows import upload
 
 NEAR = {"atol": 2e-4, "rtol": 1e-4}  # of logits up to 50; float32 summed in another order
 GRIDS = torch.tensor([[1, 4, 6], [1, 10, 22], [1, 18, 8], [1, 16, 16]])  # windows are 8 × 8 patches: full and cut ones
