@@ -19,6 +19,7 @@ NEEDS = {
         "qwenvl_kit/inference/preflight.py",
         "qwenvl_kit/onnx_backend/",
         "qwenvl_kit/torch_backend/",
+        "tests/checkpoints/test_footprint.py",
         "tests/checkpoints/test_generation_config.py",
         "tests/checkpoints/test_preflight.py",
         "tests/cli/test_bench.py",
