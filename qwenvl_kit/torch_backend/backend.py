@@ -6,6 +6,7 @@ Greedy search and sampling run in `inference.engine`, beam search in transformer
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import tempfile
 from collections import Counter
@@ -104,7 +105,8 @@ class TorchBackend:
         self.tokenization = Tokenization.of(
             processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
         )
-        self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
+        patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
+        self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:

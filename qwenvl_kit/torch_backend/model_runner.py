@@ -14,11 +14,11 @@ import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
-from qwenvl_kit.torch_backend.windows import upload
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from qwenvl_kit.inference.patches import upload
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -152,11 +154,6 @@ class _Layout:
             int(length): upload(torch.from_numpy(_spread(starts[self._lengths == length], length)), self._device)
             for length in different
         }
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, to a GPU from pinned memory, so that the CPU goes on meanwhile."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _attend_by_length(query: Tensor, key: Tensor, value: Tensor, layout: _Layout, scaling: float) -> Tensor:
