@@ -6,6 +6,7 @@ Greedy search and sampling run in `inference.engine`, beam search in transformer
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.loading import load_model
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.openmp import num_threads
+from qwenvl_kit.torch_backend.vision import uses_flash_kernel
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ class TorchBackend:
         self.tokenization = Tokenization.of(
             processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
         )
-        self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
+        patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
+        self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
@@ -105,6 +108,8 @@ class TorchBackend:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
             control.note("SDPA runs without cuDNN.")
+            kernel = "torch's flash kernel" if uses_flash_kernel(self._model.model.visual) else "SDPA"
+            control.note(f"Vision attention runs on {kernel}.")
         with num_threads(resolved.threads), without_cudnn():
             if resolved.num_beams > 1:
                 beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)

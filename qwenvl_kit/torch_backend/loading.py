@@ -23,7 +23,8 @@ from qwenvl_kit.checkpoints.weight_files import AGAIN, read_headers, weight_file
 from qwenvl_kit.inference.cancellation import bound_advance, stage
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack, has_onednn
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
-from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
+from qwenvl_kit.torch_backend.onednn.vision import prepack_vision
+from qwenvl_kit.torch_backend.vision import fuse_vision
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
@@ -165,19 +166,18 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _optimize(model: Any, *, packs: bool, compiles: bool) -> None:
-    """Replace layers by faster equal ones, unless accelerate moves them between devices.
+    """Replace layers by faster equal ones.
 
     torch compiles plain layers only: prepacked weights are opaque to it.
     """
     visual, text = model.model.visual, model.model.language_model
-    is_moved = any(hasattr(module, "_hf_hook") for module in model.modules())
-    if packs:
-        with stage("load", len(visual.blocks) + (0 if compiles else len(text.layers))):
-            prepack_vision(visual)
-            if not compiles:
-                prepack_text(text)
-    elif not is_moved and visual.config._attn_implementation == "sdpa":
+    if not packs:
         fuse_vision(visual)
+        return
+    with stage("load", len(visual.blocks) + (0 if compiles else len(text.layers))):
+        prepack_vision(visual)
+        if not compiles:
+            prepack_text(text)
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

@@ -15,6 +15,7 @@ import torch
 from qwenvl_kit.inference.cancellation import points_before, stage
 from qwenvl_kit.inference.model_runner import PrefillChunk, in_pieces
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
@@ -227,11 +228,6 @@ class _PlainText:
             return states[:, 0]
         last = last.to(states.device)
         return states[torch.arange(len(last), device=last.device), last]
-
-
-def upload(patches: Tensor, device: torch.device) -> Tensor:
-    """Copy patches to a device, to a GPU from pinned memory, so that the CPU goes on meanwhile."""
-    return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
 def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
