@@ -14,6 +14,7 @@ import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
+from qwenvl_kit.inference.transfers import upload
 from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
@@ -110,11 +111,11 @@ class TorchModelRunner:
         return torch.stack(logits)
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Append a token to each of the first slots and return logits (B, V)."""
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
         if self._compiled:
             return self._compiled(ids, positions, lengths)
-        return self._step(ids, positions, lengths, int(lengths.max()) + 1)
+        return self._step(ids, positions, lengths, max_len)
 
     def close(self) -> None:
         """Free the model and the cache."""
@@ -214,11 +215,6 @@ class _PlainText:
             return states[:, 0]
         last = last.to(states.device)
         return states[torch.arange(len(last), device=last.device), last]
-
-
-def upload(patches: Tensor, device: torch.device) -> Tensor:
-    """Copy patches to a device, to a GPU from pinned memory, so that the CPU goes on meanwhile."""
-    return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
 def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:

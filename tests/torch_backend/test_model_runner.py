@@ -14,9 +14,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
+from qwenvl_kit.inference.transfers import upload
 from qwenvl_kit.torch_backend.attention import use_grouped_sdpa
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
 from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
@@ -143,7 +144,7 @@ def steps(model_runner: TorchModelRunner, texts: list[Text], outputs: list[list[
         output.append(word)
     lengths = [len(text.prompt) + len(output) - 1 for text, output in zip(texts, outputs, strict=True)]
     positions = [int(text.positions(output)[0, -1]) for text, output in zip(texts, outputs, strict=True)]
-    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
+    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths), max(lengths) + 1)
 
 
 def test_steps_of_rows_of_unlike_length_and_moved_rows(model_runner: TorchModelRunner, texts: list[Text]) -> None:
