@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwenvl_kit.calibration import device_label
 from qwenvl_kit.checkpoints.capabilities import NO_FLASH_ATTENTION, Device
 from qwenvl_kit.checkpoints.library_errors import first_line
 from qwenvl_kit.errors import ConfigError
@@ -43,6 +44,13 @@ def find_device(model: ModelOptions) -> Device:
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process sees, such as ``cuda:0 NVIDIA H100``."""
     return [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+
+
+def hardware_label(device: str, threads: int | None = None) -> str:
+    """Return the hardware behind a resolved device, as calibrations name it; see `calibration.device_label`."""
+    index = next((int(part[5:]) for part in device.split("+") if part.startswith("cuda:")), 0)
+    is_cuda = device not in ("cpu", "disk") and torch.cuda.is_available()
+    return device_label(device, gpu_name=torch.cuda.get_device_name(index) if is_cuda else None, threads=threads)
 
 
 def _cuda_device(name: str, indices: Iterable[int]) -> Device:

@@ -128,11 +128,24 @@ def read_size(data: bytes, *, max_image_pixels: int = 89_478_485) -> tuple[int, 
     No pixel is decoded, and no image beyond `max_image_pixels` is opened.
     """
     try:
+        return size_in_header(data, max_image_pixels=max_image_pixels)
+    except RowError:  # decoding raises the error
+        return None
+
+
+def size_in_header(data: bytes, *, max_image_pixels: int) -> tuple[int, int]:
+    """Return the upright ``(height, width)`` in the header of an encoded image, which may be cut short behind it.
+
+    Raises
+    ------
+    RowError
+        The bytes are no image, too large, or hold no whole header, of the stage ``decode``.
+    """
+    with stage_context("decode", _FAILED):
         probe(data, max_image_pixels=max_image_pixels)
         with _open(data) as image:
+            check_pixels(image.height, image.width, max_image_pixels)
             return upright_size(image, orientation_of(image, reads_pixels=False))
-    except Exception:  # noqa: BLE001  # decoding raises the error
-        return None
 
 
 def decode_pil(image: Image.Image, *, max_image_pixels: int) -> NDArray[np.uint8]:
@@ -165,7 +178,7 @@ def decode_array(array: np.ndarray[Any, Any], *, max_image_pixels: int) -> NDArr
     RowError
         Another shape, type or range, of the stage ``decode``.
     """
-    _check_shape(array)
+    check_shape(array)
     check_pixels(array.shape[0], array.shape[1], max_image_pixels)
     levels = _to_uint8(array)
     if levels.ndim == 2 or levels.shape[2] == 1:
@@ -267,7 +280,8 @@ def _without_metadata(data: bytes) -> bytes | None:
     return essential if len(essential) < len(data) else None
 
 
-def _check_shape(array: np.ndarray[Any, Any]) -> None:
+def check_shape(array: np.ndarray[Any, Any]) -> None:
+    """Raise a RowError of the stage ``decode`` for an array that has not the shape of an image."""
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         raise RowError(
             "decode", f"The array of shape {array.shape} has its channels first. Pass np.moveaxis(array, 0, -1)."

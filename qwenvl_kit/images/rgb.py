@@ -158,9 +158,11 @@ def _floats_of(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 def orientation_of(image: Image.Image, *, reads_pixels: bool) -> int:
     """Return the EXIF orientation, 1 where none can be read.
 
-    Broken metadata does not spoil the pixels. PNG is the one format whose reader decodes the whole image for it.
+    Broken metadata does not spoil the pixels. PNG is the one format whose reader decodes the whole image for it, unless
+    the metadata stand before the pixels. TIFF's reader turns the size as it opens a file, and the pixels as it loads
+    them.
     """
-    if not reads_pixels and image.format == "PNG":
+    if not reads_pixels and (image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)):
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))

@@ -10,9 +10,9 @@ import torch
 
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.sampler import Sampler
 from qwenvl_kit.inference.scheduler import Decode, Prefill, Scheduler
-from qwenvl_kit.inference.transfers import upload
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
 
 if TYPE_CHECKING:

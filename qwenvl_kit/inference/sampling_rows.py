@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.seeded_noise import counter_gumbel_noise
-from qwenvl_kit.inference.transfers import upload
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
-from qwenvl_kit.inference.transfers import upload
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache

@@ -19,6 +19,7 @@ NEEDS = {
         "qwenvl_kit/inference/preflight.py",
         "qwenvl_kit/onnx_backend/",
         "qwenvl_kit/torch_backend/",
+        "tests/checkpoints/test_footprint.py",
         "tests/checkpoints/test_generation_config.py",
         "tests/checkpoints/test_preflight.py",
         "tests/cli/test_bench.py",
@@ -28,6 +29,7 @@ NEEDS = {
         "tests/demo/training/",
         "tests/inference/test_equality.py",
         "tests/inference/test_mrope.py",
+        "tests/inference/test_patches.py",
         "tests/onnx_backend/",
         "tests/test_former_names.py",  # imports all backends
         "tests/torch_backend/",

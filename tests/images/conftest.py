@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.needs import lacking
 from PIL import Image
@@ -248,6 +249,55 @@ def _serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
         if context is not None:
             listening.socket = context.wrap_socket(listening.socket, server_side=True)
         state.port = listening.server_port
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield state
+        listening.shutdown()
+        thread.join(5)
+
+
+@dataclass
+class Ranges:
+    """A server of one image; what it was asked for, and how many bytes it sent."""
+
+    url: str = ""
+    asked: list[str | None] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+
+
+@pytest.fixture
+def ranges() -> Iterator[Ranges]:
+    """Serve an image of 600 × 400: /honest sends the range that is asked for, /deaf the whole file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    data, state = buffer.getvalue(), Ranges()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            state.asked.append(asked)
+            body = data
+            if asked and self.path == "/honest":
+                end = int(asked.rpartition("-")[2]) + 1
+                body = data[:end]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes 0-{len(body) - 1}/{len(data)}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            state.sent.append(len(body))
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with _Listening(("127.0.0.1", 0), Handler) as listening:
+        state.url = f"http://127.0.0.1:{listening.server_port}"
         thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield state

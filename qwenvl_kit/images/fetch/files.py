@@ -66,9 +66,9 @@ def _read(file: BufferedReader, limits: FetchLimits) -> Fetched:
     if not stat.S_ISREG(state.st_mode):  # it was replaced in between
         raise RowError("fetch", "Not a regular file.")
     limits.check_bytes(state.st_size)
-    held, _ = lease(state.st_size)
-    data = file.read(state.st_size + 1)
-    if len(data) > state.st_size:  # it grows
+    held, _ = lease(limits.part(state.st_size))
+    data = file.read(limits.part(state.st_size + 1))
+    if len(data) > state.st_size and limits.head_bytes is None:  # it grows
         data += file.read(limits.max_image_bytes + 1 - len(data))
         limits.check_bytes(len(data))
     return Fetched(data, _version(state), held)

@@ -176,6 +176,8 @@ class HttpGet:
         if cookies := self._cookies.header(self._url):
             given = next((name for name in headers if name.lower() == "cookie"), "Cookie")
             headers[given] = f"{headers[given]}; {cookies}" if given in headers else cookies
+        if self._limits.head_bytes is not None:
+            headers["Range"] = f"bytes=0-{self._limits.head_bytes - 1}"
         return {**headers, **self._condition}
 
     def _read(self, raw: Any, *, private: bool) -> _Response:
@@ -186,7 +188,7 @@ class HttpGet:
             return _Response(private, location=_utf8(location))
         if raw.status == 304 and self._condition:
             return _Response(private, is_not_modified=True)
-        if not _is_whole(raw):
+        if not (_is_whole(raw) or self._is_head(raw)):
             words = printable(raw.reason or "", MAX_QUOTED)
             raise status_error(f"HTTP status {raw.status} {words}".rstrip() + ".", raw)
         if self._condition:  # it has changed, and will be fetched in its turn
@@ -197,14 +199,23 @@ class HttpGet:
             raise RowError("fetch", f"HTTP status {raw.status} without a body.")
         return _Response(private, body=body, lease=held, version=_version(raw.headers))
 
+    def _is_head(self, raw: Any) -> bool:
+        """Return whether a response has the first bytes that were asked for, of a file that is not too large."""
+        found = _WHOLE_RANGE.fullmatch(raw.headers.get("Content-Range", ""))
+        if self._limits.head_bytes is None or raw.status != 206 or found is None:
+            return False
+        self._limits.check_bytes(int(found[2]))
+        return True
+
     def _body(self, raw: Any) -> tuple[bytes, Lease | None]:
         """Read each chunk as it arrives, so that a server that sends one byte a second meets the deadline."""
         announced = None if raw.headers.get("Content-Encoding") else raw.length_remaining
         if announced is not None:
             self._limits.check_bytes(announced)
         body, held, n_bytes = io.BytesIO(), None, 0
+        end = self._limits.part(self._limits.max_image_bytes + 1)
         try:
-            while chunk := raw.read1(_CHUNK):
+            while n_bytes < end and (chunk := raw.read1(min(_CHUNK, end - n_bytes))):
                 n_bytes += len(chunk)
                 if n_bytes > self._limits.max_image_bytes:
                     raise self._limits.too_large()
@@ -215,6 +226,8 @@ class HttpGet:
                 body.write(chunk)
                 if time.monotonic() > self._left_until():
                     raise self._limits.timeout_error()
+            if n_bytes >= end and raw.length_remaining != 0:  # the server ignored the range, and sends on
+                raw.close()
         except BaseException:
             if held is not None:
                 held.release()  # the error's traceback would hold it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from qwenvl_kit.errors import RowError
@@ -26,6 +26,8 @@ class FetchLimits:
         URL schemes allowed in addition to the built-in ones.
     local_paths : bool or str
         Whether local files are allowed, or the folder that must contain them.
+    head_bytes : int or None
+        Read this many bytes from the start of each file; None reads all.
     """
 
     timeout_s: float
@@ -34,6 +36,7 @@ class FetchLimits:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     extra_schemes: tuple[str, ...] = ()
     local_paths: bool | str = True
+    head_bytes: int | None = None
 
     @classmethod
     def of(cls, options: FetchOptions) -> Self:
@@ -46,6 +49,14 @@ class FetchLimits:
             tuple(options.extra_schemes),
             options.local_paths,
         )
+
+    def of_head(self, n_bytes: int) -> Self:
+        """Return the same limits for the first `n_bytes` of each file."""
+        return replace(self, head_bytes=n_bytes)
+
+    def part(self, n_bytes: int) -> int:
+        """Return how many of a file's bytes are read."""
+        return n_bytes if self.head_bytes is None else min(n_bytes, self.head_bytes)
 
     def check_bytes(self, n_bytes: int) -> None:
         """Raise a RowError for a file of more than `max_image_bytes`."""

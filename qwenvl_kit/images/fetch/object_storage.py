@@ -118,7 +118,7 @@ class ObjectGet:
         try:
             if opened.size is not None:
                 self._limits.check_bytes(opened.size)
-            return lease(self._limits.max_image_bytes if opened.size is None else opened.size)
+            return lease(self._limits.part(self._limits.max_image_bytes if opened.size is None else opened.size))
         except RowError:
             with contextlib.suppress(Exception):  # it is not read, whatever becomes of its connection
                 self._within_deadline(opened.close)
@@ -152,13 +152,14 @@ class ObjectGet:
                 raise
             finally:
                 opened.close()
-        if opened.size is not None and body.tell() < opened.size:
+        if opened.size is not None and body.tell() < self._limits.part(opened.size):
             raise broken_connection()
         return body.getvalue()
 
     def _copy(self, opened: OpenObject, body: io.BytesIO, stop: threading.Event) -> None:
         most = self._limits.max_image_bytes
-        while not stop.is_set() and (chunk := opened.read(min(_CHUNK, most + 1 - body.tell()))):
+        end = self._limits.part(most + 1)
+        while not stop.is_set() and (chunk := opened.read(min(_CHUNK, end - body.tell()))):
             body.write(chunk)
             if body.tell() > most:
                 raise self._limits.too_large()
