@@ -114,8 +114,8 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Append one token to each of the slots 0 to B-1.
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Append one token to each of the slots 0 to B-1, without waiting for the device.
 
         Parameters
         ----------
@@ -125,11 +125,13 @@ class ModelRunner(Protocol):
             Its M-RoPE position, whose three rows are equal after a prompt.
         lengths : int64 Tensor (B,)
             Tokens in each slot before the step.
+        max_len : int
+            Tokens in the longest slot after the step: the largest length and one.
 
         Returns
         -------
         float32 Tensor (B, V)
-            Logits.
+            Logits, which the caller may overwrite.
         """
         ...
 

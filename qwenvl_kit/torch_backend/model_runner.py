@@ -124,11 +124,11 @@ class TorchModelRunner:
         return torch.stack(logits)
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Append a token to each of the first slots and return logits (B, V)."""
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
         if self._compiled:
             return self._compiled(ids, positions, lengths)
-        return self._step(ids, positions, lengths, int(lengths.max()) + 1)
+        return self._step(ids, positions, lengths, max_len)
 
     def close(self) -> None:
         """Free the model and the cache."""

@@ -149,7 +149,7 @@ def steps(model_runner: TorchModelRunner, texts: list[Text], outputs: list[list[
         output.append(word)
     lengths = [len(text.prompt) + len(output) - 1 for text, output in zip(texts, outputs, strict=True)]
     positions = [int(text.positions(output)[0, -1]) for text, output in zip(texts, outputs, strict=True)]
-    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
+    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths), max(lengths) + 1)
 
 
 def test_steps_of_rows_of_unlike_length_and_moved_rows(model_runner: TorchModelRunner, texts: list[Text]) -> None:
