@@ -95,7 +95,7 @@ class TorchBackend:
             processor = load_processor(checkpoint)
             self._model = _load_model(spec, checkpoint, held)
             self._held = held.pop_all()
-        compiles = spec.resolved.torch_compile
+        compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
         self._is_prepacked = _optimize(self._model, compiles=compiles)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
         if read(spec.folder).digest != spec.digest:
@@ -113,6 +113,10 @@ class TorchBackend:
         """Yield the results of a queue's requests."""
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"The device map placed modules on {_places(places)}.")
+        if resolved.torch_compile and _is_hooked(self._model):
+            control.note(
+                "torch_compile=True is ignored (the device map moves modules between devices); running in eager mode."
+            )
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
@@ -196,6 +200,11 @@ def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitSt
         )
     refuse_gaps(spec.folder, info)
     return model.eval()
+
+
+def _is_hooked(model: Any) -> bool:
+    """Return whether accelerate moves weights or inputs between devices, which only a loaded model tells."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _optimize(model: Any, *, compiles: bool) -> bool:
