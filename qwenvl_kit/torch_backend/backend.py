@@ -67,6 +67,11 @@ class TorchSpec:
         placed = (self.config.device_map, self.config.max_memory)
         return f"torch:{self.folder}:{self.fingerprint}:{self.resolved.device}:{placed}"
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The configs of the model."""
+        return read(self.folder)
+
     def load(self) -> TorchBackend:
         """Read the weights and return the backend."""
         return TorchBackend(self)
