@@ -63,7 +63,7 @@ class EchoSpec:
     def checkpoint(self) -> None:
         """None: there is no model."""
 
-    def load(self) -> Echo:
+    def load(self, control: RunControl | None = None) -> Echo:
         """Return the backend."""
         return Echo(self.geometry, self.seconds_per_batch)
 

@@ -46,7 +46,7 @@ class OnnxSpec:
         """The configs of the model."""
         return read(self.export.path, weights="*.onnx")
 
-    def load(self) -> OnnxBackend:
+    def load(self, control: RunControl | None = None) -> OnnxBackend:
         """Read the weights and return the backend."""
         return OnnxBackend(self)
 

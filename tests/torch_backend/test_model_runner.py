@@ -9,17 +9,22 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkpoints import make_published
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qwenvl_kit import Config
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import use_grouped_sdpa
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
-from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
+from qwenvl_kit.torch_backend.onednn.vision import prepack_vision
+from qwenvl_kit.torch_backend.vision import fuse_vision
 
 NEAR = {"atol": 2e-4, "rtol": 1e-4}  # of logits up to 50; float32 summed in another order
 GRIDS = torch.tensor([[1, 4, 6], [1, 10, 22], [1, 18, 8], [1, 16, 16]])  # windows are 8 × 8 patches: full and cut ones
@@ -109,6 +114,7 @@ def test_images_are_encoded_alike_alone_and_together(
 
 def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
     class Patches:
+        device = torch.device("cpu")
         is_pinned = False
 
         def pin_memory(self) -> Patches:
@@ -143,7 +149,7 @@ def steps(model_runner: TorchModelRunner, texts: list[Text], outputs: list[list[
         output.append(word)
     lengths = [len(text.prompt) + len(output) - 1 for text, output in zip(texts, outputs, strict=True)]
     positions = [int(text.positions(output)[0, -1]) for text, output in zip(texts, outputs, strict=True)]
-    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
+    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths), max(lengths) + 1)
 
 
 def test_steps_of_rows_of_unlike_length_and_moved_rows(model_runner: TorchModelRunner, texts: list[Text]) -> None:
@@ -241,3 +247,25 @@ def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> Non
 @pytest.mark.parametrize("change", [lambda model: model.to(torch.bfloat16), lambda model: model.to("meta")])
 def test_only_float32_in_memory_is_packed(folder: Path, change: Callable[[Any], Any]) -> None:
     assert not can_prepack(change(load(folder)))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_weights_packed_from_their_stored_dtype_are_those_that_transformers_converts(
+    stored: str, tmp_path: Path
+) -> None:
+    checkpoint = make_published(tmp_path / stored)
+    for file in checkpoint.glob("*.safetensors"):
+        save_file({name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(file).items()}, file)
+    model = load(checkpoint)
+    prepack_vision(model.model.visual)
+    prepack_text(model.model.language_model)
+
+    ours: Any = make_spec(Config(model_name=str(checkpoint), dtype="float32", use_flash_attention_2=False)).load()
+
+    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {**dict(ours._model.named_parameters()), **dict(ours._model.named_buffers())}
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == wanted[name].dtype == torch.float32
+        assert torch.equal(tensor.to_dense(), wanted[name].to_dense()), name
+    ours.close()
