@@ -35,9 +35,9 @@ def work(parsed: argparse.Namespace) -> int:
     if parsed.out is not None:
         check_out(parsed.out)
     images = list(images_in(parsed.images))
-    cells = pd.Series(list(map(cell_of, images)), dtype=object)
+    cells = pd.DataFrame({"image": pd.Series(list(map(cell_of, images)), dtype=object)})
     options: dict[str, Any] = {name: getattr(config, name) for name in config.explicit}
-    plan = cells.vl.plan(**options)
+    plan = cells.vl.plan("image", **options)
     print(escape(str(plan), keep=_LINE_END))
     failed = plan.rows["error"].dropna()
     for message in failed.iloc[:_SHOWN_ERRORS]:

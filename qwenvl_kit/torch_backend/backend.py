@@ -36,6 +36,7 @@ from qwenvl_kit.torch_backend.vision import uses_flash_kernel
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
