@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.types import PatchGeometry, Request, Result
 
@@ -112,6 +113,11 @@ class BackendSpec(Protocol):
     @property
     def geometry(self) -> PatchGeometry:
         """Patch size and pixel limits of the checkpoint."""
+        ...
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The configs of the model; None where there is no model."""
         ...
 
     @property

@@ -36,6 +36,7 @@ from qwenvl_kit.torch_backend.vision import uses_flash_kernel
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
@@ -60,6 +61,11 @@ class TorchSpec:
         """Equal for configs that can share one loaded model."""
         placed = (self.config.device_map, self.config.max_memory)
         return f"torch:{self.folder}:{self.fingerprint}:{self.resolved.device}:{placed}"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The configs of the model."""
+        return read(self.folder)
 
     def load(self, control: RunControl | None = None) -> TorchBackend:
         """Read the weights and return the backend; `control` may cancel it."""
@@ -88,7 +94,8 @@ class TorchBackend:
             processor = load_processor(checkpoint)
             self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held)
             self._held = held.pop_all()
-        self.model_runner = TorchModelRunner(self._model, compiles=spec.resolved.torch_compile)
+        compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
+        self.model_runner = TorchModelRunner(self._model, compiles=compiles)
         if read(spec.folder).digest != spec.digest:
             self._free()
             raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
@@ -104,6 +111,10 @@ class TorchBackend:
         """Yield the results of a queue's requests."""
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"The device map placed modules on {_places(places)}.")
+        if resolved.torch_compile and _is_hooked(self._model):
+            control.note(
+                "torch_compile=True is ignored (the device map moves modules between devices); running in eager mode."
+            )
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
@@ -158,6 +169,11 @@ def spec(config: Config) -> TorchSpec:
     return TorchSpec(
         checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
     )
+
+
+def _is_hooked(model: Any) -> bool:
+    """Return whether accelerate moves weights or inputs between devices, which only a loaded model tells."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _places(device_map: Mapping[str, Any]) -> str:
