@@ -152,7 +152,6 @@ NAMES = {
     "mask": "redact_url",
     "pack_text": "prepack_text",
     "pack_vision": "prepack_vision",
-    "quicken": "fuse_vision",
     "quietly": "silence_transformers",
 }
 ELSEWHERE = {  # names that left the successor of their module
@@ -161,6 +160,7 @@ ELSEWHERE = {  # names that left the successor of their module
     "backends.steps.FiniteGuard": ("torch_backend.stopping", "NonFiniteStop"),
     "backends.steps.StopWhen": ("torch_backend.stopping", "EventStoppingCriteria"),
     "backends.steps.warpers": ("inference.sampler", "logits_processors"),
+    "backends.torch_vision.quicken": ("torch_backend.vision", "fuse_vision"),
     "backends.torch_compiled.attend": ("torch_backend.attention", "grouped_sdpa"),
     "backends.torch_compiled.attend_packed": ("torch_backend.attention", "use_grouped_sdpa"),
     "runner.threads.leave_cores": ("torch_backend.openmp", "release_openmp_threads"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _N_TURNS, _N_LEAST = (
     4,
     16,
-)  # times the rows in flight, and work items, per batch: with fewer the model waits for the next
+)  # rows in flight and work items per batch: with fewer the model waits for the next
 _ROWS_IN_FLIGHT = 16  # where each worker sizes them itself: those of a CPU
 _MAX_PARTITIONS = 256
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.inference.patches import PatchCutter
 from qwenvl_kit.inference.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class InputProcessor:
         self.image_id: int = int(processor.image_token_id)
         self._processor, self._image_processor = processor, processor.image_processor
         self._tokenizer = processor.tokenizer
+        self._cutter: PatchCutter | None = None  # made late: `check_checkpoint` names what is wrong with a config
         self._context = context
         self._control_tokens = tuple(str(token) for token in self._tokenizer.get_added_vocab())
 
@@ -95,15 +97,11 @@ class InputProcessor:
         self._check_vocabulary(ids)
         return Sequence(request, ids, grid, image_id=self.image_id, merge=int(self._image_processor.merge_size))
 
-    def patchify(self, image: LoadedImage) -> Tensor:
-        """Return the normalised patches of an image, float (P, C·T·p·p): eight times the bytes of its pixels."""
-        pixels = torch.tensor(image.pixels).permute(2, 0, 1)  # (3, H, W), copied
-        # do_resize=False: the image has its size already, and twice resized is not once resized.
-        processed = self._image_processor(
-            images=[pixels], do_resize=False, input_data_format="channels_first", return_tensors="pt"
-        )
-        patches: Tensor = processed["pixel_values"]
-        return patches
+    def patchify(self, image: LoadedImage, device: torch.device | None = None) -> Tensor:
+        """Return the normalised patches of an image on a device, float32 (P, C·T·p·p); see `PatchCutter.cut`."""
+        if self._cutter is None:
+            self._cutter = PatchCutter(self._image_processor)
+        return self._cutter.cut(image.pixels, device or torch.device("cpu"))
 
     def render(self, n_images: int, prompt: str, system: str | None, *, add_generation_prompt: bool = True) -> str:
         """Fill the chat template with images, a prompt and, unless it is None, a system prompt."""

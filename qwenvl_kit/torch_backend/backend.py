@@ -6,6 +6,7 @@ Greedy search and sampling run in `inference.engine`, beam search in transformer
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import tempfile
 from collections import Counter
@@ -39,8 +40,9 @@ from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
-from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
+from qwenvl_kit.torch_backend.onednn.vision import prepack_vision
 from qwenvl_kit.torch_backend.openmp import num_threads
+from qwenvl_kit.torch_backend.vision import fuse_vision, uses_flash_kernel
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
@@ -105,7 +107,8 @@ class TorchBackend:
         self.tokenization = Tokenization.of(
             processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
         )
-        self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
+        patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
+        self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id
         self._cache_memory = CacheMemory(
             kv_bytes_per_token(checkpoint.config, spec.resolved.dtype), self.model_runner.cache_devices()
@@ -119,6 +122,8 @@ class TorchBackend:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
             control.note("SDPA runs without cuDNN.")
+            kernel = "torch's flash kernel" if uses_flash_kernel(self._model.model.visual) else "SDPA"
+            control.note(f"Vision attention runs on {kernel}.")
         with num_threads(resolved.threads), without_cudnn():
             if resolved.num_beams > 1:
                 beams = BeamSearch(self._model, self.tokenization, pad_id=self._pad_id, device=self.model_runner.device)
@@ -207,20 +212,17 @@ def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitSt
 
 
 def _optimize(model: Any, *, compiles: bool) -> bool:
-    """Replace layers by faster equal ones, unless accelerate moves them between devices; return whether on oneDNN.
+    """Replace layers by faster equal ones; return whether linear layers run on oneDNN.
 
     torch compiles plain layers only: prepacked weights are opaque to it.
     """
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return False
-    if can_prepack(model):
-        prepack_vision(model.model.visual)
-        if not compiles:
-            prepack_text(model.model.language_model)
-        return True
-    if model.model.visual.config._attn_implementation == "sdpa":
+    if not can_prepack(model):
         fuse_vision(model.model.visual)
-    return False
+        return False
+    prepack_vision(model.model.visual)
+    if not compiles:
+        prepack_text(model.model.language_model)
+    return True
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

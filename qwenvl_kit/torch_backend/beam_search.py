@@ -79,7 +79,8 @@ class BeamSearch:
         return batch, errors
 
     def _patches(self, sequence: Sequence) -> Tensor:
-        return torch.cat([self._tokenization.processor.patchify(image) for image in sequence.request.images])
+        patchify = self._tokenization.processor.patchify
+        return torch.cat([patchify(image, self._device) for image in sequence.request.images])
 
     def _answer(
         self, batch: Batch, resolved: ResolvedConfig, control: RunControl, waiting: WaitingQueue

@@ -15,6 +15,7 @@ import torch
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
@@ -228,11 +229,6 @@ def _device_of(layer: Any) -> torch.device | None:
     if places:
         return torch.device(places[0])
     return next((one.device for one in layer.parameters() if one.device.type != "meta"), None)
-
-
-def upload(patches: Tensor, device: torch.device) -> Tensor:
-    """Copy patches to a device, to a GPU from pinned memory, so that the CPU goes on meanwhile."""
-    return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
 def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:

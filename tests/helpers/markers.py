@@ -29,6 +29,7 @@ NEEDS = {
         "tests/demo/training/",
         "tests/inference/test_equality.py",
         "tests/inference/test_mrope.py",
+        "tests/inference/test_patches.py",
         "tests/onnx_backend/",
         "tests/test_former_names.py",  # imports all backends
         "tests/torch_backend/",

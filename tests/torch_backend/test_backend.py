@@ -278,10 +278,10 @@ def test_what_transformers_raises_over_one_row_is_that_rows_error(
             raise TypeError("unsupported operand")
         return render(self, n_pictures, prompt, *rest, **options)
 
-    def faulty_cut(self: InputProcessor, picture: Any) -> Any:
+    def faulty_cut(self: InputProcessor, picture: Any, device: Any = None) -> Any:
         if picture.pixels[0, 0, 0] == 7:
             raise ZeroDivisionError("division by zero")
-        return cut(self, picture)
+        return cut(self, picture, device)
 
     monkeypatch.setattr(InputProcessor, "render", faulty_render)
     monkeypatch.setattr(InputProcessor, "patchify", faulty_cut)

@@ -14,12 +14,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import use_grouped_sdpa
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, upload
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
-from qwenvl_kit.torch_backend.onednn.vision import fuse_vision, prepack_vision
+from qwenvl_kit.torch_backend.onednn.vision import prepack_vision
+from qwenvl_kit.torch_backend.vision import fuse_vision
 
 NEAR = {"atol": 2e-4, "rtol": 1e-4}  # of logits up to 50; float32 summed in another order
 GRIDS = torch.tensor([[1, 4, 6], [1, 10, 22], [1, 18, 8], [1, 16, 16]])  # windows are 8 × 8 patches: full and cut ones
@@ -109,6 +111,7 @@ def test_images_are_encoded_alike_alone_and_together(
 
 def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:
     class Patches:
+        device = torch.device("cpu")
         is_pinned = False
 
         def pin_memory(self) -> Patches:
