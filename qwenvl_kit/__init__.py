@@ -3,9 +3,8 @@
 The import registers ``df.vl`` and ``Series.vl`` on pandas. The first call imports torch and transformers.
 """
 
-from qwenvl_kit import _moved
+from qwenvl_kit import _moved, accessor, series_accessor  # noqa: F401  # the accessors register themselves
 from qwenvl_kit._version import __version__
-from qwenvl_kit.accessor import register
 from qwenvl_kit.errors import (
     BackendBusy,
     BackendFailed,
@@ -62,4 +61,3 @@ __all__ = [
 ]
 
 _moved.install()
-register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +29,48 @@ def available_memory() -> int | None:
     return max(0, min(rooms) - _mapped()) if rooms else None
 
 
+def in_words(n_bytes: float) -> str:
+    """Return a size as people read it.
+
+    Examples
+    --------
+    >>> in_words(8.8 * 2**30), in_words(70.4 * 2**20)
+    ('8.8 GiB', '70 MiB')
+    """
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
+
+
+def total_memory() -> int | None:
+    """Return the bytes of RAM and swap that this process could ever use, None where the system does not say.
+
+    Examples
+    --------
+    >>> most = total_memory()
+    >>> most is None or most > 0
+    True
+    """
+    try:
+        machine = 1024 * (_field(_PROC / "meminfo", "MemTotal:") + _field(_PROC / "meminfo", "SwapTotal:"))
+    except (OSError, ValueError):
+        return None
+    return min([machine, *_limits()])
+
+
+def resident_memory() -> int | None:
+    """Return the bytes of this process in RAM, None where the system does not say.
+
+    Examples
+    --------
+    >>> used = resident_memory()
+    >>> used is None or used > 0
+    True
+    """
+    try:
+        return 1024 * _field(_PROC / "self" / "status", "VmRSS:")
+    except (OSError, ValueError):
+        return None
+
+
 def _machine() -> int | None:
     try:
         return 1024 * _field(_PROC / "meminfo", "MemAvailable:")
@@ -44,6 +87,19 @@ def _mapped() -> int:
 
 def _groups() -> Iterator[int | None]:
     """Yield what the limit of each group leaves, from this process's group up to the root."""
+    for group, files in _memory_groups():
+        yield _left(group, *files)
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limit of each group that has one; a swap's own limit is left out, so that the sum is never too low."""
+    for group, (limit, _, _) in _memory_groups():
+        with contextlib.suppress(OSError, ValueError):
+            yield int((group / limit).read_text())
+
+
+def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, ...]]]]:
+    """Yield the folders of this process's group and those above it, with the names of their files."""
     try:
         lines = (_PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -57,7 +113,7 @@ def _groups() -> Iterator[int | None]:
         # Without a namespace of cgroups, a container sees its own group at the root of the mount.
         inner = PurePosixPath(place.lstrip("/"))
         for group in (inner, *inner.parents):
-            yield _left(root / group, *(_LEGACY if legacy else _UNIFIED))
+            yield root / group, (_LEGACY if legacy else _UNIFIED)
 
 
 def _left(group: Path, limit: str, use: str, cached: tuple[str, ...]) -> int | None:

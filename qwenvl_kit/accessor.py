@@ -1,4 +1,4 @@
-"""The pandas accessor ``df.vl`` and the registration of both accessors."""
+"""The pandas accessor ``df.vl``."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Unpack
 import pandas as pd
 
 from qwenvl_kit.columns import labels_of, pick_column, pick_prompts, pick_question
-from qwenvl_kit.compare import Comparison, compare
+from qwenvl_kit.compare import Comparison
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import remember, row_prompts, row_texts, run_questions, run_rows, run_texts
+from qwenvl_kit.frame_run import compare_rows, plan_rows, run_questions, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
-from qwenvl_kit.options import Config, FetchKeywords, Options
-from qwenvl_kit.series_accessor import SeriesAccessor
+from qwenvl_kit.options import FetchKeywords, Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.plan import Plan
 
 Prompts = Hashable | Sequence[str | None] | pd.Series
 
 
+@pd.api.extensions.register_dataframe_accessor("vl")
 class FrameAccessor:
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
@@ -102,10 +103,8 @@ class FrameAccessor:
             Column of images, as for `caption`.
         question : str, label or mapping
             A question, a column of this frame with one per row, or a mapping from names to either.
-        control : Control, optional
+        control, **options
             As for `caption`.
-        **options
-            See below.
 
         Returns
         -------
@@ -143,11 +142,6 @@ class FrameAccessor:
     ) -> pd.DataFrame:
         """Return all result fields of each row; otherwise as `caption`.
 
-        Parameters
-        ----------
-        column, prompts, control, **options
-            As for `caption`.
-
         Returns
         -------
         DataFrame
@@ -167,6 +161,24 @@ class FrameAccessor:
         ['null_image']
         """
         return run_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), control, options)
+
+    @expand_options
+    def plan(self, column: Hashable, *, prompts: Prompts | None = None, **options: Unpack[Options]) -> Plan:
+        """Return tokens, memory and time of a run, and what does not fit, before anything loads.
+
+        Parameters
+        ----------
+        column, prompts, **options
+            As for `caption`, and so are errors. Only headers of images and configs of the model are read.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> df = pd.DataFrame({"image": [np.zeros((480, 640, 3), np.uint8)]})
+        >>> df.vl.plan("image", backend="echo").rows["visual_tokens"].tolist()
+        [391]
+        """
+        return plan_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), options)
 
     @expand_options
     def compare(
@@ -196,12 +208,10 @@ class FrameAccessor:
             in these options only. Default: the first value of every option.
         truth : label, Series or sequence of str, optional
             The correct answers, one per row.
-        prompts, control
-            As for `caption`.
         repeats : int
             Runs of each setting. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
-        **options
-            The fixed options; see below.
+        prompts, control, **options
+            As for `caption`.
 
         Returns
         -------
@@ -225,21 +235,17 @@ class FrameAccessor:
         >>> found.frame["status"].tolist()
         ['null_image', 'null_image']
         """
-        cells = pick_column(self._frame, column)
         if "prompt" in vary and prompts is not None:
             raise ConfigError("prompts and vary['prompt'] exclude each other. Pass only one of them.")
-        asked = None if "prompt" in vary else pick_prompts(self._frame, prompts)
-        texts = None if "prompt" in vary else row_prompts(asked, Config(**options).prompt, cells.index)
-        return compare(
-            cells,
-            texts,
+        return compare_rows(
+            pick_column(self._frame, column),
+            pick_prompts(self._frame, prompts),
             vary,
             options,
             reference=reference,
-            truths=None if truth is None else row_texts("truth", pick_prompts(self._frame, truth), cells.index),
+            truth=pick_prompts(self._frame, truth),
             repeats=repeats,
             control=control,
-            keep=remember,
         )
 
     @expand_options(only=SHOW_OPTIONS)
@@ -291,9 +297,3 @@ class FrameAccessor:
         for name in [*(named or []), *([] if column is None else [column])]:
             pick_column(self._frame, name)
         return contact_sheet(self._frame, column, named, n_rows=n_rows, max_bytes=max_bytes, config=config)
-
-
-def register() -> None:
-    """Register the accessors on pandas, as ``df.vl`` and ``Series.vl``."""
-    pd.api.extensions.register_dataframe_accessor("vl")(FrameAccessor)
-    pd.api.extensions.register_series_accessor("vl")(SeriesAccessor)

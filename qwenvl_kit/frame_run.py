@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import pandas as pd
 
+from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import execute
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.results import result_frame, return_or_raise, text_series
+from qwenvl_kit.tasks.plan import Plan, plan_run
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Control
@@ -57,6 +59,12 @@ def run_rows(cells: pd.Series, prompts: object, control: Control | None, options
     return _execute(cells, [prompts], Config(**options), control, lambda frame: frame)
 
 
+def plan_rows(cells: pd.Series, prompts: object, options: Options) -> Plan:
+    """Return the plan of a run of one prompt per cell."""
+    config = Config(**options)
+    return plan_run(cells, row_prompts(prompts, config.prompt, cells.index), config)
+
+
 def run_texts(cells: pd.Series, prompts: object, name: str, control: Control | None, options: Options) -> pd.Series:
     """Return the answers to one prompt per cell, as a series of this name."""
     return _execute(cells, [prompts], Config(**options), control, lambda frame: text_series(frame, name))
@@ -85,6 +93,31 @@ def run_questions(
     return _execute(cells, list(questions.values()), Config(**options), control, columns)
 
 
+def compare_rows(
+    cells: pd.Series,
+    prompts: object,
+    vary: Mapping[str, Sequence[object]],
+    options: Options,
+    *,
+    reference: Mapping[str, object] | None,
+    truth: object,
+    repeats: int,
+    control: Control | None,
+) -> Comparison:
+    """Return the comparison of all combinations of settings on all cells; `prompts` are left out where they vary."""
+    return compare(
+        cells,
+        None if "prompt" in vary else row_prompts(prompts, Config(**options).prompt, cells.index),
+        vary,
+        options,
+        reference=reference,
+        truths=None if truth is None else fill(_values("truth", truth, cells.index), None, len(cells)),
+        repeats=repeats,
+        control=control,
+        keep=remember,
+    )
+
+
 def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[str | None]:
     """Return one prompt per row; `default` where it is missing.
 
@@ -96,11 +129,6 @@ def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[s
     if isinstance(prompts, str):
         return [prompts] * len(index)
     return fill(_values("prompts", prompts, index), default, len(index))
-
-
-def row_texts(name: str, given: object, index: pd.Index) -> list[str | None]:
-    """Return one text per row; None where it is missing. Raise as `row_prompts` does."""
-    return fill(_values(name, given, index), None, len(index))
 
 
 def _values(name: str, given: object, index: pd.Index) -> Sequence[object] | None:

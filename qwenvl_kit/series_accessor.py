@@ -7,12 +7,14 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.frame_run import run_questions, run_rows, run_texts
+from qwenvl_kit.frame_run import plan_rows, run_questions, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.plan import Plan
 
 
+@pd.api.extensions.register_series_accessor("vl")
 class SeriesAccessor:
     """``Series.vl``: run a Qwen2.5-VL on a series of images.
 
@@ -60,3 +62,8 @@ class SeriesAccessor:
     ) -> pd.DataFrame:
         """Return all result fields of each row; see `FrameAccessor.run`."""
         return run_rows(self._series, prompts, control, options)
+
+    @expand_options
+    def plan(self, *, prompts: pd.Series | Sequence[str | None] | None = None, **options: Unpack[Options]) -> Plan:
+        """Return tokens, memory and time of a run before anything loads; see `FrameAccessor.plan`."""
+        return plan_rows(self._series, prompts, options)

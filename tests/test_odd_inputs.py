@@ -467,7 +467,7 @@ def test_a_sliced_frame_gives_results_for_the_slice() -> None:
 def test_an_empty_or_all_null_frame_is_typed_and_loads_no_model(
     cells: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", lambda *_: pytest.fail("loaded"))
     qwenvl_kit.unload()
     frame = pd.DataFrame({"image": pd.Series(cells, dtype=object)})
     filled = pd.Series([GOOD]).astype(object)

@@ -89,7 +89,7 @@ def test_a_second_call_asks_only_what_is_missing(store: Path, asked: list[int]) 
 def test_a_run_that_the_store_can_answer_loads_no_model(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pd.Series(pictures(3)).vl.caption(store=store, **ECHO)
     qwenvl_kit.unload()
-    monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("qwenvl_kit.inference.echo.EchoSpec.load", lambda *_: pytest.fail("loaded"))
 
     assert pd.Series(pictures(3)).vl.run(store=store, **ECHO)["cached"].all()
 

@@ -33,12 +33,21 @@ class Device:
         Version of the flash-attn package; None where it cannot be used.
     flash_fault : str
         Why it cannot be used.
+    capability : (int, int) or None
+        Compute capability of its oldest GPU; None on a CPU.
+    spans : bool
+        A device map certainly places modules on several devices.
+    advice : tuple of str
+        What the caller should know about it, such as a dtype that it computes slowly.
     """
 
     name: str
     is_cuda: bool = False
     flash_attention: str | None = None
     flash_fault: str = NO_FLASH_ATTENTION
+    capability: tuple[int, int] | None = None
+    spans: bool = False
+    advice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +148,12 @@ def choose_attention(
     return attention, (IgnoredOption("use_flash_attention_2", True, f"using {attention}", reason),)
 
 
-def check_compilation(config: Config) -> tuple[IgnoredOption, ...]:
+def check_compilation(config: Config, device: Device) -> tuple[IgnoredOption, ...]:
     """Return a note where another option excludes compiled decode steps."""
     if not config.torch_compile:
         return ()
-    if config.device_map is not None:
-        reason = "device_map moves modules between devices"
+    if device.spans:
+        reason = f"device_map={config.device_map!r} moves modules between devices"
     elif config.num_beams > 1:
         reason = f"num_beams={config.num_beams} runs through transformers' generate"
     else:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +11,9 @@ import pandas as pd
 
 import qwenvl_kit
 from qwenvl_kit.cli.options import add_options, config_of
+from qwenvl_kit.cli.places import cell_of, images_in
 from qwenvl_kit.cli.tables import OUT_HELP, check_out, record_of, rescue, save
 from qwenvl_kit.cli.terminal import escape, whole
-from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -36,9 +34,9 @@ def work(parsed: argparse.Namespace) -> int:
     if parsed.out is not None:
         check_out(parsed.out, has_record=True)
     # Names that are not UTF-8 fit an object column only, where pandas stores strings as Arrow.
-    images = list(_images(parsed.images))
+    images = list(images_in(parsed.images))
     frame = pd.DataFrame({"image": pd.Series(images, dtype=object)})
-    cells = pd.DataFrame({"image": pd.Series(list(map(_cell, images)), dtype=object)})
+    cells = pd.DataFrame({"image": pd.Series(list(map(cell_of, images)), dtype=object)})
     options: dict[str, Any] = {name: getattr(config, name) for name in config.explicit}
     before = qwenvl_kit.last_run()
     try:
@@ -52,36 +50,6 @@ def work(parsed: argparse.Namespace) -> int:
             _output(frame, done, parsed.out)
         raise
     return _output(frame, results, parsed.out)
-
-
-def _images(places: list[str]) -> Iterator[str]:
-    """Yield URLs and files, and the files of each folder, sorted, without hidden ones."""
-    for place in places:
-        path = os.path.expanduser(place)
-        if "://" not in place and os.path.isdir(path):
-            yield from _files(path, place)
-        elif "://" not in place and place.endswith(("/", os.sep)):
-            raise ConfigError(f"No folder {place}. Relative paths start from {Path.cwd()}.")
-        else:
-            yield place
-
-
-def _cell(place: str) -> str:
-    """Return the cell of a file; names with outer white space become URIs, since cells are stripped."""
-    return Path(os.path.abspath(place)).as_uri() if place != place.strip() and os.path.isfile(place) else place
-
-
-def _files(folder: str, shown: str) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot read the folder {shown}: {error.strerror}. Pass files, or another folder."
-        ) from error
-    if not found:
-        raise ConfigError(f"The folder {shown} contains no files. Pass files, or another folder.")
-    return found
 
 
 def _output(frame: pd.DataFrame, results: pd.DataFrame, out: Path | None) -> int:

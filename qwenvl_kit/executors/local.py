@@ -87,7 +87,7 @@ def run_spec(
     prompts: Sequence[str | None],
     config: Config,
     spec: BackendSpec,
-    acquire: Callable[[], AbstractContextManager[Backend]],
+    acquire: Callable[[RunControl], AbstractContextManager[Backend]],
     *,
     control: Control | None = None,
     store: Store | None = None,
@@ -125,7 +125,7 @@ def run_spec(
     >>> from qwenvl_kit import Config
     >>> config = Config(backend="echo", progress=False)
     >>> spec = make_spec(config)
-    >>> run_spec([None], ["What?"], config, spec, lambda: nullcontext(spec.load())).results[0].status
+    >>> run_spec([None], ["What?"], config, spec, lambda control: nullcontext(spec.load(control))).results[0].status
     'null_image'
     """
     clock = RunClock()

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from qwenvl_kit.errors import ForkedProcess
 from qwenvl_kit.executors.base import refuse_nested_run
+from qwenvl_kit.inference.cancellation import Cancelled
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Backend, BackendSpec
+    from qwenvl_kit.inference.backend import Backend, BackendSpec, RunControl
+
+_PATIENCE_S = 0.1  # between two looks at whether a waiting run is cancelled
 
 
 class ModelCache:
@@ -53,13 +56,22 @@ class ModelCache:
                 self._n_runs -= 1
 
     @contextlib.contextmanager
-    def acquire(self, spec: BackendSpec) -> Iterator[Backend]:
-        """Wait for the model of `spec` and hold it; it is loaded where another one, or none, is."""
-        with self._in_use:
+    def acquire(self, spec: BackendSpec, control: RunControl | None = None) -> Iterator[Backend]:
+        """Wait for the model of `spec` and hold it; it is loaded where another one, or none, is.
+
+        Raises
+        ------
+        Cancelled
+            `control` was cancelled while another run used the model, or while it was loaded.
+        """
+        self._wait(control)
+        try:
             if self._backend is None or self._identity != spec.identity:
                 self._drop()
-                self._backend, self._identity = spec.load(), spec.identity
+                self._backend, self._identity = spec.load(control), spec.identity
             yield self._backend
+        finally:
+            self._in_use.release()
 
     def clear(self) -> None:
         """Free the model, once no run uses it."""
@@ -71,6 +83,11 @@ class ModelCache:
         self._in_use, self._counting = threading.Lock(), threading.Lock()
         self._was_forked = self._was_forked or self._backend is not None or self._n_runs > 0
         self._backend, self._identity, self._n_runs = None, None, 0
+
+    def _wait(self, control: RunControl | None) -> None:
+        while not self._in_use.acquire(timeout=_PATIENCE_S):
+            if control is not None and control.cancel.is_set():
+                raise Cancelled
 
     def _drop(self) -> None:
         backend, self._backend, self._identity = self._backend, None, None

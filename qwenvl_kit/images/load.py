@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -180,6 +181,13 @@ class ImageLoader:
                     return self._decode_apart(source, fetched, cost.n_pixels)
                 with _decoding.take(1):
                     return self._decode_here(source, fetched)
+
+    @staticmethod
+    def decoding_bytes(n_pixels: Sequence[int]) -> int:
+        """Return the most memory that decoding images of so many pixels takes at a time, here and in processes."""
+        counted = sorted((n for n in n_pixels if n > _FREE_PIXELS), reverse=True)[: _SLOTS + 1]
+        costs = [12 * n + (_PROCESS_BYTES if n > SHORT_PIXELS else 0) for n in counted]
+        return max(costs[0], min(sum(costs), _MEMORY)) if costs else sum(sorted(n_pixels)[-_SLOTS:]) * 12
 
     @staticmethod
     def close_idle() -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.types import PatchGeometry, Request, Result
+
+
+Stage = Literal["load", "encode", "prefill"]
 
 
 class RequestQueue(Protocol):
@@ -65,11 +69,16 @@ class RunControl:
         See `Control`.
     note : callable
         Called with a sentence for the run's record when something ran otherwise than planned.
+    report : callable
+        Called as ``report(stage, done, total)`` within long work. ``load`` counts tensors that are read, or layers that
+        are packed; ``encode`` blocks of the vision tower in one pass; ``prefill`` layers of the language model in all
+        passes of some prompts.
     """
 
     cancel: threading.Event = field(default_factory=threading.Event)
     on_token: Callable[[int, str], None] | None = None
     note: Callable[[str], None] = field(default=lambda _: None, repr=False)
+    report: Callable[[Stage, int, int], None] = field(default=lambda *_: None, repr=False)
 
 
 class Backend(Protocol):
@@ -107,10 +116,21 @@ class BackendSpec(Protocol):
         ...
 
     @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The configs of the model; None where there is no model."""
+        ...
+
+    @property
     def resolved(self) -> ResolvedConfig:
         """The options as they will run."""
         ...
 
-    def load(self) -> Backend:
-        """Read the weights and return the backend."""
+    def load(self, control: RunControl | None = None) -> Backend:
+        """Read the weights and return the backend.
+
+        Raises
+        ------
+        Cancelled
+            `control` was cancelled meanwhile.
+        """
         ...

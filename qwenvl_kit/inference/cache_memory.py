@@ -47,17 +47,6 @@ class CacheMemory:
         return max(0, int(min(tokens)))
 
 
-def in_words(n_bytes: float) -> str:
-    """Return a size as people read it.
-
-    Examples
-    --------
-    >>> in_words(8.8 * 2**30), in_words(70.4 * 2**20)
-    ('8.8 GiB', '70 MiB')
-    """
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
-
-
 def _free_bytes(device: torch.device, *, reserve: bool) -> float | None:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

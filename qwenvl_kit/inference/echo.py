@@ -65,7 +65,11 @@ class EchoSpec:
         """Equal for all echoes of one speed."""
         return f"echo:{self.seconds_per_batch}"
 
-    def load(self) -> Echo:
+    @property
+    def checkpoint(self) -> None:
+        """None: there is no model."""
+
+    def load(self, control: RunControl | None = None) -> Echo:
         """Return the backend."""
         return Echo(self.geometry, self.seconds_per_batch)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwenvl_kit.inference.oom import is_out_of_memory
-from qwenvl_kit.inference.packing import pack_sizes
+from qwenvl_kit.inference.packing import max_held_patches, pack_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 128 * 2**20  # about 60 images of 300 tokens of the 7B model in 16 bits
 _MAX_IMAGES = 512  # small ones are soon encoded again, and memory is the same in a longer run
-_MAX_PATCHES = {"cpu": 2048, "cuda": 16384}  # held at once, up to 80 MB: what a model runner needs to fill its device
 
 
 class EncoderCache:
@@ -67,7 +66,7 @@ class EncoderCache:
         encoded: dict[ImageKey, Tensor | Exception] = {key: self._kept[key] for key in images if key in self._kept}
         missing = [key for key in images if key not in encoded]
         grids = {key: one.grid[at] for one in sequences for at, key in enumerate(one.image_keys)}
-        limit = _MAX_PATCHES["cpu" if self._model_runner.device.type == "cpu" else "cuda"]
+        limit = max_held_patches(self._model_runner.device)
         for batch in pack_sizes([int(grids[key].prod()) for key in missing], limit):
             encoded |= self._encode_batch({missing[at]: images[missing[at]] for at in batch}, grids)
         for key, features in encoded.items():

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from qwenvl_kit.inference.cache_size import CacheSize
+from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.sampler import Sampler
 from qwenvl_kit.inference.scheduler import Decode, Prefill, Scheduler
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
@@ -54,7 +56,7 @@ def generate(
     resolved : ResolvedConfig
         ``rows_in_flight`` is the most sequences that run at once, ``batch_size`` the most of one prefill.
     control : RunControl
-        Cancels between two steps.
+        Cancels between two steps, and within long passes.
     memory : CacheMemory, optional
         Measures what the cache may take. If it is unknown, no more than ``batch_size`` run where none were asked for.
 
@@ -108,7 +110,11 @@ class Engine:
 
     def _run_batch(self, batch: Prefill | Decode) -> Iterator[Result]:
         forward = self._prefill if isinstance(batch, Prefill) else self._decode
-        sampled = _unless_out_of_memory(lambda: forward(batch.sequences))
+        try:
+            with cancellable(self._control):
+                sampled = _unless_out_of_memory(lambda: forward(batch.sequences))
+        except Cancelled:
+            return
         if sampled is None:
             yield from self._preempt_and_shrink()
         else:
@@ -144,11 +150,10 @@ class Engine:
     def _decode(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[int | None]]:
         """Append the newest token of each sequence to its slot and sample the next."""
         started = time.perf_counter()
-        ids = torch.tensor([sequence.output_ids[-1] for sequence in sequences])
-        positions = torch.tensor([sequence.position for sequence in sequences])
-        lengths = torch.tensor([sequence.n_tokens - 1 for sequence in sequences])
-        device = self._model_runner.device
-        logits = self._model_runner.decode(ids.to(device), positions.to(device), lengths.to(device))  # (B, V)
+        rows = [(sequence.output_ids[-1], sequence.position, sequence.n_tokens - 1) for sequence in sequences]
+        ids, positions, lengths = upload(torch.tensor(rows).T.contiguous(), self._model_runner.device)  # (B,) each
+        max_len = max(sequence.n_tokens for sequence in sequences)
+        logits = self._model_runner.decode(ids, positions, lengths, max_len)  # (B, V)
         return sequences, self._sample(sequences, logits, started)
 
     def _sample(self, sequences: list[Sequence], logits: Tensor, started: float) -> list[int | None]:

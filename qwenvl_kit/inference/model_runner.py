@@ -41,6 +41,40 @@ class PrefillChunk:
     image_features: Tensor | None = None
 
 
+def in_pieces(chunks: Sequence[PrefillChunk], max_len: int, *, image_id: int) -> list[list[tuple[int, PrefillChunk]]]:
+    """Split chunks into pieces of at most `max_len` tokens and of nearly equal length.
+
+    Returns
+    -------
+    list of list of (int, PrefillChunk)
+        Pieces to prefill in turn, each with the index of its chunk: first the first piece of every chunk, then the
+        second of every longer one, and so on. A later piece attends to the earlier ones as cached tokens.
+    """
+    turns: list[list[tuple[int, PrefillChunk]]] = []
+    for at, chunk in enumerate(chunks):
+        n_pieces = -(-len(chunk.ids) // max_len)
+        for turn, piece in enumerate(_split(chunk, n_pieces, image_id)):
+            if turn == len(turns):
+                turns.append([])
+            turns[turn].append((at, piece))
+    return turns
+
+
+def _split(chunk: PrefillChunk, n_pieces: int, image_id: int) -> list[PrefillChunk]:
+    if n_pieces == 1:
+        return [chunk]
+    pieces: list[PrefillChunk] = []
+    features = chunk.image_features
+    for ids, positions in zip(chunk.ids.chunk(n_pieces), chunk.positions.chunk(n_pieces, dim=1), strict=True):
+        seen = None
+        if features is not None:
+            seen, features = features.tensor_split([int((ids == image_id).sum())])
+        seen = seen if seen is not None and len(seen) else None
+        cached_len = chunk.cached_len + sum(len(piece.ids) for piece in pieces)
+        pieces.append(PrefillChunk(chunk.slot, ids, positions, cached_len, seen))
+    return pieces
+
+
 class ModelRunner(Protocol):
     """A model with its weights and one KV cache, for one thread at a time."""
 
@@ -80,8 +114,8 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Append one token to each of the slots 0 to B-1.
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Append one token to each of the slots 0 to B-1, without waiting for the device.
 
         Parameters
         ----------
@@ -91,11 +125,13 @@ class ModelRunner(Protocol):
             Its M-RoPE position, whose three rows are equal after a prompt.
         lengths : int64 Tensor (B,)
             Tokens in each slot before the step.
+        max_len : int
+            Tokens in the longest slot after the step: the largest length and one.
 
         Returns
         -------
         float32 Tensor (B, V)
-            Logits.
+            Logits, which the caller may overwrite.
         """
         ...
 

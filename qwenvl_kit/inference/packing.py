@@ -13,16 +13,22 @@ if TYPE_CHECKING:
 _PREFILL_TOKENS = {"cpu": 640, "cuda": 8192}  # in one pass, padding included: what fills a device, and its caches
 _IMAGE_PATCHES = {"cpu": 1024, "cuda": 16384}  # in one pass
 _GROUP = 8  # sequences prefilled between two looks at `cancel`, unless all their images fit one pass
+_HELD_PATCHES = {"cpu": 2048, "cuda": 16384}  # at once, up to 80 MB: what a model runner needs to fill its device
 
 
-def max_prefill_tokens(device: torch.device) -> int:
+def max_prefill_tokens(device: torch.device | str) -> int:
     """Return the most tokens of one prefill pass, padding included; a longer prompt has a pass of its own."""
-    return _PREFILL_TOKENS["cpu" if device.type == "cpu" else "cuda"]
+    return _PREFILL_TOKENS[_kind(device)]
 
 
-def max_image_patches(device: torch.device) -> int:
+def max_image_patches(device: torch.device | str) -> int:
     """Return the most patches of one pass of the vision tower; a larger image has a pass of its own."""
-    return _IMAGE_PATCHES["cpu" if device.type == "cpu" else "cuda"]
+    return _IMAGE_PATCHES[_kind(device)]
+
+
+def max_held_patches(device: torch.device | str) -> int:
+    """Return the most patches that are held at once; a larger image is held alone."""
+    return _HELD_PATCHES[_kind(device)]
 
 
 def is_one_group(sequences: Sequence[_Sequence], device: torch.device) -> bool:
@@ -66,3 +72,8 @@ def pack_sizes(sizes: Sequence[int], limit: int) -> list[list[int]]:
     [[0, 1], [2], [3, 4]]
     """
     return pack(range(len(sizes)), lambda batch: sum(sizes[at] for at in batch) <= limit)
+
+
+def _kind(device: torch.device | str) -> str:
+    name = device if isinstance(device, str) else device.type
+    return "cpu" if name == "cpu" else "cuda"

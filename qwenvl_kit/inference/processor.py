@@ -92,10 +92,22 @@ class InputProcessor:
         patch = self._image_processor.patch_size
         sizes = [image.size for image in request.images]
         grid = torch.tensor([[1, height // patch, width // patch] for height, width in sizes])  # an image has one frame
-        ids = self._with_visual_tokens(self._prompt_ids(request), grid)
-        self._check_context(len(ids), request)
+        ids = self._with_visual_tokens(self._prompt_ids(len(sizes), request.prompt, request.system), grid)
+        self.check_context(len(ids), request.max_new_tokens)
         self._check_vocabulary(ids)
         return Sequence(request, ids, grid, image_id=self.image_id, merge=int(self._image_processor.merge_size))
+
+    def count_text_tokens(self, n_images: int, prompt: str, system: str | None) -> int:
+        """Return the tokens of a prompt and its template, without visual ones.
+
+        Raises
+        ------
+        RowError
+            The tokenizer has a token that the model lacks, of the stage ``generate``.
+        """
+        ids = self._prompt_ids(n_images, prompt, system)
+        self._check_vocabulary(ids)
+        return len(ids) - n_images
 
     def patchify(self, image: LoadedImage, device: torch.device | None = None) -> Tensor:
         """Return the normalised patches of an image on a device, float32 (P, C·T·p·p); see `PatchCutter.cut`."""
@@ -119,18 +131,17 @@ class InputProcessor:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
         return ids
 
-    def _prompt_ids(self, request: Request) -> list[int]:
+    def _prompt_ids(self, n_images: int, prompt: str, system: str | None) -> list[int]:
         """Return token ids with one visual token for each image."""
-        texts = (request.prompt, request.system or "")
-        if not any(token in text for token in self._control_tokens for text in texts):
-            return self.ids(self.render(len(request.images), request.prompt, request.system))
-        return self._literal_ids(request)
+        if not any(token in text for token in self._control_tokens for text in (prompt, system or "")):
+            return self.ids(self.render(n_images, prompt, system))
+        return self._literal_ids(n_images, prompt, system)
 
-    def _literal_ids(self, request: Request) -> list[int]:
+    def _literal_ids(self, n_images: int, prompt: str, system: str | None) -> list[int]:
         """Tokenize texts that contain names of control tokens apart from the template, so that they stay text."""
-        system = None if request.system is None else _SENTINEL
-        parts = self.render(len(request.images), _SENTINEL, system).split(_SENTINEL)
-        texts = [text for text in (request.system, request.prompt) if text is not None]
+        rendered = self.render(n_images, _SENTINEL, None if system is None else _SENTINEL)
+        parts = rendered.split(_SENTINEL)
+        texts = [text for text in (system, prompt) if text is not None]
         ids = self.ids(parts[0])
         for text, part in zip(texts, parts[1:], strict=True):
             ids += self.ids(text, literal=True) + self.ids(part)
@@ -146,11 +157,12 @@ class InputProcessor:
         assert next(counts, None) is None, "the template has a place for every image"
         return expanded
 
-    def _check_context(self, n_tokens: int, request: Request) -> None:
-        if n_tokens + request.max_new_tokens > self._context:
+    def check_context(self, n_tokens: int, max_new_tokens: int) -> None:
+        """Raise a RowError of the stage ``generate`` where a prompt and its answer exceed the model's context."""
+        if n_tokens + max_new_tokens > self._context:
             raise RowError(
                 "generate",
-                f"The prompt has {n_tokens} tokens and the answer up to {request.max_new_tokens}; the model's context "
+                f"The prompt has {n_tokens} tokens and the answer up to {max_new_tokens}; the model's context "
                 f"is {self._context} tokens. Lower max_pixels or max_caption_length, or shorten the prompt.",
             )
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from qwenvl_kit.checkpoints.generation_config import biases, own_processors
+from qwenvl_kit.inference.sampling_rows import SamplingRows
 from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
 
 if TYPE_CHECKING:
@@ -27,7 +21,10 @@ _MAX_PROMPT_LENGTHS = 256  # whose processors are kept
 
 
 class Sampler:
-    """Apply transformers' logits processors to each sequence by itself, then take the largest score.
+    """Apply transformers' logits processors to all sequences at once, then take the largest score of each.
+
+    A checkpoint's own processors, such as ``no_repeat_ngram_size``, read a row's tokens on the CPU and run row by row.
+    Few checkpoints have any.
 
     Parameters
     ----------
@@ -40,36 +37,54 @@ class Sampler:
     def __init__(self, resolved: ResolvedConfig, eos_ids: tuple[int, ...] = ()) -> None:
         self._settings, self._eos_ids = dict(resolved.generation), eos_ids
         self._biases = biases(self._settings)
-        if resolved.repetition_penalty != 1:
-            self._biases.append(RepetitionPenaltyLogitsProcessor(resolved.repetition_penalty))
+        self._penalty = resolved.repetition_penalty
         self._by_prompt_len: dict[int, LogitsProcessorList] = {}
-        self._processors = logits_processors(resolved) if resolved.do_sample else None
+        self._warpers = logits_processors(resolved) if resolved.do_sample else None
+        self._rows = SamplingRows(keeps_tokens=self._penalty != 1)
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | None]:
-        """Return the next token of each sequence from float32 logits (B, V); None where they are not finite."""
+        """Return the next token of each sequence from float32 logits (B, V); None where they are not finite.
+
+        The logits are overwritten.
+        """
+        tokens: list[int] = self.choose(logits, sequences).tolist()
+        return [None if token < 0 else token for token in tokens]
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Return the next tokens (B,) on the logits' device, -1 where a row is not finite; wait for nothing."""
         # -inf is how processors forbid a token; NaN, +inf and a row of -inf only come from overflow. NaN wins in max.
         best, chosen = logits.max(dim=-1)  # (B,), (B,)
-        finite: list[bool] = best.isfinite().tolist()
-        if self._biases or self._settings or self._processors is not None:
-            chosen = torch.stack([self._choose(logits[at : at + 1], one) for at, one in enumerate(sequences)])
-        tokens: list[int] = chosen.tolist()
-        return [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
+        if self._penalty != 1 or self._settings or self._warpers is not None:
+            self._rows.update(sequences, logits.shape[1], logits.device)
+            chosen = self._process(logits, sequences).argmax(dim=-1)
+            self._rows.append(chosen)
+        return torch.where(best.isfinite(), chosen, -1)
 
-    def _choose(self, scores: Tensor, sequence: Sequence) -> Tensor:
-        ids = sequence.ids[None].to(scores.device)  # (1, T)
-        scores = self._biases(ids, scores)  # (1, V)
+    def _process(self, scores: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Return scores (B, V) after all processors, in the order of ``generate``, with noise if tokens are drawn."""
+        if self._biases:
+            scores = torch.cat([self._biases(_ids(one, scores), scores[at, None]) for at, one in enumerate(sequences)])
+        if self._penalty != 1:
+            scores = self._rows.penalize(scores, self._penalty)
         if self._settings:
-            scores = self._own(len(sequence.prompt_ids), scores.device)(ids, scores)
-        if self._processors is not None:
-            scores = _noise(sequence, scores.device)(ids, self._processors(ids, scores))
-        return scores[0].argmax()
+            scores = torch.cat(
+                [self._own(one, scores)(_ids(one, scores), scores[at, None]) for at, one in enumerate(sequences)]
+            )
+        if self._warpers is None:
+            return scores
+        scores = self._warpers(None, scores)  # they read no ids
+        if scores.device.type != "cpu":
+            return scores + self._rows.noise(scores)
+        return torch.cat([_noise(one)(_ids(one, scores), scores[at, None]) for at, one in enumerate(sequences)])
 
-    def _own(self, prompt_len: int, device: torch.device) -> LogitsProcessorList:
+    def _own(self, sequence: Sequence, scores: Tensor) -> LogitsProcessorList:
         """Return the processors of the checkpoint's settings, made once for all prompts of one length."""
+        prompt_len = len(sequence.prompt_ids)
         if prompt_len not in self._by_prompt_len:
             if len(self._by_prompt_len) >= _MAX_PROMPT_LENGTHS:
                 self._by_prompt_len.clear()
-            self._by_prompt_len[prompt_len] = own_processors(self._settings, prompt_len, self._eos_ids, device)
+            self._by_prompt_len[prompt_len] = own_processors(self._settings, prompt_len, self._eos_ids, scores.device)
         return self._by_prompt_len[prompt_len]
 
 
@@ -83,8 +98,12 @@ def logits_processors(resolved: ResolvedConfig) -> LogitsProcessorList:
     return chain
 
 
-def _noise(sequence: Sequence, device: torch.device) -> SeededGumbelNoise:
+def _ids(sequence: Sequence, scores: Tensor) -> Tensor:
+    """Return a row's tokens (1, T) on the device of the scores."""
+    return sequence.ids[None].to(scores.device)
+
+
+def _noise(sequence: Sequence) -> SeededGumbelNoise:
     if sequence.noise is None:
-        seed = sequence.request.seed
-        sequence.noise = SeededGumbelNoise([secrets.randbits(63) if seed is None else seed], device)
+        sequence.noise = SeededGumbelNoise([sequence.seed], torch.device("cpu"))
     return sequence.noise

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.inference.cache_memory import in_words
+from qwenvl_kit._memory import in_words
 from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
 from qwenvl_kit.inference.packing import is_one_group
 from qwenvl_kit.inference.row_limit import RowLimit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import secrets
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,10 @@ class Sequence:
         Raised while its images were prepared.
     seconds : float
         Its share of the time so far.
+    seed : int
+        Of its random numbers; a random one where the request has none.
     noise : SeededGumbelNoise or None
-        Its random state, once a token was sampled.
+        Its random state, once a token was sampled on a CPU.
     """
 
     def __init__(self, request: Request, prompt_ids: list[int], grid: Tensor, *, image_id: int, merge: int) -> None:
@@ -64,6 +67,7 @@ class Sequence:
         self.overflowed = False
         self.error: Exception | None = None
         self.seconds = 0.0
+        self.seed = secrets.randbits(63) if request.seed is None else request.seed
         self.noise: SeededGumbelNoise | None = None
         self._emitted = ""
         grids = [(int(frames), int(rows), int(columns)) for frames, rows, columns in grid.tolist()]

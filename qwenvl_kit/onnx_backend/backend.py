@@ -16,6 +16,7 @@ from qwenvl_kit.onnx_backend.require import require_onnx
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
@@ -40,7 +41,12 @@ class OnnxSpec:
         """Equal for configs that can share one loaded model."""
         return f"onnx:{self.export.path}:{self.fingerprint}:{self.resolved.device}:{self.resolved.threads}"
 
-    def load(self) -> OnnxBackend:
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The configs of the model."""
+        return read(self.export.path, weights="*.onnx")
+
+    def load(self, control: RunControl | None = None) -> OnnxBackend:
         """Read the weights and return the backend."""
         return OnnxBackend(self)
 

@@ -243,7 +243,8 @@ class _GenerationAdapter(Qwen2_5_VLForConditionalGeneration):  # type: ignore[mi
     ) -> Tensor:
         """Return logits (B, V); padding is left out, because a slot's tokens start at its front."""
         if ids.shape[1] == 1 and visual[0] is None:
-            logits: Tensor = self._model_runner.decode(ids[:, 0], positions[0, :, -1], slots.lengths)
+            max_len = int(slots.lengths.max()) + 1
+            logits: Tensor = self._model_runner.decode(ids[:, 0], positions[0, :, -1], slots.lengths, max_len)
         else:
             rows = zip(ids, kept, positions.unbind(1), slots.lengths.tolist(), visual, strict=True)
             logits = self._model_runner.prefill(

@@ -81,8 +81,8 @@ class OnnxModelRunner:
                 logits[torch.tensor(batch)] = self._prefill_neighbours([chunks[at] for at in batch])
         return logits
 
-    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Append one token to each of the slots 0 to B-1; return logits (B, V)."""
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Append one token to each of the slots 0 to B-1; return logits (B, V); see `ModelRunner.decode`."""
         n_rows = len(ids)
         return self._decode(
             first_slot=0,
@@ -90,6 +90,7 @@ class OnnxModelRunner:
             positions=positions.expand(3, n_rows).unsqueeze(-1),  # (3, B, 1)
             lengths=lengths + 1,
             new_lengths=torch.ones(n_rows, dtype=torch.int64),
+            total_len=max_len,
             wanted=torch.arange(n_rows),
         )
 
@@ -156,12 +157,14 @@ class OnnxModelRunner:
         ending = [row for row, chunk in enumerate(chunks) if len(chunk.ids) <= start + most]
         # The runtime allows no empty output: if no row ends, one row of logits is computed and dropped.
         wanted = [row * longest + int(sizes[row]) - 1 for row in ending] or [0]
+        lengths = torch.tensor([chunk.cached_len + start for chunk in chunks]) + sizes
         logits = self._decode(
             first_slot=chunks[0].slot,
             embeds=joint,
             positions=positions,
-            lengths=torch.tensor([chunk.cached_len + start for chunk in chunks]) + sizes,
+            lengths=lengths,
             new_lengths=sizes,
+            total_len=_total_len(lengths, sizes),
             wanted=torch.tensor(wanted),
         )
         return logits[: len(ending)]
@@ -174,6 +177,7 @@ class OnnxModelRunner:
         positions: Tensor,
         lengths: Tensor,
         new_lengths: Tensor,
+        total_len: int,
         wanted: Tensor,
     ) -> Tensor:
         """Run the decoder over the slots from `first_slot` on; return logits (K, V) of the tokens `wanted`."""
@@ -182,7 +186,7 @@ class OnnxModelRunner:
             "inputs_embeds": embeds,
             "position_ids": positions,
             "lengths": (lengths - 1).int(),
-            "total_length": _total_length(lengths, new_lengths),
+            "total_length": torch.tensor(total_len, dtype=torch.int32),
             "new_lengths": new_lengths.int(),
             "logits_index": wanted,
         }
@@ -206,7 +210,7 @@ class OnnxModelRunner:
         return vectors
 
 
-def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
+def _total_len(lengths: Tensor, new_lengths: Tensor) -> int:
     """Return the longest row's length, plus one if the operator would mistake the pass for a first prompt.
 
     It would drop the cached tokens if the longest chunk had as many new tokens as the longest row has in all
@@ -214,7 +218,7 @@ def _total_length(lengths: Tensor, new_lengths: Tensor) -> Tensor:
     """
     total = int(lengths.max())
     has_past = bool((lengths > new_lengths).any())
-    return torch.tensor(total + (has_past and int(new_lengths.max()) == total), dtype=torch.int32)
+    return total + (has_past and int(new_lengths.max()) == total)
 
 
 def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: OnnxModelRunner) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwenvl_kit.images import ImageLoader
+from qwenvl_kit.inference.cancellation import Cancelled
 from qwenvl_kit.pipeline.progress import progress_bar
 from qwenvl_kit.pipeline.run_record import missing
 from qwenvl_kit.pipeline.threads import worker
@@ -122,7 +123,7 @@ class _Background:
 
 def generate(
     prefetcher: ImagePrefetcher,
-    acquire: Callable[[], AbstractContextManager[Backend]],
+    acquire: Callable[[RunControl], AbstractContextManager[Backend]],
     resolved: ResolvedConfig,
     control: RunControl,
     collector: ResultCollector,
@@ -150,7 +151,7 @@ def generate(
     try:
         prefetcher.start()
         if prefetcher.wait():
-            with acquire() as backend:
+            with contextlib.suppress(Cancelled), acquire(control) as backend:
                 for result in backend.generate(prefetcher, resolved, control):
                     collector.add(result)
             if not control.cancel.is_set() and prefetcher.get(1, block=True) is not None:

@@ -8,28 +8,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
-
-from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
+from qwenvl_kit.checkpoints.checkpoint import find, read
 from qwenvl_kit.checkpoints.devices import find_device
 from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
-from qwenvl_kit.checkpoints.library_errors import named_errors
-from qwenvl_kit.checkpoints.loading import load_config, load_processor
-from qwenvl_kit.checkpoints.preflight import refuse_gaps
+from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
-from qwenvl_kit.checkpoints.weight_files import AGAIN
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.cache_memory import CacheMemory
+from qwenvl_kit.inference.cancellation import cancellable
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.engine import generate
 from qwenvl_kit.inference.oom import free_memory
@@ -37,15 +31,14 @@ from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.inference.processor import Tokenization
 from qwenvl_kit.torch_backend.attention import without_cudnn
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
+from qwenvl_kit.torch_backend.loading import load_model
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
-from qwenvl_kit.torch_backend.onednn.linear import can_prepack
-from qwenvl_kit.torch_backend.onednn.text import prepack_text
-from qwenvl_kit.torch_backend.onednn.vision import prepack_vision
 from qwenvl_kit.torch_backend.openmp import num_threads
-from qwenvl_kit.torch_backend.vision import fuse_vision, uses_flash_kernel
+from qwenvl_kit.torch_backend.vision import uses_flash_kernel
 from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
@@ -71,9 +64,15 @@ class TorchSpec:
         placed = (self.config.device_map, self.config.max_memory)
         return f"torch:{self.folder}:{self.fingerprint}:{self.resolved.device}:{placed}"
 
-    def load(self) -> TorchBackend:
-        """Read the weights and return the backend."""
-        return TorchBackend(self)
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The configs of the model."""
+        return read(self.folder)
+
+    def load(self, control: RunControl | None = None) -> TorchBackend:
+        """Read the weights and return the backend; `control` may cancel it."""
+        with contextlib.nullcontext() if control is None else cancellable(control):
+            return TorchBackend(self)
 
 
 class TorchBackend:
@@ -95,10 +94,9 @@ class TorchBackend:
         checkpoint = read(spec.folder)
         with contextlib.ExitStack() as held, silence_transformers():
             processor = load_processor(checkpoint)
-            self._model = _load_model(spec, checkpoint, held)
+            self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held)
             self._held = held.pop_all()
-        compiles = spec.resolved.torch_compile
-        self._is_prepacked = _optimize(self._model, compiles=compiles)
+        compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
         if read(spec.folder).digest != spec.digest:
             self._free()
@@ -118,6 +116,10 @@ class TorchBackend:
         """Yield the results of a queue's requests."""
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"The device map placed modules on {_places(places)}.")
+        if resolved.torch_compile and _is_hooked(self._model):
+            control.note(
+                "torch_compile=True is ignored (the device map moves modules between devices); running in eager mode."
+            )
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
@@ -182,47 +184,9 @@ def spec(config: Config) -> TorchSpec:
     )
 
 
-def _load_model(spec: TorchSpec, checkpoint: Checkpoint, held: contextlib.ExitStack) -> Any:
-    """Load with a given attention, so that transformers looks for no kernel on the hub."""
-    config = spec.config
-    placed, offload_folder = config.device_map, None
-    if placed is None:
-        placed = spec.resolved.device
-    else:
-        offload_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="qwenvl_kit-offload-"))
-    # An error of a device map or a GPU is not one of the folder.
-    is_placed = config.device_map is not None or spec.resolved.device != "cpu"
-    errors = contextlib.nullcontext() if is_placed else named_errors(spec.folder, "its weights cannot be loaded", AGAIN)
-    with errors:
-        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            spec.folder,
-            config=load_config(checkpoint),
-            dtype=getattr(torch, spec.resolved.dtype),
-            attn_implementation=spec.resolved.attention,
-            device_map=dict(placed) if isinstance(placed, Mapping) else placed,
-            max_memory=None if config.max_memory is None else dict(config.max_memory),
-            offload_folder=offload_folder,
-            generation_config=GenerationConfig(),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    refuse_gaps(spec.folder, info)
-    return model.eval()
-
-
-def _optimize(model: Any, *, compiles: bool) -> bool:
-    """Replace layers by faster equal ones; return whether linear layers run on oneDNN.
-
-    torch compiles plain layers only: prepacked weights are opaque to it.
-    """
-    if not can_prepack(model):
-        fuse_vision(model.model.visual)
-        return False
-    prepack_vision(model.model.visual)
-    if not compiles:
-        prepack_text(model.model.language_model)
-    return True
+def _is_hooked(model: Any) -> bool:
+    """Return whether accelerate moves weights or inputs between devices, which only a loaded model tells."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.inference.cancellation import points_before, stage
+from qwenvl_kit.inference.model_runner import PrefillChunk, in_pieces
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
 from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
@@ -82,10 +83,12 @@ class TorchModelRunner:
         sizes: list[int] = grid.prod(dim=1).tolist()
         starts = [0, *itertools.accumulate(sizes)]
         encoded: list[Tensor] = []
+        blocks = self._model.model.visual.blocks
         for batch in pack_sizes(sizes, max_image_patches(device)):
             first, end = batch[0], batch[-1] + 1
             patches = upload(pixel_values[starts[first] : starts[end]], device)
-            features = self._model.model.get_image_features(patches, grid[first:end].to(device), return_dict=True)
+            with stage("encode", len(blocks)), points_before(blocks):
+                features = self._model.model.get_image_features(patches, grid[first:end].to(device), return_dict=True)
             encoded += features.pooler_output
         return encoded
 
@@ -108,19 +111,29 @@ class TorchModelRunner:
 
     @torch.inference_mode()
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
-        """Return logits (n_chunks, V) of each chunk's last token, from passes over chunks of like length."""
+        """Return logits (n_chunks, V) of each chunk's last token, from passes over chunks of like length.
+
+        A chunk that is too long for a pass is prefilled in pieces, which bounds the memory of activations.
+        """
+        limit = max_prefill_tokens(self.device)
         logits: list[Tensor] = [torch.empty(0)] * len(chunks)
-        for batch in _pack_chunks(chunks, max_prefill_tokens(self.device), one_by_one=self._masks.is_flash):
-            for at, row in zip(batch, self._prefill_batch([chunks[at] for at in batch]), strict=True):
-                logits[at] = row
+        passes = [
+            [turn[at] for at in batch]
+            for turn in in_pieces(chunks, limit, image_id=self._image_id)
+            for batch in _pack_chunks([piece for _, piece in turn], limit, one_by_one=self._masks.is_flash)
+        ]
+        with stage("prefill", len(passes) * len(self._text.layers)), points_before(self._text.layers):
+            for batch in passes:
+                for (at, _), row in zip(batch, self._prefill_batch([piece for _, piece in batch]), strict=True):
+                    logits[at] = row
         return torch.stack(logits)
 
     @torch.inference_mode()
-    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Append a token to each of the first slots and return logits (B, V)."""
+    def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
         if self._compiled:
             return self._compiled(ids, positions, lengths)
-        return self._step(ids, positions, lengths, int(lengths.max()) + 1)
+        return self._step(ids, positions, lengths, max_len)
 
     def close(self) -> None:
         """Free the model and the cache."""

@@ -74,7 +74,7 @@ def _measure(plain: ModelRunner, compiled: ModelRunner, n_rows: int, n_steps: in
 
 def _seconds(model_runner: ModelRunner, said: torch.Tensor, held: torch.Tensor) -> float:
     started = time.perf_counter()
-    model_runner.decode(said, held, held).sum().item()  # waits for a GPU
+    model_runner.decode(said, held, held, N_TOKENS + 1).sum().item()  # waits for a GPU
     return time.perf_counter() - started
 
 

@@ -98,7 +98,7 @@ class Ours:
             return self._each_to_its_limit(rows, batch_size)
         config = replace(self.config, batch_size=batch_size, max_caption_length=rows.n_most[0])
         spec = make_spec(config)
-        done = run_spec(rows.images, rows.prompts, config, spec, lambda: nullcontext(self.backend))
+        done = run_spec(rows.images, rows.prompts, config, spec, lambda _: nullcontext(self.backend))
         assert all(result.status == "ok" for result in done.results), done.results
         return [str(result.text) for result in done.results]
 

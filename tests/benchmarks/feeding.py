@@ -39,7 +39,7 @@ def main() -> int:
         spec = replace(make_spec(config), seconds_per_batch=SECONDS_PER_BATCH)  # type: ignore[type-var]
         cells = _write(Path(folder), asked.rows)
         started = time.perf_counter()
-        done = run_spec(cells, ["What?"] * len(cells), config, spec, lambda: nullcontext(spec.load()))
+        done = run_spec(cells, ["What?"] * len(cells), config, spec, lambda _: nullcontext(spec.load()))
         seconds = time.perf_counter() - started
     assert all(result.status == "ok" for result in done.results)
     busy = sum(result.seconds for result in done.results) / seconds

@@ -115,7 +115,7 @@ def _our_step(model_runner: Any) -> float:
     started = time.perf_counter()
     for at in range(N_PROMPT, N_PROMPT + N_TOKENS):
         there = torch.full((BATCH,), at)
-        logits = model_runner.decode(logits.argmax(dim=-1), there, there)
+        logits = model_runner.decode(logits.argmax(dim=-1), there, there, at + 1)
     return (time.perf_counter() - started) / N_TOKENS
 
 

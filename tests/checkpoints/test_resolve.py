@@ -60,20 +60,20 @@ EAGER = FixedOption(option="torch_compile", value=False, reason="no compiler her
 
 
 @pytest.mark.parametrize(
-    ("options", "capabilities", "reason"),
+    ("options", "device", "capabilities", "reason"),
     [
-        ({}, Capabilities(fixed=(EAGER,)), "no compiler here"),
-        ({"device_map": "auto"}, Capabilities(), "device_map"),
-        ({"num_beams": 3}, Capabilities(), "num_beams=3"),
+        ({}, CPU, Capabilities(fixed=(EAGER,)), "no compiler here"),
+        ({"device_map": "auto"}, Device("auto", is_cuda=True, spans=True), Capabilities(), "device_map"),
+        ({"num_beams": 3}, CPU, Capabilities(), "num_beams=3"),
     ],
 )
 def test_steps_are_compiled_where_they_can_be_and_the_reason_is_given_elsewhere(
-    options: dict[str, Any], capabilities: Capabilities, reason: str
+    options: dict[str, Any], device: Device, capabilities: Capabilities, reason: str
 ) -> None:
     assert resolved(torch_compile=True).torch_compile
     config = Config(torch_compile=True, **options)
 
-    planned = resolve(config, CPU, CHECKPOINT, capabilities)
+    planned = resolve(config, device, CHECKPOINT, capabilities)
 
     assert not planned.torch_compile
     with pytest.warns(OptionWarning, match=rf"torch_compile=True is ignored \({reason}"):
@@ -217,3 +217,15 @@ def test_the_record_is_plain_json() -> None:
     record = resolved(do_sample=True, temperature=0.3).record()
 
     assert json.loads(json.dumps(record)) == record
+
+
+def test_advice_about_the_device_is_on_record_and_warned_of_once() -> None:
+    planned = resolved(Device("cuda:0", is_cuda=True, advice=("This GPU is slow.",)))
+
+    with pytest.warns(OptionWarning, match=r"This GPU is slow\."):
+        warn_ignored_options(Config(), planned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_ignored_options(Config(), planned)
+    assert planned.record()["notes"][-1] == "This GPU is slow."
+    assert "advice" not in planned.record()

@@ -54,9 +54,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     load = TorchSpec.load
 
-    def counted(spec: TorchSpec) -> TorchBackend:
+    def counted(spec: TorchSpec, *given: Any) -> TorchBackend:
         seen.append(spec.resolved.dtype)
-        return load(spec)
+        return load(spec, *given)
 
     qwenvl_kit.unload()
     monkeypatch.setattr(TorchSpec, "load", counted)

@@ -137,7 +137,7 @@ def test_a_missing_model_raises_what_it_raises_in_one_process(tmp_path: Path, mo
 def test_a_backend_that_breaks_ends_the_run_with_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a worker in this process, so that it can be broken."""
 
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise OSError("the weights are gone")
 
     def answers(workers: DaftWorkers, packed: dict[int, bytes]) -> Iterator[dict[str, Any]]:

@@ -47,7 +47,7 @@ def test_a_call_from_inside_a_run_is_refused_instead_of_waiting_for_itself(liste
 
 
 def test_a_model_that_does_not_load_raises_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise OSError("the weights are gone")
 
     qwenvl_kit.unload()

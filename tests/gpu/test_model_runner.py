@@ -62,7 +62,8 @@ def test_decode_steps_are_as_near_to_float32_as_transformers_own_forward(wide: P
         runner.resize_cache(len(LENGTHS), 576)
         runner.prefill(prompts)
         lengths = [torch.tensor(LENGTHS, device=DEVICE) + at for at in range(N_STEPS)]
-        ours = [row for at, held in enumerate(lengths) for row in runner.decode(answers[at], held, held)]
+        max_len = max(LENGTHS) + 1
+        ours = [row for at, held in enumerate(lengths) for row in runner.decode(answers[at], held, held, max_len + at)]
 
     errors = [sum((a - b).abs().mean().item() for a, b in zip(each, exact, strict=True)) for each in (ours, theirs)]
     assert errors[0] <= 1.5 * errors[1]
@@ -74,12 +75,12 @@ def test_a_decode_step_waits_for_the_gpu_once_at_most(wide: Path) -> None:
         runner.resize_cache(4, 576)
         runner.prefill([prompt(100, slot) for slot in range(4)])
         ids, lengths = filled(30, 4), filled(100, 4)
-        runner.decode(ids, lengths, lengths)
+        runner.decode(ids, lengths, lengths, 101)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                runner.decode(ids, lengths, lengths)
+                runner.decode(ids, lengths, lengths, 101)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
@@ -102,7 +103,7 @@ def test_graphs_survive_growth_of_the_cache_and_other_threads_on_the_gpu(wide: P
                 runner.resize_cache(n_slots, capacity)
                 if n_slots:
                     runner.prefill([prompt(100, slot) for slot in range(2)])
-                    step = filled([30, 40]), filled(100, 2), filled(100, 2)
+                    step = filled([30, 40]), filled(100, 2), filled(100, 2), 101
                     torch.testing.assert_close(runner.decode(*step), runner.decode(*step))
     finally:
         stop.set()
@@ -119,7 +120,7 @@ def test_a_second_gpu_records_a_graph_of_its_own(tiny: Path) -> None:
             runner.resize_cache(2, 128)
             runner.prefill([prompt(20, 0, place)])
             steps = [[torch.tensor([n], device=place) for n in (token, 20, 20)] for token in (30, 31, 32, 33)]
-            answers = {runner.decode(*step).argmax().item() for step in steps}
+            answers = {runner.decode(*step, 21).argmax().item() for step in steps}
 
         assert len(answers) > 1, "an empty graph repeats its first logits"
 
@@ -131,7 +132,7 @@ def test_closing_gives_all_memory_back(wide: Path, torch_compile: bool) -> None:
     with loaded(wide, dtype="bfloat16", torch_compile=torch_compile) as runner:
         runner.resize_cache(4, 576)
         runner.prefill([prompt(100, slot) for slot in range(4)])
-        runner.decode(filled(100, 4), filled(100, 4), filled(100, 4))
+        runner.decode(filled(100, 4), filled(100, 4), filled(100, 4), 101)
         del runner
 
     assert torch.cuda.memory_allocated() - before < 64 * 2**20

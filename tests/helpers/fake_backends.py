@@ -77,13 +77,13 @@ class ScriptedSpec:
     def identity(self) -> str:
         return f"scripted:{id(self.script)}"
 
-    def load(self) -> Backend:
+    def load(self, control: RunControl | None = None) -> Backend:
         self.script.n_loads += 1
         return ScriptedBackend(self.script)
 
     @contextlib.contextmanager
-    def acquire(self) -> Iterator[Backend]:
-        yield self.load()
+    def acquire(self, control: RunControl | None = None) -> Iterator[Backend]:
+        yield self.load(control)
 
 
 class ScriptedBackend:

@@ -57,7 +57,8 @@ class HashModelRunner:
             logits.append(_logits(self.slots[chunk.slot]))
         return torch.stack(logits)
 
-    def decode(self, ids: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def decode(self, ids: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor, max_len: int) -> torch.Tensor:
+        assert max_len == int(lengths.max()) + 1
         self.sizes.append(len(ids))
         self._use_memory(len(ids))
         rows = enumerate(zip(ids.tolist(), positions.tolist(), lengths.tolist(), strict=True))

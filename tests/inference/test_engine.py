@@ -123,7 +123,7 @@ def test_the_loop_waits_for_requests_only_when_it_has_nothing_to_do() -> None:
     n_live = 0
 
     class Watched(HashModelRunner):
-        def decode(self, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        def decode(self, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
             nonlocal n_live
             n_live = len(ids)
             return super().decode(ids, *rest)
@@ -166,7 +166,7 @@ def test_rows_of_numbers_that_are_not_finite_are_errors_and_others_go_on() -> No
     class Overflowing(HashModelRunner):
         poisoned: set[int] = set()  # noqa: RUF012  # slots with numbers that are not finite
 
-        def decode(self, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        def decode(self, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
             assert not self.poisoned, "a row that overflowed is gone, and what it left in its slot"
             logits = super().decode(ids, *rest)
             if len(ids) > 1:

@@ -120,7 +120,7 @@ def test_prompt_pass_and_step_are_functions_of_their_own(onnx_model: OnnxQwenVL,
     whole = runner.prefill([PrefillChunk(0, ids, positions)])
     runner.prefill([PrefillChunk(1, ids[:3], positions[:, :3])])
     in_parts = runner.prefill([PrefillChunk(1, ids[3:], positions[:, 3:], cached_len=3)])
-    stepped = runner.decode(torch.tensor([10, 10]), torch.tensor([5, 5]), torch.tensor([5, 5]))
+    stepped = runner.decode(torch.tensor([10, 10]), torch.tensor([5, 5]), torch.tensor([5, 5]), 6)
 
     wanted = torch_model(input_ids=torch.cat([ids, torch.tensor([10])])[None]).logits[0]
     torch.testing.assert_close(whole[0], wanted[4], atol=1e-4, rtol=0)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkpoints import make_published
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qwenvl_kit import Config
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.inference.patches import upload
@@ -146,7 +149,7 @@ def steps(model_runner: TorchModelRunner, texts: list[Text], outputs: list[list[
         output.append(word)
     lengths = [len(text.prompt) + len(output) - 1 for text, output in zip(texts, outputs, strict=True)]
     positions = [int(text.positions(output)[0, -1]) for text, output in zip(texts, outputs, strict=True)]
-    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths))
+    return model_runner.decode(torch.tensor(words), torch.tensor(positions), torch.tensor(lengths), max(lengths) + 1)
 
 
 def test_steps_of_rows_of_unlike_length_and_moved_rows(model_runner: TorchModelRunner, texts: list[Text]) -> None:
@@ -244,3 +247,25 @@ def test_packed_models_keep_no_second_copy_of_their_weights(folder: Path) -> Non
 @pytest.mark.parametrize("change", [lambda model: model.to(torch.bfloat16), lambda model: model.to("meta")])
 def test_only_float32_in_memory_is_packed(folder: Path, change: Callable[[Any], Any]) -> None:
     assert not can_prepack(change(load(folder)))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_weights_packed_from_their_stored_dtype_are_those_that_transformers_converts(
+    stored: str, tmp_path: Path
+) -> None:
+    checkpoint = make_published(tmp_path / stored)
+    for file in checkpoint.glob("*.safetensors"):
+        save_file({name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(file).items()}, file)
+    model = load(checkpoint)
+    prepack_vision(model.model.visual)
+    prepack_text(model.model.language_model)
+
+    ours: Any = make_spec(Config(model_name=str(checkpoint), dtype="float32", use_flash_attention_2=False)).load()
+
+    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {**dict(ours._model.named_parameters()), **dict(ours._model.named_buffers())}
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == wanted[name].dtype == torch.float32
+        assert torch.equal(tensor.to_dense(), wanted[name].to_dense()), name
+    ours.close()

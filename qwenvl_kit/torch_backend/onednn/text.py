@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qwenvl_kit.inference.cancellation import advance
 from qwenvl_kit.torch_backend.onednn.linear import (
     OneDNNLinear,
     OneDNNMLP,
@@ -35,6 +36,7 @@ def prepack_text(text: Any) -> None:
         Of a model for which `can_prepack` holds.
     """
     for at, layer in enumerate(text.layers):
+        advance()
         text.layers[at] = OneDNNLayer(layer)
     text.norm = OneDNNRMSNorm(text.norm)
 
@@ -62,8 +64,10 @@ class OneDNNText:
         rotary = rotary_as_complex(*self._text.rotary_emb(embedded, positions))[:, None]  # (B, 1, T, d/2)
         *layers, top = zip(self._text.layers, self._text.config.layer_types, strict=True)
         for layer, kind in layers:
+            advance()
             states = layer.run(states, rotary, masks[kind], cache)
         layer, kind = top
+        advance()
         states = layer.run(states, rotary, masks[kind], cache, last)
         return self._text.norm(states[:, 0])  # type: ignore[no-any-return]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qwenvl_kit.inference.cancellation import advance
 from qwenvl_kit.torch_backend.onednn.linear import (
     OneDNNLinear,
     OneDNNMLP,
@@ -33,6 +34,7 @@ def prepack_vision(visual: Any) -> None:
     visual.patch_embed = OneDNNLinear([visual.patch_embed.proj])
     windows = Windows(visual)
     for at, block in enumerate(visual.blocks):
+        advance()
         visual.blocks[at] = OneDNNBlock(block, windows, is_full=at in visual.config.fullatt_block_indexes)
     merger = visual.merger
     merger.ln_q = OneDNNRMSNorm(merger.ln_q)
