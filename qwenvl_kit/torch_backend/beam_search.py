@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
+from qwenvl_kit.inference.cancellation import Cancelled, cancellable, points_before
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
 from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
@@ -88,7 +89,10 @@ class BeamSearch:
         """Answer a batch; when memory runs out, its halves."""
         results: list[Result] | None = None
         try:
-            results = self.generate_batch(batch, resolved, control)
+            with cancellable(control), points_before(self._layers()):
+                results = self.generate_batch(batch, resolved, control)
+        except Cancelled:
+            results = [Result(sequence.request.row, "cancelled") for sequence, _ in batch]
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,6 +133,10 @@ class BeamSearch:
             for result in results:
                 control.on_token(result.row, result.text or "")
         return results
+
+    def _layers(self) -> list[Any]:
+        core = self._model.model
+        return [*core.visual.blocks, *core.language_model.layers]
 
     def _collate(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``generate``'s inputs, padded on the left, as decoder-only models need it.
