@@ -13,7 +13,7 @@ from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import option_docs
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import Config, RowsInFlight
 
 SIXTEEN_BIT = ("bfloat16", "float16")
 NO_FLASH_ATTENTION = "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
@@ -159,6 +159,21 @@ def check_compilation(config: Config, device: Device) -> tuple[IgnoredOption, ..
     else:
         return ()
     return (IgnoredOption("torch_compile", True, "running in eager mode", reason),)
+
+
+def choose_rows_in_flight(config: Config, capabilities: Capabilities) -> tuple[RowsInFlight, tuple[IgnoredOption, ...]]:
+    """Return how many rows generate tokens at once, with a note where another number was asked for and cannot be."""
+    asked = config.rows_in_flight
+    if any(one.option == "rows_in_flight" for one in capabilities.fixed):
+        return config.batch_size, ()
+    if config.num_beams > 1:
+        reason = f"num_beams={config.num_beams} runs through transformers' generate"
+        instead = f"searching for batch_size={config.batch_size} rows at once"
+        note = IgnoredOption("rows_in_flight", asked, instead, reason)
+        return config.batch_size, () if asked is None else (note,)
+    if asked is None:
+        return config.batch_size if "batch_size" in config.explicit else "auto", ()
+    return asked, ()
 
 
 def check_sampling(config: Config) -> tuple[IgnoredOption, ...]:

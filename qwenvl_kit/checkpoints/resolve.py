@@ -18,13 +18,14 @@ from qwenvl_kit.checkpoints.capabilities import (
     check_fixed,
     check_sampling,
     choose_attention,
+    choose_rows_in_flight,
 )
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.options import FORMER_NAMES, ImageOptions, SamplingOptions, names_of
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import Config, RowsInFlight
     from qwenvl_kit.types import PatchGeometry
 
 _EVERYTHING = Capabilities()
@@ -65,7 +66,8 @@ class CheckpointDefaults:
 class ResolvedConfig:
     """Options as they really run; kept with the results.
 
-    Its `answer_fields`, its fingerprint, the images and the prompt decide an answer.
+    Its `answer_fields`, its fingerprint, the images and the prompt decide an answer. `rows_in_flight` is ``auto`` where
+    free memory decides, which is known once the model is loaded.
     """
 
     backend: str
@@ -93,6 +95,7 @@ class ResolvedConfig:
     provider: str | None = None
     threads: int | None = None
     torch_compile: bool = False
+    rows_in_flight: RowsInFlight = "auto"
     generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[IgnoredOption, ...] = field(default=())
     advice: tuple[str, ...] = field(default=())
@@ -159,6 +162,7 @@ def resolve(
     uncompiled = () if "torch_compile" in fixed else check_compilation(config, device)
     compiles = fixed.get("torch_compile", config.torch_compile) and not uncompiled
     attention, unattended = choose_attention(config, capabilities, device, dtype, compiles=compiles)
+    rows_in_flight, unsized = choose_rows_in_flight(config, capabilities)
     geometry = Sizing.of(config.image, defaults.geometry).geometry
     sampling = config.do_sample
     return ResolvedConfig(
@@ -185,8 +189,9 @@ def resolve(
         stop_repetition=config.stop_repetition,
         threads=config.threads,
         torch_compile=compiles,
+        rows_in_flight=rows_in_flight,
         generation=defaults.generation,
-        notes=(*unattended, *unsupported, *uncompiled, *check_sampling(config), *defaults.notes),
+        notes=(*unattended, *unsupported, *uncompiled, *unsized, *check_sampling(config), *defaults.notes),
         advice=device.advice,
     )
 

@@ -105,7 +105,8 @@ def _plan(config: Config) -> Iterator[str]:
 
     resolved = make_spec(config).resolved
     yield f"{resolved.model} on {resolved.backend}, {resolved.device}"
-    yield f"dtype {resolved.dtype}, attention {resolved.attention}, batch_size {resolved.batch_size}"
+    yield f"dtype {resolved.dtype}, attention {resolved.attention}"
+    yield f"batch_size {resolved.batch_size}, rows_in_flight {resolved.rows_in_flight}"
     if resolved.provider is not None:
         yield f"{resolved.provider}, weights {resolved.quantization or 'not quantised'}"
     yield f"images of {resolved.min_pixels} to {resolved.max_pixels} pixels"

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.checkpoints.checkpoint import find, read
 from qwenvl_kit.checkpoints.devices import find_device
+from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError
+from qwenvl_kit.inference.cache_memory import CacheMemory
 from qwenvl_kit.inference.cancellation import cancellable
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.engine import generate
@@ -106,6 +108,9 @@ class TorchBackend:
         patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
         self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id
+        self._cache_memory = CacheMemory(
+            kv_bytes_per_token(checkpoint.config, spec.resolved.dtype), self.model_runner.cache_devices()
+        )
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Yield the results of a queue's requests."""
@@ -131,7 +136,15 @@ class TorchBackend:
     def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         before = self.model_runner.warm_up_s
         try:
-            yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
+            yield from generate(
+                self.model_runner,
+                self.encoder_cache,
+                self.tokenization,
+                queue,
+                resolved,
+                control,
+                self._cache_memory,
+            )
         finally:
             if seconds := self.model_runner.warm_up_s - before:
                 control.note(f"Decode steps were compiled in {seconds:.1f} s of this run.")

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable, points_before
-from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.oom import free_memory, is_device_lost, is_out_of_memory
 from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
 from qwenvl_kit.torch_backend.stopping import EventStoppingCriteria, NonFiniteStop
@@ -72,7 +72,9 @@ class BeamSearch:
         for sequence in sequences:
             try:
                 batch.append((sequence, self._patches(sequence)))
-            except Exception as error:  # noqa: BLE001  # an image processor refused this row
+            except Exception as error:  # an image processor refused this row
+                if is_device_lost(error):
+                    raise
                 if is_out_of_memory(error):
                     batch.append((sequence, None))  # cut again in a smaller batch
                 else:

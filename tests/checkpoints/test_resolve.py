@@ -106,6 +106,34 @@ def test_strict_raises_for_what_the_caller_named() -> None:
         warn_ignored_options(Config(use_flash_attention_2=True, strict=True), resolved())
 
 
+@pytest.mark.parametrize(
+    ("options", "n_rows"),
+    [
+        ({}, "auto"),
+        ({"batch_size": 4}, 4),
+        ({"batch_size": 4, "rows_in_flight": "auto"}, "auto"),
+        ({"batch_size": 4, "rows_in_flight": 64}, 64),
+        ({"rows_in_flight": 2}, 2),
+        ({"rows_in_flight": None}, "auto"),
+        ({"num_beams": 2}, 4),
+    ],
+)
+def test_rows_in_flight_are_those_asked_for_else_the_batch_that_was_else_as_many_as_fit(
+    options: dict[str, Any], n_rows: int | str
+) -> None:
+    assert resolved(**options).rows_in_flight == n_rows
+    assert resolved(**options).record()["rows_in_flight"] == n_rows
+    assert "rows_in_flight" not in [note.option for note in resolved(**options).notes]
+
+
+def test_beams_run_in_batches_and_say_so_to_those_who_asked_for_more_rows() -> None:
+    planned = resolved(num_beams=2, rows_in_flight=64)
+
+    assert planned.rows_in_flight == 4
+    with pytest.warns(OptionWarning, match="rows_in_flight=64 is ignored .*num_beams=2.* batch_size=4"):
+        warn_ignored_options(Config(num_beams=2, rows_in_flight=64), planned)
+
+
 def test_sampling_passes_every_value_and_greedy_none() -> None:
     sampling = resolved(do_sample=True, temperature=0.5, seed=3)
     greedy = resolved(seed=3)
