@@ -10,7 +10,6 @@ import torch
 from helpers.fake_backends import gray
 
 from qwenvl_kit import Control
-from qwenvl_kit.checkpoints.library_errors import is_out_of_memory
 from qwenvl_kit.torch_backend.attention import without_cudnn
 
 EXACT = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
@@ -48,18 +47,6 @@ def test_a_run_generates_without_cudnn_and_restores_it(before: bool, num_beams: 
     assert seen
     assert not any(seen)
     assert is_enabled() is before
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    ],
-)
-def test_memory_errors_outside_of_torchs_allocator_are_recognised(message: str) -> None:
-    assert is_out_of_memory(RuntimeError(message))
 
 
 def test_a_whole_number_is_a_repetition_penalty() -> None:
