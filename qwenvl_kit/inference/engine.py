@@ -90,7 +90,7 @@ class Engine:
         self._slots = SlotManager(model_runner, CacheSize(memory, reserve=resolved.rows_in_flight == "auto"))
         self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
         self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
-        self._sampler = Sampler(resolved, tokenization.eos_ids)
+        self._sampler = Sampler(resolved, tokenization.eos_ids, tokenization.grammars)
 
     def run(self) -> Iterator[Result]:
         """Yield results until the queue is drained or the run is cancelled."""
