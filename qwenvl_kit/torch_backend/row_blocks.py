@@ -51,7 +51,8 @@ def blocks(n_rows: int, most: int) -> Iterator[slice]:
 
 def max_queries(n_keys: int, device: torch.device) -> int:
     """Return how many queries attend to `n_keys` keys in one call."""
-    return max(1, _MAX_PAIRS[_kind(device)] // n_keys)
+    kind = _kind(device)
+    return max(1, min(_MAX_ROWS[kind], _MAX_PAIRS[kind] // n_keys))
 
 
 def _kind(device: torch.device) -> str:
