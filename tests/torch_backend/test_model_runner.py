@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.checkpoints import make_published
 from helpers.flash_kernel import flash_on_cpu
+from helpers.pretended_graphs import replay_on_cpu
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -51,7 +52,7 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "fused", "slots", "prepacked", "compiled"])
+@pytest.fixture(scope="module", params=["plain", "fused", "slots", "recorded", "prepacked", "compiled"])
 def model_runner(folder: Path, request: pytest.FixtureRequest) -> Iterator[TorchModelRunner]:
     model = load(folder)
     with ExitStack() as held:
@@ -61,6 +62,8 @@ def model_runner(folder: Path, request: pytest.FixtureRequest) -> Iterator[Torch
             held.enter_context(flash_on_cpu())
             patch = held.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(runners, "kernel_fault", lambda text: "windows" if text.has_sliding_layers else None)
+        if request.param == "recorded":
+            held.enter_context(replay_on_cpu())
         if request.param == "prepacked":
             assert can_prepack(model)
             prepack_vision(model.model.visual)
