@@ -16,8 +16,8 @@ def available_memory() -> int | None:
     """Return the bytes of RAM that this process may still use, None where the system does not say.
 
     Limits of its cgroup and of all groups above it (Docker's ``--memory``, Kubernetes, systemd's ``MemoryMax``) count.
-    Files in the page cache count as free, as in the kernel's own estimate ``MemAvailable``:
-    https://docs.kernel.org/filesystems/proc.html#meminfo.
+    Files in the page cache count as free, as in the kernel's own estimate ``MemAvailable``
+    (https://docs.kernel.org/filesystems/proc.html#meminfo), except those that this process has mapped: its weights.
 
     Examples
     --------
@@ -26,7 +26,7 @@ def available_memory() -> int | None:
     True
     """
     rooms = [room for room in (_machine(), *_groups()) if room is not None]
-    return max(0, min(rooms)) if rooms else None
+    return max(0, min(rooms) - _mapped()) if rooms else None
 
 
 def in_words(n_bytes: float) -> str:
@@ -76,6 +76,13 @@ def _machine() -> int | None:
         return 1024 * _field(_PROC / "meminfo", "MemAvailable:")
     except (OSError, ValueError):  # macOS and Windows
         return None
+
+
+def _mapped() -> int:
+    try:
+        return 1024 * _field(_PROC / "self" / "status", "RssFile:")
+    except (OSError, ValueError):
+        return 0
 
 
 def _groups() -> Iterator[int | None]:

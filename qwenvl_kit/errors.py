@@ -18,7 +18,7 @@
     └── BackendFailed      (RuntimeError)       error of the backend, for all rows
     Interrupted            (KeyboardInterrupt)  Ctrl-C ended the run
     QwenVLWarning          (UserWarning)
-    ├── OptionWarning                           an explicit option is ignored
+    ├── OptionWarning                           an explicit option is ignored, or the device computes slowly
     ├── RowErrorWarning                         failed rows of a finished run
     └── StoreWarning                            a store was moved aside, or parts of it left out
 
@@ -226,7 +226,7 @@ class QwenVLWarning(UserWarning):
 
 
 class OptionWarning(QwenVLWarning):
-    """An explicit option is ignored; the record shows the value used."""
+    """An explicit option is ignored, or the device computes slowly with it; the record shows what ran."""
 
 
 class RowErrorWarning(QwenVLWarning):

@@ -67,19 +67,19 @@ def no_prompt() -> RowError:
     )
 
 
-def check_whole(prompt: str) -> None:
-    """Reject a prompt with an unpaired surrogate, which no tokenizer accepts.
+def check_whole(text: str, kind: str = "prompt") -> None:
+    """Reject a text with an unpaired surrogate, which no tokenizer accepts; `kind` says what it is.
 
     Raises
     ------
     RowError
         At stage ``generate``.
     """
-    if not prompt.isascii():
+    if not text.isascii():
         try:
-            prompt.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise RowError("generate", f"The prompt contains an unpaired surrogate at index {error.start}.") from error
+            raise RowError("generate", f"The {kind} contains an unpaired surrogate at index {error.start}.") from error
 
 
 def _text(prompt: object, row: int) -> str:

@@ -25,6 +25,7 @@ from qwenvl_kit.types import Result
 
 Access = Literal["write", "existing", "read"]
 _KEPT = ("text", "finish_reason", "prompt_tokens", "new_tokens", "height", "width", "flag")
+_LISTS = ("label_logprobs", "label_tokens")  # kept only where there are some
 _FINISHES = (None, "stop", "length", "repetition")
 _PAGE = 256  # rows that are fetched at once while others may use the store
 _OPENERS = {
@@ -83,11 +84,16 @@ class SqliteStore:
         if values is None or not _is_result(values):
             self._odd.add(key)
             return None
-        return Result(0, "ok", **values)
+        lists = {name: tuple(values[name]) for name in _LISTS if name in values}
+        return Result(0, "ok", **{**values, **lists})
 
     def put(self, key: str, result: Result) -> None:
         """Keep a result, committed when this returns; the first one under a key stays, unless it cannot be read."""
-        kept = {name: value for name, value in asdict(result).items() if name in _KEPT}
+        kept = {
+            name: value
+            for name, value in asdict(result).items()
+            if name in _KEPT or (name in _LISTS and value is not None)
+        }
         rule = "REPLACE" if key in self._odd else "IGNORE"
         self._write(
             f"INSERT OR {rule} INTO results (key, result, stored_at) VALUES (?, ?, ?)", key, _json(kept), time.time()
@@ -238,11 +244,12 @@ def _values(packed: object) -> dict[str, Any] | None:
 def _is_result(values: dict[str, Any]) -> bool:
     """Whether these are the fields of a result, of types that a frame can hold."""
     return (
-        values.keys() <= set(_KEPT)
+        values.keys() <= {*_KEPT, *_LISTS}
         and _is_text(values.get("text"))
         and (values.get("flag") is None or _is_text(values["flag"]))
         and values.get("finish_reason") in _FINISHES
         and all(_is_count(values.get(name)) for name in ("prompt_tokens", "new_tokens", "height", "width"))
+        and all(_is_list(values[name], kind) for name, kind in zip(_LISTS, (float, int), strict=True) if name in values)
     )
 
 
@@ -252,6 +259,10 @@ def _is_text(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63)
+
+
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
 
 
 def _json(value: object) -> str:

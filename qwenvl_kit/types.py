@@ -95,6 +95,22 @@ class PatchGeometry:
         return self.patch * self.merge
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, and the answers to choose from.
+
+    Attributes
+    ----------
+    text : str
+        The prompt.
+    labels : tuple of str
+        Answers whose likelihood is computed instead of generating one; none for a free answer.
+    """
+
+    text: str
+    labels: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One prompt with its images; its `Result` has the same `row`."""
@@ -105,6 +121,7 @@ class Request:
     system: str | None
     seed: int | None
     max_new_tokens: int
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,10 @@ class Result:
         Whether the answer comes from an equal row or the store.
     flag : str or None
         Why an answer is doubtful, such as one that repeats a phrase to its end.
+    label_logprobs : tuple of float or None
+        Log-likelihood of each label of the prompt as the whole answer, end of turn included.
+    label_tokens : tuple of int or None
+        Tokens of each label, end of turn included.
     """
 
     row: int
@@ -145,6 +166,8 @@ class Result:
     seconds: float = 0.0
     cached: bool = False
     flag: str | None = None
+    label_logprobs: tuple[float, ...] | None = None
+    label_tokens: tuple[int, ...] | None = None
 
     def for_row(self, row: int, *, cached: bool = False) -> Result:
         """Return the result for another row; a cached one has zero seconds."""

@@ -57,6 +57,12 @@ def test_a_limit_of_the_first_kind_of_cgroups_counts(machine: Path, sees_own_gro
     assert _memory.available_memory() == GIB
 
 
+def test_pages_of_files_that_the_process_has_mapped_are_not_free(machine: Path) -> None:
+    write(machine / "proc" / "self" / "status", f"VmRSS: 9 kB\nRssFile:\t{5 * 2**20} kB\n")
+
+    assert _memory.available_memory() == 15 * GIB
+
+
 def test_a_group_over_its_limit_leaves_nothing(machine: Path) -> None:
     write(machine / "proc" / "self" / "cgroup", "0::/\n")
     write(machine / "groups" / "memory.max", f"{GIB}\n")

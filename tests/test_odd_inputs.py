@@ -60,6 +60,8 @@ def one(cell: Any, **options: Any) -> pd.Series:
         ({"top_p": 1.01}, r"top_p=1\.01 .*\(0, 1\]"),
         ({"max_caption_length": -1}, r"max_caption_length=-1 .*at least 1"),
         ({"batch_size": 0}, r"batch_size=0 .*at least 1"),
+        ({"rows_in_flight": 0}, r"rows_in_flight=0 .*at least 1, 'auto'"),
+        ({"rows_in_flight": "all"}, r"rows_in_flight='all' .*'auto'"),
         ({"batch_size": True}, r"batch_size=True .*an integer"),
         ({"resized_height": 0}, r"resized_height.*None"),
         ({"dtype": "int8"}, r"dtype='int8' is invalid\. Use bfloat16, float16 or float32"),

@@ -13,7 +13,7 @@ from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import option_docs
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import Config, RowsInFlight
 
 SIXTEEN_BIT = ("bfloat16", "float16")
 NO_FLASH_ATTENTION = "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
@@ -33,12 +33,21 @@ class Device:
         Version of the flash-attn package; None where it cannot be used.
     flash_fault : str
         Why it cannot be used.
+    capability : (int, int) or None
+        Compute capability of its oldest GPU; None on a CPU.
+    spans : bool
+        A device map certainly places modules on several devices.
+    advice : tuple of str
+        What the caller should know about it, such as a dtype that it computes slowly.
     """
 
     name: str
     is_cuda: bool = False
     flash_attention: str | None = None
     flash_fault: str = NO_FLASH_ATTENTION
+    capability: tuple[int, int] | None = None
+    spans: bool = False
+    advice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,17 +148,32 @@ def choose_attention(
     return attention, (IgnoredOption("use_flash_attention_2", True, f"using {attention}", reason),)
 
 
-def check_compilation(config: Config) -> tuple[IgnoredOption, ...]:
+def check_compilation(config: Config, device: Device) -> tuple[IgnoredOption, ...]:
     """Return a note where another option excludes compiled decode steps."""
     if not config.torch_compile:
         return ()
-    if config.device_map is not None:
-        reason = "device_map moves modules between devices"
+    if device.spans:
+        reason = f"device_map={config.device_map!r} moves modules between devices"
     elif config.num_beams > 1:
         reason = f"num_beams={config.num_beams} runs through transformers' generate"
     else:
         return ()
     return (IgnoredOption("torch_compile", True, "running in eager mode", reason),)
+
+
+def choose_rows_in_flight(config: Config, capabilities: Capabilities) -> tuple[RowsInFlight, tuple[IgnoredOption, ...]]:
+    """Return how many rows generate tokens at once, with a note where another number was asked for and cannot be."""
+    asked = config.rows_in_flight
+    if any(one.option == "rows_in_flight" for one in capabilities.fixed):
+        return config.batch_size, ()
+    if config.num_beams > 1:
+        reason = f"num_beams={config.num_beams} runs through transformers' generate"
+        instead = f"searching for batch_size={config.batch_size} rows at once"
+        note = IgnoredOption("rows_in_flight", asked, instead, reason)
+        return config.batch_size, () if asked is None else (note,)
+    if asked is None:
+        return config.batch_size if "batch_size" in config.explicit else "auto", ()
+    return asked, ()
 
 
 def check_sampling(config: Config) -> tuple[IgnoredOption, ...]:

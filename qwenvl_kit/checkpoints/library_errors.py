@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from qwenvl_kit.errors import CheckpointError, QwenVLError
 
 _OOM_MESSAGES = (
     "can't allocate memory",  # torch on the CPU
     "CUDA error: out of memory",  # outside of torch's allocator
+    "cudaErrorMemoryAllocation",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # its workspace found no place
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
     "Failed to allocate memory",  # ONNX Runtime
     "bad allocation",  # C++ anywhere
     "std::bad_alloc",
+)
+_LOST_MESSAGES = (  # after which every call on the GPU fails until the process ends
+    "an illegal memory access was encountered",
+    "device-side assert triggered",
+    "misaligned address",
+    "unspecified launch failure",
+    "an illegal instruction was encountered",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
+    "hardware stack error",
+    "the launch timed out and was terminated",
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "GPU has fallen off the bus",
 )
 
 
@@ -55,9 +73,42 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shape mismatch"))
     (True, False)
     """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    return any(message in str(error) for message in _OOM_MESSAGES)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM  # of mapping a file
+    if any(message in str(error) for message in _OOM_MESSAGES):
+        return True
+    # Memory that runs out while a CUDA graph is recorded ends the recording, which raises an error of its own.
+    before = error.__cause__ or error.__context__
+    return "captur" in str(error) and before is not None and is_out_of_memory(before)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether a GPU refuses all further work of this process.
+
+    Examples
+    --------
+    >>> is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    True
+    """
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _LOST_MESSAGES)
+
+
+def release_frames(error: BaseException) -> None:
+    """Clear the local variables of an error's finished frames, and of the errors before it.
+
+    An error that is kept, as IPython keeps the last one, would keep their tensors: half a model, where loading failed.
+    """
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        todo += [one.__cause__, one.__context__]
 
 
 def first_line(error: object) -> str:

@@ -18,16 +18,19 @@ from qwenvl_kit.checkpoints.capabilities import (
     check_fixed,
     check_sampling,
     choose_attention,
+    choose_rows_in_flight,
 )
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.options import FORMER_NAMES, ImageOptions, SamplingOptions, names_of
 
 if TYPE_CHECKING:
-    from qwenvl_kit.options import Config
+    from qwenvl_kit.options import Config, RowsInFlight
     from qwenvl_kit.types import PatchGeometry
 
 _EVERYTHING = Capabilities()
+_SPELT_OUT = ("notes", "advice", "generation")  # fields that a record holds in another form
+_told: set[str] = set()  # advice that this process was warned of
 _RECORDED_AS = {current: former for former, current in FORMER_NAMES.items()}  # records keep the first name
 
 
@@ -63,7 +66,8 @@ class CheckpointDefaults:
 class ResolvedConfig:
     """Options as they really run; kept with the results.
 
-    Its `answer_fields`, its fingerprint, the images and the prompt decide an answer.
+    Its `answer_fields`, its fingerprint, the images and the prompt decide an answer. `rows_in_flight` is ``auto`` where
+    free memory decides, which is known once the model is loaded.
     """
 
     backend: str
@@ -91,13 +95,16 @@ class ResolvedConfig:
     provider: str | None = None
     threads: int | None = None
     torch_compile: bool = False
+    rows_in_flight: RowsInFlight = "auto"
     generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[IgnoredOption, ...] = field(default=())
+    advice: tuple[str, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("notes", "generation")}
-        return {**plain, "generation": dict(self.generation), "notes": [str(note) for note in self.notes]}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SPELT_OUT}
+        notes = [*(str(note) for note in self.notes), *self.advice]
+        return {**plain, "generation": dict(self.generation), "notes": notes}
 
 
 _RECORDED = {"image_decode": "decode"}  # the name in records and store keys, which stored results depend on
@@ -152,9 +159,10 @@ def resolve(
     unsupported = check_fixed(config, capabilities)
     fixed = {one.option: one.value for one in capabilities.fixed}
     dtype = fixed.get("dtype", config.dtype)
-    uncompiled = () if "torch_compile" in fixed else check_compilation(config)
+    uncompiled = () if "torch_compile" in fixed else check_compilation(config, device)
     compiles = fixed.get("torch_compile", config.torch_compile) and not uncompiled
     attention, unattended = choose_attention(config, capabilities, device, dtype, compiles=compiles)
+    rows_in_flight, unsized = choose_rows_in_flight(config, capabilities)
     geometry = Sizing.of(config.image, defaults.geometry).geometry
     sampling = config.do_sample
     return ResolvedConfig(
@@ -181,19 +189,25 @@ def resolve(
         stop_repetition=config.stop_repetition,
         threads=config.threads,
         torch_compile=compiles,
+        rows_in_flight=rows_in_flight,
         generation=defaults.generation,
-        notes=(*unattended, *unsupported, *uncompiled, *check_sampling(config), *defaults.notes),
+        notes=(*unattended, *unsupported, *uncompiled, *unsized, *check_sampling(config), *defaults.notes),
+        advice=device.advice,
     )
 
 
 def warn_ignored_options(config: Config, resolved: ResolvedConfig) -> None:
-    """Issue one warning about the caller's own options that are ignored.
+    """Issue one warning about the caller's own options that are ignored, and once a process each about the device.
 
     Raises
     ------
     ConfigError
         An option of the caller is ignored, under ``strict=True``.
     """
+    for advice in resolved.advice:
+        if advice not in _told:
+            warn(advice, OptionWarning)
+            _told.add(advice)
     ignored = " ".join(str(note) for note in resolved.notes if note.option in config.explicit)
     if not ignored:
         return

@@ -76,11 +76,15 @@ def _imported(package: str) -> str:
 def _gpus() -> Iterator[str]:
     try:
         import torch
+
+        from qwenvl_kit.checkpoints.devices import unusable_gpu
     except Exception:  # noqa: BLE001  # reported above
         return
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         yield f"no CUDA device is visible ({built}; CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
+        if fault := unusable_gpu():
+            yield fault
         return
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -101,8 +105,10 @@ def _plan(config: Config) -> Iterator[str]:
 
     resolved = make_spec(config).resolved
     yield f"{resolved.model} on {resolved.backend}, {resolved.device}"
-    yield f"dtype {resolved.dtype}, attention {resolved.attention}, batch_size {resolved.batch_size}"
+    yield f"dtype {resolved.dtype}, attention {resolved.attention}"
+    yield f"batch_size {resolved.batch_size}, rows_in_flight {resolved.rows_in_flight}"
     if resolved.provider is not None:
         yield f"{resolved.provider}, weights {resolved.quantization or 'not quantised'}"
     yield f"images of {resolved.min_pixels} to {resolved.max_pixels} pixels"
     yield from (f"ignored: {note}" for note in resolved.notes)
+    yield from (f"slow: {advice}" for advice in resolved.advice)

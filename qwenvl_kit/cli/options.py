@@ -44,6 +44,10 @@ def _int_or_none(text: str) -> int | None:
     return None if text.lower() == "none" else int(text)
 
 
+def _int_or_text_or_none(text: str) -> int | str | None:
+    return int(text) if text.isdigit() else _text_or_none(text)
+
+
 def _float_or_none(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
@@ -72,6 +76,7 @@ _READERS = {
     "float": float,
     "str": str,
     "int or None": _int_or_none,
+    "int or str or None": _int_or_text_or_none,
     "float or None": _float_or_none,
     "str or None": _text_or_none,
     "str or dict or None": _json_or_text,

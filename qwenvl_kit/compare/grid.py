@@ -237,7 +237,7 @@ def _warn_ignored_options(settings: Sequence[Setting], specs: Sequence[BackendSp
     warned: set[tuple[str, ...]] = set()
     for setting, spec in zip(settings, specs, strict=True):
         notes = _ignored_options(setting, spec)
-        if notes and notes not in warned:
+        if (notes or spec.resolved.advice) and notes not in warned:
             warned.add(notes)
             warn_ignored_options(setting.config, spec.resolved)
 

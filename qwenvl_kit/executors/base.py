@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Control
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.types import Prompt
 
 
 class Executor(Protocol):
@@ -22,7 +23,7 @@ class Executor(Protocol):
     def __call__(
         self,
         cells: Sequence[object],
-        prompts: Sequence[str | None],
+        prompts: Sequence[str | Prompt | None],
         config: Config,
         *,
         control: Control | None = None,

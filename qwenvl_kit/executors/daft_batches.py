@@ -12,7 +12,11 @@ from qwenvl_kit.executors.serialization import result_kinds
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
 
-_N_FORWARDS, _N_LEAST = 4, 16  # forward passes, and work items, per batch: with fewer the model waits for the next one
+_N_TURNS, _N_LEAST = (
+    4,
+    16,
+)  # rows in flight and work items per batch: with fewer the model waits for the next
+_ROWS_IN_FLIGHT = 16  # where each worker sizes them itself: those of a CPU
 _MAX_PARTITIONS = 256
 
 
@@ -41,7 +45,7 @@ class DaftWorkers:
         self.config = config.replace(engine="local", concurrency=None, num_gpus=None, progress=False, on_error="keep")
         self._on_ray = config.engine == "ray"
         self._n_workers = config.concurrency or 1
-        self._n_each = max(_N_LEAST, config.batch_size * _N_FORWARDS)
+        self._n_each = max(_N_LEAST, _rows_in_flight(config) * _N_TURNS)
         self._daft = start(config.engine)
         self._gpus = _gpus_each(self._daft, config, self._n_workers) if self._on_ray else 0.0
 
@@ -69,6 +73,13 @@ class DaftWorkers:
 
         # With a number of workers given, Daft runs each in a process of its own, on both runners.
         return daft.cls(Qwen, gpus=self._gpus, max_concurrency=self._n_workers, name_override="QwenVL")().answer
+
+
+def _rows_in_flight(config: Config) -> int:
+    if isinstance(config.rows_in_flight, int):
+        return config.rows_in_flight
+    is_named = config.rows_in_flight is None and "batch_size" in config.explicit
+    return config.batch_size if is_named else _ROWS_IN_FLIGHT
 
 
 def _gpus_each(daft: Any, config: Config, n_workers: int) -> float:

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.errors import ForkedProcess
+from qwenvl_kit.checkpoints.library_errors import first_line, is_device_lost, is_out_of_memory, release_frames
+from qwenvl_kit.errors import BackendFailed, ForkedProcess
 from qwenvl_kit.executors.base import refuse_nested_run
 from qwenvl_kit.inference.cancellation import Cancelled
 
@@ -63,13 +64,25 @@ class ModelCache:
         ------
         Cancelled
             `control` was cancelled while another run used the model, or while it was loaded.
+        BackendFailed
+            Memory ran out while the model was loaded, or the GPU was lost during the run.
         """
         self._wait(control)
         try:
             if self._backend is None or self._identity != spec.identity:
                 self._drop()
-                self._backend, self._identity = spec.load(control), spec.identity
+                self._backend, self._identity = _load(spec, control), spec.identity
             yield self._backend
+        except RuntimeError as error:
+            if not is_device_lost(error):
+                raise
+            with contextlib.suppress(RuntimeError):  # of a GPU that frees nothing either
+                self._drop()
+            raise BackendFailed(
+                f"The GPU was lost ({first_line(error)}). The model was dropped. Restart Python (in a notebook: the "
+                "kernel), since CUDA refuses further work in this process. If it happens again, set "
+                "CUDA_LAUNCH_BLOCKING=1 and report the error."
+            ) from error
         finally:
             self._in_use.release()
 
@@ -93,6 +106,33 @@ class ModelCache:
         backend, self._backend, self._identity = self._backend, None, None
         if backend is not None:
             backend.close()
+
+
+def _load(spec: BackendSpec, control: RunControl | None) -> Backend:
+    """Load a model; where that fails, leave nothing of it in memory."""
+    try:
+        return spec.load(control)
+    except BaseException as error:  # noqa: BLE001  # raised below; one that was cancelled leaves half a model too
+        release_frames(error)
+        failure = _named(error, spec)
+    from qwenvl_kit.inference.oom import free_memory  # brings torch, which a backend has loaded by now
+
+    free_memory()  # outside the except clause: modules refer to each other, so only a collection frees them
+    raise failure
+
+
+def _named(error: BaseException, spec: BackendSpec) -> BaseException:
+    """Return the error to raise: a library's words for lack of memory get a remedy."""
+    if not is_out_of_memory(error):
+        return error
+    resolved = spec.resolved
+    failure = BackendFailed(
+        f"Out of memory while loading {resolved.model} in {resolved.dtype} on {resolved.device} ({first_line(error)}). "
+        "Free memory, or use a 16-bit dtype, a smaller or quantised model, or device_map='auto'. "
+        "`qwenvl-kit plan` says what it needs."
+    )
+    failure.__cause__ = error
+    return failure
 
 
 model_cache = ModelCache()

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.types import Result
+from qwenvl_kit.types import Prompt, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
@@ -34,7 +34,7 @@ class WorkItem:
     """One cell and all its prompts."""
 
     cell: object
-    prompts: tuple[str, ...]
+    prompts: tuple[str | Prompt, ...]
 
     def pack(self) -> bytes:
         """Return the item as bytes.

@@ -175,10 +175,9 @@ class ImageLoader:
             with _memory.take(cost.n_bytes):
                 if not _memory.available:  # beside an image that takes all of it, none is kept for later
                     trim_heap()
-                    if cost.n_bytes > 2 * _MEMORY:
-                        decode_pool.pool.close_idle(keep=1)
+                    decode_pool.pool.close_idle(keep=1)
                 if not cost.is_short and fetched is not None:
-                    return self._decode_apart(source, fetched, cost.n_pixels)
+                    return self._decode_apart(source, fetched, cost)
                 with _decoding.take(1):
                     return self._decode_here(source, fetched)
 
@@ -201,12 +200,13 @@ class ImageLoader:
         pixels, source_size = decode_resized(fetched.data, self.sizing, max_image_pixels=self.max_image_pixels)
         return _loaded(source, fetched, pixels, source_size)
 
-    def _decode_apart(self, source: ImageSource, fetched: Fetched, n_pixels: int) -> LoadedImage:
+    def _decode_apart(self, source: ImageSource, fetched: Fetched, cost: DecodeCost) -> LoadedImage:
         pixels, source_size = decode_pool.pool.decode(
             fetched.data,
             self.sizing,
             max_image_pixels=self.max_image_pixels,
-            n_pixels=n_pixels,
+            n_pixels=cost.n_pixels,
+            n_bytes=cost.n_bytes,
             timeout_s=self.decode_timeout_s,
             cancel=self.cancel,
         )

@@ -26,6 +26,12 @@ CAPABILITIES = Capabilities(
             reason="backend='echo' has no model to compile",
             instead="running in eager mode",
         ),
+        FixedOption(
+            option="rows_in_flight",
+            value=None,
+            reason="backend='echo' generates no tokens",
+            instead="answering batch_size rows at once",
+        ),
     )
 )
 _SLOW = re.compile(r"echo-(\d+)ms")

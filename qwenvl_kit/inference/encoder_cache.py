@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwenvl_kit.inference.oom import is_out_of_memory
+from qwenvl_kit.inference.oom import is_device_lost, is_out_of_memory
 from qwenvl_kit.inference.packing import max_held_patches, pack_sizes
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class EncoderCache:
         try:
             return self._patchify(image)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_device_lost(error):
                 raise
             return error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from qwenvl_kit.inference.cache_size import CacheSize
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
+    from qwenvl_kit.inference.cache_memory import CacheMemory
     from qwenvl_kit.inference.encoder_cache import EncoderCache
     from qwenvl_kit.inference.model_runner import ModelRunner
     from qwenvl_kit.inference.processor import Tokenization
@@ -37,6 +39,7 @@ def generate(
     queue: RequestQueue,
     resolved: ResolvedConfig,
     control: RunControl,
+    memory: CacheMemory | None = None,
 ) -> Iterator[Result]:
     """Answer the requests of a queue.
 
@@ -51,9 +54,11 @@ def generate(
     queue : RequestQueue
         The requests.
     resolved : ResolvedConfig
-        ``batch_size`` is the most sequences that run at once.
+        ``rows_in_flight`` is the most sequences that run at once, ``batch_size`` the most of one prefill.
     control : RunControl
         Cancels between two steps, and within long passes.
+    memory : CacheMemory, optional
+        Measures what the cache may take. If it is unknown, no more than ``batch_size`` run where none were asked for.
 
     Yields
     ------
@@ -62,7 +67,7 @@ def generate(
     """
     encoder_cache.start_run(resolved.decode)
     try:
-        yield from Engine(model_runner, encoder_cache, tokenization, queue, resolved, control).run()
+        yield from Engine(model_runner, encoder_cache, tokenization, queue, resolved, control, memory).run()
     finally:
         model_runner.resize_cache(0, 0)
 
@@ -78,11 +83,12 @@ class Engine:
         queue: RequestQueue,
         resolved: ResolvedConfig,
         control: RunControl,
+        memory: CacheMemory | None = None,
     ) -> None:
         self._model_runner, self._encoder_cache = model_runner, encoder_cache
         self._queue, self._control = queue, control
+        self._slots = SlotManager(model_runner, CacheSize(memory, reserve=resolved.rows_in_flight == "auto"))
         self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
-        self._slots = SlotManager(model_runner)
         self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
         self._sampler = Sampler(resolved, tokenization.eos_ids)
 
@@ -99,7 +105,7 @@ class Engine:
 
     def _admit(self) -> Iterator[Result]:
         """Encode requests while there is room; wait for one only when nothing else can run."""
-        if self._scheduler.n_free:
+        if self._scheduler.n_free > 0:
             yield from self._waiting.fill_from(self._queue, block=not self._slots.sequences)
 
     def _run_batch(self, batch: Prefill | Decode) -> Iterator[Result]:

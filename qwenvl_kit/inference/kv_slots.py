@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qwenvl_kit.inference.cache_size import CacheSize
 from qwenvl_kit.inference.model_runner import PrefillChunk
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from qwenvl_kit.inference.model_runner import ModelRunner
     from qwenvl_kit.inference.sequence import Sequence
 
-_CAPACITY_STEP = 64  # tokens by which a cache grows, so that it seldom does
 # Tokens, and part of the prompt: a shorter prefix is prefilled again rather than copied, since attention to cached
 # tokens does not use the fastest kernels, which are causal; on GPUs that costs most.
 MIN_SHARED_PREFIX = {"cpu": (8, 0.05), "cuda": (32, 0.5)}
@@ -42,28 +44,47 @@ class SlotManager:
     ----------
     model_runner : ModelRunner
         Holds the cache, whose size only this object changes during a run.
+    size : CacheSize, optional
+        Decides how large the cache becomes; by default nothing limits it.
     """
 
-    def __init__(self, model_runner: ModelRunner) -> None:
+    def __init__(self, model_runner: ModelRunner, size: CacheSize | None = None) -> None:
         self._model_runner = model_runner
         self._slots: list[Sequence | None] = []
-        self._size = (0, 0)  # slots and tokens of the cache
+        self.size = size or CacheSize()
 
     @property
     def sequences(self) -> list[Sequence]:
         """Sequences that have a slot, in the order of slots."""
         return [sequence for sequence in self._slots if sequence is not None]
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's inputs."""
+        return self._model_runner.device
+
+    def rooms(self, sequences: Iterable[Sequence] = ()) -> list[int]:
+        """Return the most tokens of each sequence that has a slot, and of each of `sequences`."""
+        return [sequence.max_len for sequence in (*self.sequences, *sequences)]
+
+    def admits(self, sequences: list[Sequence]) -> bool:
+        """Return whether sequences may join those that have a slot."""
+        return self.size.admits(self.rooms(sequences))
+
     def allocate(self, sequences: list[Sequence], *, max_slots: int) -> None:
-        """Give each sequence a free slot, and grow the cache to what all need, to `max_slots` slots at most."""
-        was_empty = not self.sequences
+        """Give each sequence a free slot, and resize the cache to what all need, to `max_slots` slots at most."""
+        rooms = self.rooms(sequences)
+        size = self.size.resized(rooms, max(len(self._slots), len(rooms)), max_slots)
+        if size[0] < len(self._slots):
+            self.compact()
+        if size != self.size.now:
+            self._model_runner.resize_cache(*size)
+            self.size.now = size
         for sequence in sequences:
             if None in self._slots:
                 self._slots[self._slots.index(None)] = sequence
             else:
                 self._slots.append(sequence)
-        capacity = max(sequence.max_len for sequence in self.sequences)
-        self._grow(-(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP, max_slots, may_shrink=was_empty)
 
     def slots_of(self, sequences: list[Sequence]) -> list[int]:
         """Return the slot of each sequence."""
@@ -121,20 +142,9 @@ class SlotManager:
     def preempt_all(self) -> list[Sequence]:
         """Free all slots and the cache; return the sequences in the order of their rows."""
         sequences = sorted(self.sequences, key=lambda sequence: sequence.request.row)
-        self._slots, self._size = [], (0, 0)
+        self._slots, self.size.now = [], (0, 0)
         self._model_runner.resize_cache(0, 0)
         return sequences
-
-    def _grow(self, capacity: int, max_slots: int, *, may_shrink: bool) -> None:
-        if may_shrink and capacity * 2 < self._size[1]:  # a single long sequence must not make all others dear
-            self._size = (0, 0)
-        n_slots, size = len(self._slots), self._size
-        if n_slots <= size[0] and capacity <= size[1]:
-            return
-        if n_slots > size[0]:  # sequences arrive one after the other: do not grow by one each time
-            n_slots = max(n_slots, min(2 * size[0], max_slots))
-        self._size = max(n_slots, size[0]), max(capacity, size[1])
-        self._model_runner.resize_cache(*self._size)
 
     def _shared_prefix(self, sequence: Sequence, stage_of: dict[Sequence, int]) -> tuple[Sequence, int]:
         """Return the sequence of the earliest stage to copy from, and how many tokens; 0 if that does not pay."""

@@ -6,9 +6,9 @@ import gc
 
 import torch
 
-from qwenvl_kit.checkpoints.library_errors import is_out_of_memory
+from qwenvl_kit.checkpoints.library_errors import is_device_lost, is_out_of_memory
 
-__all__ = ["free_memory", "is_out_of_memory"]
+__all__ = ["free_memory", "is_device_lost", "is_out_of_memory"]
 
 
 def free_memory() -> None:

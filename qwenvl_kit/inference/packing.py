@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from qwenvl_kit.inference.sequence import Sequence as _Sequence
+
 _PREFILL_TOKENS = {"cpu": 640, "cuda": 8192}  # in one pass, padding included: what fills a device, and its caches
 _IMAGE_PATCHES = {"cpu": 1024, "cuda": 16384}  # in one pass
+_GROUP = 8  # sequences prefilled between two looks at `cancel`, unless all their images fit one pass
 _HELD_PATCHES = {"cpu": 2048, "cuda": 16384}  # at once, up to 80 MB: what a model runner needs to fill its device
 
 
@@ -26,6 +29,14 @@ def max_image_patches(device: torch.device | str) -> int:
 def max_held_patches(device: torch.device | str) -> int:
     """Return the most patches that are held at once; a larger image is held alone."""
     return _HELD_PATCHES[_kind(device)]
+
+
+def is_one_group(sequences: Sequence[_Sequence], device: torch.device) -> bool:
+    """Return whether sequences are prefilled together, before any of them decodes."""
+    if len(sequences) <= _GROUP:
+        return True
+    patches = {key: int(grid.prod()) for one in sequences for key, grid in zip(one.image_keys, one.grid, strict=True)}
+    return sum(patches.values()) <= max_image_patches(device)
 
 
 def pack(items: Iterable[int], fits: Callable[[list[int]], bool]) -> list[list[int]]:

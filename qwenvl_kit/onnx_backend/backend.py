@@ -61,7 +61,9 @@ class OnnxBackend:
     """
 
     def __init__(self, spec: OnnxSpec) -> None:
+        from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token
         from qwenvl_kit.checkpoints.loading import load_processor
+        from qwenvl_kit.inference.cache_memory import CacheMemory
         from qwenvl_kit.inference.encoder_cache import EncoderCache
         from qwenvl_kit.inference.preflight import check_export
         from qwenvl_kit.inference.processor import Tokenization
@@ -78,12 +80,18 @@ class OnnxBackend:
             processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
         )
         self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
+        self._cache_memory = CacheMemory(
+            kv_bytes_per_token(checkpoint.config, str(self.model_runner.dtype).removeprefix("torch.")),
+            {self.model_runner.device: 1},
+        )
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Answer what the queue gives."""
         from qwenvl_kit.inference.engine import generate
 
-        yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
+        yield from generate(
+            self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control, self._cache_memory
+        )
 
     def close(self) -> None:
         """Free the model."""

@@ -19,6 +19,7 @@ from qwenvl_kit.options.keywords import (
     MaxMemory,
     OnError,
     Options,
+    RowsInFlight,
 )
 from qwenvl_kit.options.rules import Choice
 from qwenvl_kit.options.table import FORMER_NAMES, OptionDoc, names_of, option_docs, option_names, suggest
@@ -41,6 +42,7 @@ __all__ = [
     "OnError",
     "OptionDoc",
     "Options",
+    "RowsInFlight",
     "RunOptions",
     "SamplingOptions",
     "names_of",

@@ -10,7 +10,16 @@ from typing import TypeVar
 import numpy as np
 
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.options.keywords import DeviceMap, DType, Engine, ImageDecode, ImageSrcType, MaxMemory, OnError
+from qwenvl_kit.options.keywords import (
+    DeviceMap,
+    DType,
+    Engine,
+    ImageDecode,
+    ImageSrcType,
+    MaxMemory,
+    OnError,
+    RowsInFlight,
+)
 from qwenvl_kit.options.rules import (
     DEVICE_MAP,
     FLAG,
@@ -19,6 +28,7 @@ from qwenvl_kit.options.rules import (
     LOCAL_PATHS,
     MAX_MEMORY,
     NAME,
+    ROWS_IN_FLIGHT,
     SCHEMES,
     TEXT,
     Choice,
@@ -150,6 +160,7 @@ class RunOptions(Group):
     prompt: str | None = option(DEFAULT_PROMPT, TEXT, "prompt of rows without their own")
     system_prompt: str | None = option(None, TEXT, "replaces the checkpoint's system prompt")
     batch_size: int = option(4, Integer(1), "images per forward pass; at least 1")
+    rows_in_flight: RowsInFlight | None = option(None, ROWS_IN_FLIGHT, "rows that generate tokens at once; `auto` sizes them from free memory; None is `batch_size` where that is given, else `auto`")
     strict: bool = option(False, FLAG, "raise for ignored options, instead of a warning")
     on_error: OnError = option("keep", Choice(OnError), "`keep` failed rows as null, or `raise` RowErrors at the end")
     store: str | None = option(None, TEXT, "path of an SQLite file that keeps results; the same call again resumes")

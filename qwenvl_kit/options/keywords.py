@@ -12,6 +12,7 @@ OnError = Literal["keep", "raise"]
 Engine = Literal["local", "daft", "ray"]
 DeviceMap = str | Mapping[str, int | str]
 MaxMemory = Mapping[int | str, int | str]
+RowsInFlight = int | Literal["auto"]
 
 
 class ModelKeywords(TypedDict, total=False):
@@ -74,6 +75,7 @@ class RunKeywords(TypedDict, total=False):
     prompt: str | None
     system_prompt: str | None
     batch_size: int
+    rows_in_flight: RowsInFlight | None
     strict: bool
     on_error: OnError
     store: str | None

@@ -181,6 +181,10 @@ DEVICE_MAP = Custom(
 MAX_MEMORY = Custom(
     "a dict such as {0: '20GiB', 'cpu': '60GiB'}, or None", lambda v: v is None or isinstance(v, Mapping)
 )
+ROWS_IN_FLIGHT = Custom(
+    "an integer of at least 1, 'auto' to size them from free memory, or None for the default",
+    lambda v: v is None or (isinstance(v, str) and v == "auto") or Integer(1).accepts(v),
+)
 GPU_SHARE = Custom(
     "a fraction of one GPU, a whole number of GPUs, or None for the default", lambda v: v is None or _is_gpu_share(v)
 )

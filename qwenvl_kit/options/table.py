@@ -25,6 +25,7 @@ FOREIGN_NAMES = {
     "question": "prompt",
     "num_threads": "threads",
     "enforce_eager": "torch_compile",
+    "max_num_seqs": "rows_in_flight",
 }
 """Names of transformers and vLLM, and the options here."""
 

@@ -11,6 +11,7 @@ from qwenvl_kit.checkpoints.resolve import answer_fields
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.types import Prompt
 
 
 class CacheKeyBuilder:
@@ -30,13 +31,14 @@ class CacheKeyBuilder:
         fixed = [resolved.fingerprint, system, answer_fields(resolved)]
         self._base = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=16)
 
-    def key(self, digests: Sequence[str], prompt: str, sample_index: int) -> str | None:
+    def key(self, digests: Sequence[str], prompt: Prompt, sample_index: int) -> str | None:
         """Return the key of a row's answer; None for unseeded samples, which are never shared."""
         if self._samples and self._seed is None:
             return None
         digest = self._base.copy()
         index = sample_index if self._samples else 0
-        digest.update(json.dumps([list(digests), prompt, index]).encode())
+        labels = [list(prompt.labels)] if prompt.labels else []  # keys of free answers are those of earlier versions
+        digest.update(json.dumps([list(digests), prompt.text, index, *labels]).encode())
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import classify
 from qwenvl_kit.prompts import check_whole, no_prompt
-from qwenvl_kit.types import Result
+from qwenvl_kit.types import Prompt, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import ImageSrcType
@@ -21,7 +21,7 @@ class PromptRef:
     """One row's prompt; `sample_index` counts the rows before it with the same images and prompt."""
 
     row: int
-    prompt: str
+    prompt: Prompt
     sample_index: int
 
 
@@ -54,14 +54,14 @@ class Plan:
         return frozenset(shared)
 
 
-def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_type: ImageSrcType) -> Plan:
+def make_plan(cells: Sequence[object], prompts: Sequence[str | Prompt | None], image_src_type: ImageSrcType) -> Plan:
     """Group the rows by their images.
 
     Parameters
     ----------
     cells : sequence
         One image, or list of images, per row.
-    prompts : sequence of str or None
+    prompts : sequence of str, Prompt or None
         One per row; None is that row's error.
     image_src_type : str
         How to read texts and bytes among the cells.
@@ -80,14 +80,17 @@ def make_plan(cells: Sequence[object], prompts: Sequence[str | None], image_src_
     results: list[Result] = []
     sources_of: dict[tuple[str, ...], tuple[ImageSource, ...]] = {}
     prompts_of: dict[tuple[str, ...], list[PromptRef]] = {}
-    n_seen: dict[tuple[tuple[str, ...], str], int] = {}
-    for row, (cell, prompt) in enumerate(zip(cells, prompts, strict=True)):
+    n_seen: dict[tuple[tuple[str, ...], Prompt], int] = {}
+    for row, (cell, given) in enumerate(zip(cells, prompts, strict=True)):
+        prompt = Prompt(given) if isinstance(given, str) else given
         try:
             sources = classify(cell, image_src_type)
             if sources and prompt is None:
                 raise no_prompt()
             if sources and prompt is not None:
-                check_whole(prompt)
+                check_whole(prompt.text)
+                for label in prompt.labels:
+                    check_whole(label, "label")
         except RowError as error:
             results.append(Result.failed(row, error))
             continue

@@ -16,6 +16,7 @@ from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images import RetryAt, host_of
 from qwenvl_kit.images.decode_pool import N_WORKERS, DecodeCancelled
+from qwenvl_kit.images.heap import trim_heap
 from qwenvl_kit.images.source_context import source_context
 from qwenvl_kit.pipeline.load_queues import LoadQueues, Place, Task
 from qwenvl_kit.pipeline.request_buffer import RequestBuffer
@@ -130,6 +131,8 @@ class ImagePrefetcher:
         except BaseException as error:  # noqa: BLE001  # ours or a callback's: the backend's thread passes it on
             self._queues.stop()
             self._requests.fail(error)
+        finally:
+            trim_heap()  # of this thread, whose end it is
 
     def _work_once(self, take: Callable[[], tuple[Task, Place] | None]) -> bool:
         """Do one task; False when there is no more. A thread that waits for the next one holds no images."""
@@ -191,7 +194,8 @@ class ImagePrefetcher:
             key = self._keys.key(digests, ref.prompt, ref.sample_index)
             if self._collector.claim(ref.row, key):
                 seed = self._keys.seed(key)
-                request = Request(ref.row, tuple(images), ref.prompt, self._system, seed, self._max_new_tokens)
+                prompt, labels = ref.prompt.text, ref.prompt.labels
+                request = Request(ref.row, tuple(images), prompt, self._system, seed, self._max_new_tokens, labels)
                 self._requests.put(request)
 
     # ------------------------------------------------------------------ one image

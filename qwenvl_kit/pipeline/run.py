@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qwenvl_kit.checkpoints.library_errors import release_frames
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference.cancellation import Cancelled
 from qwenvl_kit.pipeline.progress import progress_bar
@@ -117,6 +118,7 @@ class _Background:
             self._ended.set()
 
     def _fail(self, error: BaseException) -> None:
+        release_frames(error)
         self.failure = error
         self._cancel.set()
 

@@ -92,7 +92,7 @@ def plan_rows(
     for group in plan.groups:
         sizes = [found[source.key] for source in group.sources]
         for ref in group.prompts:
-            rows.append(_planned(ref.row, ref.prompt, group.sources, sizes, sizing, count, check))
+            rows.append(_planned(ref.row, ref.prompt.text, group.sources, sizes, sizing, count, check))
     return sorted(rows, key=lambda one: one.row)
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.checkpoints.checkpoint import find, read
 from qwenvl_kit.checkpoints.devices import find_device
+from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError
+from qwenvl_kit.inference.cache_memory import CacheMemory
 from qwenvl_kit.inference.cancellation import cancellable
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.engine import generate
@@ -94,7 +96,8 @@ class TorchBackend:
             processor = load_processor(checkpoint)
             self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held)
             self._held = held.pop_all()
-        self.model_runner = TorchModelRunner(self._model, compiles=spec.resolved.torch_compile)
+        compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
+        self.model_runner = TorchModelRunner(self._model, compiles=compiles)
         if read(spec.folder).digest != spec.digest:
             self._free()
             raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
@@ -105,11 +108,18 @@ class TorchBackend:
         patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
         self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id
+        self._cache_memory = CacheMemory(
+            kv_bytes_per_token(checkpoint.config, spec.resolved.dtype), self.model_runner.cache_devices()
+        )
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Yield the results of a queue's requests."""
         if places := getattr(self._model, "hf_device_map", None):
             control.note(f"The device map placed modules on {_places(places)}.")
+        if resolved.torch_compile and _is_hooked(self._model):
+            control.note(
+                "torch_compile=True is ignored (the device map moves modules between devices); running in eager mode."
+            )
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
@@ -126,7 +136,15 @@ class TorchBackend:
     def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         before = self.model_runner.warm_up_s
         try:
-            yield from generate(self.model_runner, self.encoder_cache, self.tokenization, queue, resolved, control)
+            yield from generate(
+                self.model_runner,
+                self.encoder_cache,
+                self.tokenization,
+                queue,
+                resolved,
+                control,
+                self._cache_memory,
+            )
         finally:
             if seconds := self.model_runner.warm_up_s - before:
                 control.note(f"Decode steps were compiled in {seconds:.1f} s of this run.")
@@ -164,6 +182,11 @@ def spec(config: Config) -> TorchSpec:
     return TorchSpec(
         checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
     )
+
+
+def _is_hooked(model: Any) -> bool:
+    """Return whether accelerate moves weights or inputs between devices, which only a loaded model tells."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
-from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
+from qwenvl_kit.inference.cancellation import Cancelled, cancellable, points_before
+from qwenvl_kit.inference.oom import free_memory, is_device_lost, is_out_of_memory
 from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
 from qwenvl_kit.torch_backend.stopping import EventStoppingCriteria, NonFiniteStop
@@ -71,7 +72,9 @@ class BeamSearch:
         for sequence in sequences:
             try:
                 batch.append((sequence, self._patches(sequence)))
-            except Exception as error:  # noqa: BLE001  # an image processor refused this row
+            except Exception as error:  # an image processor refused this row
+                if is_device_lost(error):
+                    raise
                 if is_out_of_memory(error):
                     batch.append((sequence, None))  # cut again in a smaller batch
                 else:
@@ -88,7 +91,10 @@ class BeamSearch:
         """Answer a batch; when memory runs out, its halves."""
         results: list[Result] | None = None
         try:
-            results = self.generate_batch(batch, resolved, control)
+            with cancellable(control), points_before(self._layers()):
+                results = self.generate_batch(batch, resolved, control)
+        except Cancelled:
+            results = [Result(sequence.request.row, "cancelled") for sequence, _ in batch]
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,6 +135,10 @@ class BeamSearch:
             for result in results:
                 control.on_token(result.row, result.text or "")
         return results
+
+    def _layers(self) -> list[Any]:
+        core = self._model.model
+        return [*core.visual.blocks, *core.language_model.layers]
 
     def _collate(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``generate``'s inputs, padded on the left, as decoder-only models need it.

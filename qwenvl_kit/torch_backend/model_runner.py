@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,10 @@ class TorchModelRunner:
             if device.type != "meta":
                 return device
         return torch.device("cpu")
+
+    def cache_devices(self) -> Counter[torch.device]:
+        """Return how many layers have their keys and values on each device: accelerate's, where its hooks run one."""
+        return Counter(_device_of(layer) or self.device for layer in self._text.layers)
 
     @torch.inference_mode()
     def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
@@ -228,6 +233,15 @@ class _PlainText:
             return states[:, 0]
         last = last.to(states.device)
         return states[torch.arange(len(last), device=last.device), last]
+
+
+def _device_of(layer: Any) -> torch.device | None:
+    """Return where a layer computes; None where it holds no parameters in memory."""
+    hooks = [module._hf_hook for module in layer.modules() if hasattr(module, "_hf_hook")]
+    places = [place for hook in hooks if (place := getattr(hook, "execution_device", None)) is not None]
+    if places:
+        return torch.device(places[0])
+    return next((one.device for one in layer.parameters() if one.device.type != "meta"), None)
 
 
 def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:

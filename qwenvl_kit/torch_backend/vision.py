@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from qwenvl_kit.torch_backend.row_blocks import by_rows
 from qwenvl_kit.torch_backend.windows import Windows, has_varlen_kernel
 
 if TYPE_CHECKING:
@@ -71,14 +72,26 @@ def _attention(
     **__: Any,
 ) -> Tensor:
     """Return states (P, D), attended within the windows of the pass."""
-    qkv = attention.qkv(hidden_states).view(len(hidden_states), 3, attention.num_heads, -1)  # (P, 3, H, d)
-    rotated = _apply_rotary(qkv[:, :2], *position_embeddings)
-    attended = windows.attend(rotated[:, 0], rotated[:, 1], qkv[:, 2], attention.scaling, is_full=is_full)
-    return attention.proj(attended)  # type: ignore[no-any-return]
+    query, key, value = by_rows(functools.partial(_heads, attention), hidden_states, *position_embeddings)
+    attended = windows.attend(query, key, value, attention.scaling, is_full=is_full)
+    states: Tensor = by_rows(attention.proj, attended)
+    return states
+
+
+def _heads(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Return queries, keys and values (P, H, d), rotated by angles (P, d)."""
+    qkv = attention.qkv(states).view(len(states), 3, attention.num_heads, -1)  # (P, 3, H, d)
+    query, key = _apply_rotary(qkv[:, :2], cos, sin).unbind(1)
+    return query, key, qkv[:, 2]
 
 
 def _gated_network(mlp: Any, states: Tensor) -> Tensor:
-    """Return states (…, D); the large intermediate states are not copied."""
+    """Return states (P, D)."""
+    return by_rows(functools.partial(_gated_rows, mlp), states)
+
+
+def _gated_rows(mlp: Any, states: Tensor) -> Tensor:
+    """Return states (P, D); the large intermediate states are not copied."""
     gate = mlp.gate_proj(states)
     gate = functional.silu(gate, inplace=True) if type(mlp.act_fn).__name__ in _SILU else mlp.act_fn(gate)
     return mlp.down_proj(gate.mul_(mlp.up_proj(states)))  # type: ignore[no-any-return]

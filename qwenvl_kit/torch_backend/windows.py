@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from qwenvl_kit.inference.patches import upload
+from qwenvl_kit.torch_backend.row_blocks import blocks, max_queries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,11 +168,35 @@ def _attend_by_length(query: Tensor, key: Tensor, value: Tensor, layout: _Layout
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float) -> Tensor:
-    """Attend within consecutive windows of one length."""
+    """Attend within consecutive windows of one length, with bounded work in one call."""
+    most = max_queries(length, query.device)
+    if len(query) <= most:
+        return _attend_at_once(query, key, value, length, scaling)
+    attended = value.new_empty(len(value), value.shape[1] * value.shape[2])
+    if length <= most:
+        for some in blocks(len(query), most // length * length):
+            attended[some] = _attend_at_once(query[some], key[some], value[some], length, scaling)
+        return attended
+    for start in range(0, len(query), length):
+        window = slice(start, start + length)
+        for some in blocks(length, most):
+            attended[window][some] = _attend_to(query[window][some], key[window], value[window], scaling)
+    return attended
+
+
+def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float) -> Tensor:
+    """Attend within consecutive windows of one length; return states (P, H · d)."""
     shape = (-1, length, *query.shape[1:])
     query, key, value = (each.reshape(shape).transpose(1, 2) for each in (query, key, value))  # (W, H, l, d)
     attended = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
     return attended.transpose(1, 2).flatten(0, 1).flatten(1)  # (P, H · d)
+
+
+def _attend_to(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attend with queries (N, H, d) to the keys of one window; return states (N, H · d)."""
+    query, key, value = (each.transpose(0, 1)[None] for each in (query, key, value))  # (1, H, …, d)
+    attended = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    return attended[0].transpose(0, 1).flatten(1)
 
 
 def _cut(n: int, side: int) -> list[int]:

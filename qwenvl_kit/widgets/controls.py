@@ -26,6 +26,7 @@ _SHOWN = (
     "dtype",
     "use_flash_attention_2",
     "batch_size",
+    "rows_in_flight",
     "max_caption_length",
     "resized_height",
     "resized_width",

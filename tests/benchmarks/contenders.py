@@ -103,7 +103,7 @@ class Ours:
         return [str(result.text) for result in done.results]
 
     def _each_to_its_limit(self, rows: Rows, batch_size: int) -> list[str]:
-        resolved = replace(make_spec(self.config).resolved, batch_size=batch_size)
+        resolved = replace(make_spec(self.config).resolved, batch_size=batch_size, rows_in_flight=batch_size)
         queue = _Queue(list(_requests(rows)))
         texts = {result.row: str(result.text) for result in self.backend.generate(queue, resolved, RunControl())}
         return [texts[row] for row in range(len(rows))]

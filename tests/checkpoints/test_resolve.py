@@ -60,20 +60,20 @@ EAGER = FixedOption(option="torch_compile", value=False, reason="no compiler her
 
 
 @pytest.mark.parametrize(
-    ("options", "capabilities", "reason"),
+    ("options", "device", "capabilities", "reason"),
     [
-        ({}, Capabilities(fixed=(EAGER,)), "no compiler here"),
-        ({"device_map": "auto"}, Capabilities(), "device_map"),
-        ({"num_beams": 3}, Capabilities(), "num_beams=3"),
+        ({}, CPU, Capabilities(fixed=(EAGER,)), "no compiler here"),
+        ({"device_map": "auto"}, Device("auto", is_cuda=True, spans=True), Capabilities(), "device_map"),
+        ({"num_beams": 3}, CPU, Capabilities(), "num_beams=3"),
     ],
 )
 def test_steps_are_compiled_where_they_can_be_and_the_reason_is_given_elsewhere(
-    options: dict[str, Any], capabilities: Capabilities, reason: str
+    options: dict[str, Any], device: Device, capabilities: Capabilities, reason: str
 ) -> None:
     assert resolved(torch_compile=True).torch_compile
     config = Config(torch_compile=True, **options)
 
-    planned = resolve(config, CPU, CHECKPOINT, capabilities)
+    planned = resolve(config, device, CHECKPOINT, capabilities)
 
     assert not planned.torch_compile
     with pytest.warns(OptionWarning, match=rf"torch_compile=True is ignored \({reason}"):
@@ -104,6 +104,34 @@ def test_what_the_caller_turned_off_is_no_difference() -> None:
 def test_strict_raises_for_what_the_caller_named() -> None:
     with pytest.raises(ConfigError, match="strict=True"):
         warn_ignored_options(Config(use_flash_attention_2=True, strict=True), resolved())
+
+
+@pytest.mark.parametrize(
+    ("options", "n_rows"),
+    [
+        ({}, "auto"),
+        ({"batch_size": 4}, 4),
+        ({"batch_size": 4, "rows_in_flight": "auto"}, "auto"),
+        ({"batch_size": 4, "rows_in_flight": 64}, 64),
+        ({"rows_in_flight": 2}, 2),
+        ({"rows_in_flight": None}, "auto"),
+        ({"num_beams": 2}, 4),
+    ],
+)
+def test_rows_in_flight_are_those_asked_for_else_the_batch_that_was_else_as_many_as_fit(
+    options: dict[str, Any], n_rows: int | str
+) -> None:
+    assert resolved(**options).rows_in_flight == n_rows
+    assert resolved(**options).record()["rows_in_flight"] == n_rows
+    assert "rows_in_flight" not in [note.option for note in resolved(**options).notes]
+
+
+def test_beams_run_in_batches_and_say_so_to_those_who_asked_for_more_rows() -> None:
+    planned = resolved(num_beams=2, rows_in_flight=64)
+
+    assert planned.rows_in_flight == 4
+    with pytest.warns(OptionWarning, match="rows_in_flight=64 is ignored .*num_beams=2.* batch_size=4"):
+        warn_ignored_options(Config(num_beams=2, rows_in_flight=64), planned)
 
 
 def test_sampling_passes_every_value_and_greedy_none() -> None:
@@ -189,3 +217,15 @@ def test_the_record_is_plain_json() -> None:
     record = resolved(do_sample=True, temperature=0.3).record()
 
     assert json.loads(json.dumps(record)) == record
+
+
+def test_advice_about_the_device_is_on_record_and_warned_of_once() -> None:
+    planned = resolved(Device("cuda:0", is_cuda=True, advice=("This GPU is slow.",)))
+
+    with pytest.warns(OptionWarning, match=r"This GPU is slow\."):
+        warn_ignored_options(Config(), planned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_ignored_options(Config(), planned)
+    assert planned.record()["notes"][-1] == "This GPU is slow."
+    assert "advice" not in planned.record()

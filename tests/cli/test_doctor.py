@@ -51,3 +51,19 @@ def test_a_package_that_does_not_import_is_told_with_the_fix(
     told = capsys.readouterr().out
     assert "torchvision does not import" in told
     assert "pip install torch torchvision" in told
+
+
+def test_a_gpu_that_torch_cannot_use_is_told_with_the_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("qwenvl_kit.checkpoints.devices._NVIDIA", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    assert main(["doctor", "--model-name", "demo"]) == 0
+
+    machine, _, planned = capsys.readouterr().out.partition("What would run")
+    for told in (machine, planned):
+        assert "needs driver 580 or newer" in told
+        assert "Update the driver" in told

@@ -21,6 +21,8 @@ from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_resized
 from qwenvl_kit.images.decode_pool import DecodePool
 from qwenvl_kit.images.decode_process import DecodeProcess
+from qwenvl_kit.images.decode_worker import max_memory
+from qwenvl_kit.images.probe import probe
 from qwenvl_kit.images.resize import Sizing
 from qwenvl_kit.types import PatchGeometry
 
@@ -45,7 +47,7 @@ def decode(
     pool: DecodePool, data: bytes, timeout_s: float = 20.0, cancel: threading.Event | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     return pool.decode(
-        data, SIZING, max_image_pixels=MOST, n_pixels=0, timeout_s=timeout_s, cancel=cancel
+        data, SIZING, max_image_pixels=MOST, n_pixels=0, n_bytes=0, timeout_s=timeout_s, cancel=cancel
     )  # fmt: skip
 
 
@@ -120,7 +122,7 @@ def test_memory_beyond_the_limit_is_that_images_error(pool: DecodePool) -> None:
     data = encoded(noise(1, 1, 0).resize((9000, 9000)), "WEBP", lossless=True, method=0)
 
     with pytest.raises(RowError) as caught:
-        pool.decode(data, SIZING, max_image_pixels=MOST, n_pixels=81_000_000, timeout_s=30)
+        pool.decode(data, SIZING, max_image_pixels=MOST, n_pixels=81_000_000, n_bytes=8 * 81_000_000, timeout_s=30)
 
     assert caught.value.stage == "decode"
     assert decode(pool, encoded(noise(40, 40, 0), "TIFF"))[1] == (40, 40)
@@ -173,3 +175,26 @@ def test_slow_rows_and_quick_ones_are_all_answered_in_order() -> None:
         frame = pd.Series(cells).vl.run(**ECHO)
 
     assert [number for number, status in enumerate(frame["status"]) if status != "ok"] == [7]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system limits no memory of one process")
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000"])
+def test_the_memory_limit_by_the_header_is_enough_for_good_images(pool: DecodePool, form: str) -> None:
+    for side in (8, 300, 2600):
+        data = encoded(noise(side // 4, side // 4, 1).resize((side, side)), form)
+        found = probe(data, max_image_pixels=MOST)
+        n_pixels = side * side
+        _, size = pool.decode(
+            data,
+            SIZING,
+            max_image_pixels=MOST,
+            n_pixels=n_pixels,
+            n_bytes=found.bytes_per_pixel * n_pixels,
+            timeout_s=30,
+        )
+        assert size == (side, side)
+
+
+def test_a_small_image_may_take_less_memory_than_one_without_a_size() -> None:
+    assert max_memory(1000, 12 * 100 * 100) < 128 * 2**20 < max_memory(1000, 0)
+    assert max_memory(1000, 12 * 10**9) <= max_memory(1000, 0)  # a header alone opens no more

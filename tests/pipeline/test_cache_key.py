@@ -10,7 +10,7 @@ from qwenvl_kit import Config
 from qwenvl_kit.checkpoints.capabilities import Device
 from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, resolve
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
-from qwenvl_kit.types import PatchGeometry
+from qwenvl_kit.types import PatchGeometry, Prompt
 
 
 def key(
@@ -20,10 +20,11 @@ def key(
     prompt: str = "What?",
     sample_index: int = 0,
     digest: str = "digest",
+    labels: tuple[str, ...] = (),
     **options: Any,
 ) -> str | None:
     resolved = resolve(Config(**options), Device("cpu"), CheckpointDefaults("m", fingerprint, PatchGeometry()))
-    return CacheKeyBuilder(resolved, system).key([digest], prompt, sample_index)
+    return CacheKeyBuilder(resolved, system).key([digest], Prompt(prompt, labels), sample_index)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ def key(
         {"fingerprint": "g"},
         {"system": "s"},
         {"prompt": "Who?"},
+        {"labels": ("cat", "dog")},
         {"digest": "other"},
         {"resized_width": 28},
         {"max_caption_length": 5},
@@ -59,7 +61,7 @@ def test_the_order_of_pictures_counts() -> None:
     resolved = resolve(Config(), Device("cpu"), CheckpointDefaults("m", "f", PatchGeometry()))
     keys = CacheKeyBuilder(resolved, None)
 
-    assert keys.key(["a", "b"], "p", 0) != keys.key(["b", "a"], "p", 0)
+    assert keys.key(["a", "b"], Prompt("p"), 0) != keys.key(["b", "a"], Prompt("p"), 0)
 
 
 def test_draws_differ_under_a_seed_and_have_no_key_without_one() -> None:

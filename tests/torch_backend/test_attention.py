@@ -11,7 +11,6 @@ from helpers.fake_backends import gray
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit import Control
-from qwenvl_kit.checkpoints.library_errors import is_out_of_memory
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.torch_backend.attention import without_cudnn
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
@@ -61,18 +60,6 @@ def test_heads_are_grouped_on_a_gpu_whatever_transformers_does(monkeypatch: pyte
     TorchModelRunner(model)
 
     assert model.model.language_model.config._attn_implementation == "qwenvl_kit_grouped_sdpa"
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    ],
-)
-def test_memory_errors_outside_of_torchs_allocator_are_recognised(message: str) -> None:
-    assert is_out_of_memory(RuntimeError(message))
 
 
 def test_a_whole_number_is_a_repetition_penalty() -> None:

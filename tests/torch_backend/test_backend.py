@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,24 @@ def test_memory_that_runs_out_means_fewer_rows_at_once_and_is_on_record(
     assert [emitted[row] for row in range(len(pictures))] == whole.tolist(), "nothing is emitted twice"
     assert sum(size > 2 for size in sizes[3:]) <= 3, "a size that failed is not tried again"
     assert any("Out of memory" in note for note in fewer.attrs["effective"]["notes"])
+
+
+def test_a_fault_of_a_run_keeps_no_tensors_however_long_it_is_kept(
+    published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(self: TorchModelRunner, pixel_values: torch.Tensor, grid: torch.Tensor) -> Any:
+        states = pixel_values.clone()
+        held.extend([weakref.ref(pixel_values), weakref.ref(states)])
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(TorchModelRunner, "encode_images", fail)
+    with pytest.raises(qwenvl_kit.BackendFailed, match="shape mismatch") as caught:
+        pd.Series(pictures[:2]).vl.run(model_name=str(published), max_caption_length=4, **EXACT)
+
+    assert caught.value.__cause__ is not None
+    assert [one() for one in held] == [None, None]
 
 
 def test_memory_too_small_for_one_row_is_that_rows_error(

@@ -18,6 +18,7 @@ from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.inference.patches import upload
+from qwenvl_kit.torch_backend import row_blocks
 from qwenvl_kit.torch_backend.attention import use_grouped_sdpa
 from qwenvl_kit.torch_backend.kv_cache import PrefillWrite
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
@@ -110,6 +111,27 @@ def test_images_are_encoded_alike_alone_and_together(
         seen = model_runner.encode_images(torch.cat([text.patches for text in texts]), GRIDS)
         for one, other in zip(seen, wanted, strict=True):
             torch.testing.assert_close(one, other, **NEAR)
+
+
+@pytest.mark.parametrize(("max_rows", "max_pairs"), [(50, 10_000), (2048, 700), (7, 1)])
+def test_large_images_are_encoded_alike_in_blocks(
+    reference: Any,
+    model_runner: TorchModelRunner,
+    texts: list[Text],
+    max_rows: int,
+    max_pairs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(row_blocks, "_MAX_ROWS", {"cpu": max_rows})
+    monkeypatch.setattr(row_blocks, "_MAX_PAIRS", {"cpu": max_pairs})
+    patches = torch.cat([text.patches for text in texts])
+    with torch.inference_mode():
+        wanted = reference.model.get_image_features(patches, GRIDS, return_dict=True).pooler_output
+
+    seen = model_runner.encode_images(patches, GRIDS)
+
+    for one, other in zip(seen, wanted, strict=True):
+        torch.testing.assert_close(one, other, **NEAR)
 
 
 def test_patches_travel_to_a_gpu_from_pinned_memory_without_waiting() -> None:

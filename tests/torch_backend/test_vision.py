@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.checkpoints import make_published
@@ -205,3 +207,18 @@ def test_the_flash_kernel_is_not_tried_where_it_raises(
         assert has_varlen_kernel(torch.device("cuda:0"), torch.bfloat16, 80)
     finally:
         has_varlen_kernel.cache_clear()
+
+
+def test_a_map_that_loading_spreads_runs_eagerly_and_says_so(folder: Path) -> None:
+    options = {"device_map": "sequential", "max_memory": {"cpu": 300_000}, "torch_compile": True}
+    notes = run_notes(folder, **options)
+
+    assert any(note.startswith("torch_compile=True is ignored (the device map moves modules") for note in notes)
+
+
+def run_notes(folder: Path, **options: Any) -> list[str]:
+    rows = pd.Series([np.zeros((84, 84, 3), np.uint8)]).vl.run(
+        model_name=str(folder), dtype="float32", progress=False, max_caption_length=2, **options
+    )
+    assert rows["status"].tolist() == ["ok"], rows["error"].tolist()
+    return list(rows.attrs["effective"]["notes"])

@@ -17,6 +17,7 @@ from qwenvl_kit.torch_backend.onednn.linear import (
     rotary_as_complex,
     select_outputs,
 )
+from qwenvl_kit.torch_backend.row_blocks import by_rows
 from qwenvl_kit.torch_backend.windows import Windows
 
 if TYPE_CHECKING:
@@ -59,9 +60,16 @@ class OneDNNBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """Return states (P, D), as transformers' loop calls a block."""
-        qkv = self.qkv(self.first_norm(hidden_states)).view(len(hidden_states), 3, self._n_heads, -1)  # (P, 3, H, d)
-        rotated = apply_rotary(qkv[:, :2], rotary_as_complex(*position_embeddings)[:, None, None])
-        query, key, value = rotated[:, 0], rotated[:, 1], qkv[:, 2]
+        query, key, value = by_rows(self._heads, hidden_states, rotary_as_complex(*position_embeddings))
         attended = self._windows.attend(query, key, value, self._scaling, is_full=self._is_full)
-        states = self.out.plus(attended, hidden_states)
+        states = by_rows(self.out.plus, attended, hidden_states)
+        return by_rows(self._feed_forward, states)
+
+    def _heads(self, states: Tensor, rotary: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values (P, H, d), rotated by complex numbers (P, d/2)."""
+        qkv = self.qkv(self.first_norm(states)).view(len(states), 3, self._n_heads, -1)  # (P, 3, H, d)
+        query, key = apply_rotary(qkv[:, :2], rotary[:, None, None]).unbind(1)
+        return query, key, qkv[:, 2]
+
+    def _feed_forward(self, states: Tensor) -> Tensor:
         return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]
