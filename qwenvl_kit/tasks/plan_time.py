@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.calibration import Calibration, device_label, read_calibration
+from qwenvl_kit.calibration import Calibration, read_calibration
+from qwenvl_kit.checkpoints.devices import hardware_label
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import BackendSpec
@@ -65,4 +66,4 @@ def planned_time(
 def calibration_of(spec: BackendSpec) -> Calibration | None:
     """Return what was measured of a model on this machine."""
     resolved = spec.resolved
-    return read_calibration(spec.fingerprint, device_label(resolved.device, threads=resolved.threads))
+    return read_calibration(spec.fingerprint, hardware_label(resolved.device, resolved.threads))
