@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from qwenvl_kit._memory import available_memory
+from qwenvl_kit._memory import RAM_SHARE, available_memory
 
 # What the passes need beside the cache, and the driver for its kernels: of a GPU's free memory, of all its memory.
 _CUDA_RESERVE = (1.5e9, 0.05)
-# Of free RAM: other programs live there too, and a process that takes too much of it is killed without an exception.
-_CPU_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +54,4 @@ def _free_bytes(device: torch.device, *, reserve: bool) -> float | None:
     if device.type != "cpu":
         return None
     available = available_memory()
-    return None if available is None else available * (_CPU_SHARE if reserve else 1.0)
+    return None if available is None else available * (RAM_SHARE if reserve else 1.0)
