@@ -15,8 +15,10 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import qwenvl_kit
 from qwenvl_kit.checkpoints.checkpoint import read
+from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.images.resize import resize, target_size
+from qwenvl_kit.inference.patches import PatchCutter
 from qwenvl_kit.options import DEFAULT_PROMPT
 
 EXACT: dict[str, Any] = {
@@ -79,6 +81,13 @@ def test_a_gpu_gives_the_answers_of_the_cpu(images: list[Image.Image]) -> None:
     both = [pd.Series(images).vl.caption(model_name="demo", device_map=place, **EXACT) for place in ("cpu", DEVICE)]
 
     assert both[0].tolist() == both[1].tolist()
+
+
+def test_patches_are_those_of_the_cpu_bit_for_bit() -> None:
+    cutter = PatchCutter(load_processor(read(model_dir())).image_processor)
+    pixels = np.random.default_rng(0).integers(0, 256, (252, 364, 3), dtype=np.uint8)
+
+    assert torch.equal(cutter.cut(pixels, torch.device(DEVICE)).cpu(), cutter.cut(pixels))
 
 
 @pytest.mark.parametrize(
