@@ -246,7 +246,7 @@ def _device_of(layer: Any) -> torch.device | None:
     hooks = [module._hf_hook for module in layer.modules() if hasattr(module, "_hf_hook")]
     places = [place for hook in hooks if (place := getattr(hook, "execution_device", None)) is not None]
     if places:
-        return torch.device(places[0])
+        return torch.device("cuda", places[0]) if isinstance(places[0], int) else torch.device(places[0])
     return next((one.device for one in layer.parameters() if one.device.type != "meta"), None)
 
 

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import qwenvl_kit.torch_backend.model_runner as runners
 from qwenvl_kit import Config
 from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.inference import packing
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.inference.patches import upload
@@ -130,7 +131,7 @@ def test_large_images_are_encoded_alike_in_blocks(
     max_pairs: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(row_blocks, "_MAX_ROWS", {"cpu": max_rows})
+    monkeypatch.setattr(packing, "_BLOCK_ROWS", {"cpu": max_rows})
     monkeypatch.setattr(row_blocks, "_MAX_PAIRS", {"cpu": max_pairs})
     patches = torch.cat([text.patches for text in texts])
     with torch.inference_mode():
