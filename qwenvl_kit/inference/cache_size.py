@@ -77,10 +77,11 @@ class CacheSize:
         return slots, tokens
 
     def _budget(self) -> float:
-        """Return the most tokens of the cache: those that it has and those that are free."""
+        """Return the most tokens that the cache may have."""
         if self._measured_at != self.now:  # a GPU's driver takes a while to say
-            free = None if self._memory is None else self._memory.free_tokens(reserve=self._reserve)
-            self._max_tokens = math.inf if free is None else self.now[0] * self.now[1] + free
+            held = self.now[0] * self.now[1]
+            most = None if self._memory is None else self._memory.max_tokens(held, reserve=self._reserve)
+            self._max_tokens = math.inf if most is None else most
             self._measured_at = self.now
         return self._max_tokens
 

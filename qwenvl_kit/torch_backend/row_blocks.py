@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from qwenvl_kit.inference.cancellation import check
+from qwenvl_kit.inference.packing import max_block_rows
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 _Rows = TypeVar("_Rows", "Tensor", "tuple[Tensor, ...]")
-# Of patches: 2048 through a 3B's gated network are 54 GFLOP, about half a second on two CPU cores. A pass over several
-# images is no larger than this, so that only a large image is cut.
-_MAX_ROWS = {"cpu": 2048, "cuda": 16384}
 # Queries times keys in one call, for each head: 2**24 with 16 heads of 80 are 86 GFLOP.
 _MAX_PAIRS = {"cpu": 2**24, "cuda": 2**30}
 
@@ -29,7 +27,7 @@ def by_rows(function: Callable[..., _Rows], *inputs: Tensor) -> _Rows:
     *inputs : Tensor (P, …)
         Its inputs.
     """
-    n_rows, most = len(inputs[0]), _MAX_ROWS[_kind(inputs[0].device)]
+    n_rows, most = len(inputs[0]), max_block_rows(inputs[0].device)
     if n_rows <= most:
         return function(*inputs)
     whole: list[Tensor] = []
