@@ -49,9 +49,5 @@ def blocks(n_rows: int, most: int) -> Iterator[slice]:
 
 def max_queries(n_keys: int, device: torch.device) -> int:
     """Return how many queries attend to `n_keys` keys in one call."""
-    kind = _kind(device)
-    return max(1, min(_MAX_ROWS[kind], _MAX_PAIRS[kind] // n_keys))
-
-
-def _kind(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else "cuda"
+    pairs = _MAX_PAIRS["cpu" if device.type == "cpu" else "cuda"]
+    return max(1, min(max_block_rows(device), pairs // n_keys))
