@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from qwenvl_kit._memory import available_memory
+from qwenvl_kit._memory import RAM_SHARE, available_memory
 
 # What the passes need beside the cache, and the driver for its kernels: of a GPU's free memory, of all its memory.
 _CUDA_RESERVE = (1.5e9, 0.05)
-# Of free RAM: other programs live there too, and a process that takes too much of it is killed without an exception.
-_CPU_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +56,4 @@ def _usable_bytes(device: torch.device, held: float, *, reserve: bool) -> float 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused + held - reserve * (_CUDA_RESERVE[0] + _CUDA_RESERVE[1] * total)
     available = available_memory() if device.type == "cpu" else None
-    return None if available is None else (available + held) * (_CPU_SHARE if reserve else 1.0)
+    return None if available is None else (available + held) * (RAM_SHARE if reserve else 1.0)
