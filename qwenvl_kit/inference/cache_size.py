@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from qwenvl_kit.inference.cache_memory import CacheMemory
 
 # Tokens by which a cache grows, so that it seldom does; on GPUs a new size also means new recordings of the steps.
@@ -91,13 +93,20 @@ class CacheSize:
         return self._max_tokens
 
     def _capacity(self, rooms: Sequence[int]) -> int:
-        return self._rounded(max(rooms))
+        return capacity_of(rooms, self._step)
 
     def _content(self, rooms: Sequence[int]) -> int:
-        return sum(map(self._rounded, rooms))
+        return sum(capacity_of([room], self._step) for room in rooms)
 
-    def _rounded(self, n_tokens: int) -> int:
-        return -(-n_tokens // self._step) * self._step
+
+def capacity_of(rooms: Sequence[int], step: int) -> int:
+    """Return the tokens of each slot for sequences of at most so many, in steps of `step`."""
+    return -(-max(rooms) // step) * step
+
+
+def capacity_step(device: torch.device | str) -> int:
+    """Return the tokens by which the cache grows on a device."""
+    return CAPACITY_STEP["cpu" if str(device) == "cpu" else "cuda"]
 
 
 def _quotient(whole: float, part: int) -> float:
