@@ -142,7 +142,6 @@ class TorchBackend:
                 yield from self._decode(queue, resolved, control)
 
     def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
-        before = self.model_runner.warm_up_s
         if self.model_runner.device.type == "cuda":
             fault = self.model_runner.step_kernel_fault
             control.note(f"Decode attention runs on {f'SDPA ({fault})' if fault else _FLASH}.")
@@ -157,8 +156,8 @@ class TorchBackend:
                 self._cache_memory,
             )
         finally:
-            if seconds := self.model_runner.warm_up_s - before:
-                control.note(f"Decode steps were compiled in {seconds:.1f} s of this run.")
+            for note in self.model_runner.take_notes():
+                control.note(note)
 
     def close(self) -> None:
         """Free the model and its offload folder."""

@@ -6,7 +6,7 @@ The layout is that of `published_layout`, with chat_template.json and bfloat16 w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from qwen_vl_utils import process_vision_info
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.demo.training.tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 _SPREAD = 4.0  # weights at their initial scale repeat one token; these give different answers
 
@@ -36,17 +36,16 @@ def make_published(
     head_scale: float = 1.0,
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
+    write_tokenizer: Callable[[Path], dict[str, int]] | None = None,
 ) -> Path:
     """Write a random checkpoint in the published layout to `folder` and return it.
 
-    `text` and `vision` replace single fields of config.json and of its ``vision_config``.
+    `text` and `vision` replace single fields of config.json and of its ``vision_config``. `write_tokenizer` writes
+    another tokenizer than the embedded model's and returns the ids of its added tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template, template = None, tokenizer.chat_template
-    tokenizer.save_pretrained(folder)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
-    _write(folder / "chat_template.json", {"chat_template": template})
+    ids = (write_tokenizer or _write_tokenizer)(folder)
+    _write(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     sizes = {
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
@@ -122,6 +121,13 @@ def card_loop(
         new = ids[:, inputs.input_ids.shape[1] :]
         answers += processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return answers
+
+
+def _write_tokenizer(folder: Path) -> dict[str, int]:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
 
 
 def _save_weights(folder: Path, seed: int, head_scale: float) -> None:
