@@ -140,7 +140,7 @@ def test_prompts_and_beams_keep_the_models_own_attention(model: Any, monkeypatch
 def test_what_steps_attend_with_on_a_gpu_is_on_record(fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "generate", lambda *_: iter(()))
     one: Any = object.__new__(backend.TorchBackend)
-    one.model_runner = SimpleNamespace(device=torch.device("cuda"), step_kernel_fault=fault, warm_up_s=0.0)
+    one.model_runner = SimpleNamespace(device=torch.device("cuda"), step_kernel_fault=fault, take_notes=list)
     one.encoder_cache = one.tokenization = one._cache_memory = None
     notes: list[str] = []
     list(one._decode(None, None, RunControl(note=notes.append)))
