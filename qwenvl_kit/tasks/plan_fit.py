@@ -73,7 +73,7 @@ def rows_in_flight_of(case: Case, resolved: ResolvedConfig) -> int:
     if device not in case.free:
         return resolved.batch_size
     left = RAM_SHARE * max(0, case.free[device] - case.model.weights)  # as measured once the model is loaded
-    row_bytes = room_of(Workload.of(case.rows), case.max_new_tokens) * case.model.kv_per_token
+    row_bytes = room_of(Workload.of(case.rows), case.max_new_tokens, case.model.device) * case.model.kv_per_token
     return max(1, min(most, int(left // row_bytes)))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwenvl_kit.inference import cache_memory
 from qwenvl_kit.inference.cache_memory import CacheMemory
-from qwenvl_kit.inference.cache_size import MAX_WASTE, CacheSize
+from qwenvl_kit.inference.cache_size import CAPACITY_STEP, MAX_WASTE, CacheSize
 from qwenvl_kit.inference.row_limit import RowLimit
 
 GIB = 2**30
@@ -88,6 +88,13 @@ def test_it_shrinks_to_what_is_needed_once_it_is_four_times_what_its_rows_need()
     size.now = (32, 576)
     assert size.resized([SMALL] * 9, 9, 256) == (32, 576)
     assert size.resized([LARGE], 30, 256) == (1, 15_808), "it takes one slot of its length, not 32"
+
+
+def test_on_a_gpu_it_grows_in_larger_steps() -> None:
+    size = CacheSize(step=CAPACITY_STEP["cuda"])
+
+    assert size.resized([257], 1, 8) == (1, 512)
+    assert size.admits([1, 60, 256] * 9)
 
 
 @pytest.mark.parametrize(
