@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
+_FLASH = "torch's flash kernel"
+
 
 @dataclass(frozen=True, slots=True)
 class TorchSpec:
@@ -124,7 +126,7 @@ class TorchBackend:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
             control.note("SDPA runs without cuDNN.")
-            kernel = "torch's flash kernel" if uses_flash_kernel(self._model.model.visual) else "SDPA"
+            kernel = _FLASH if uses_flash_kernel(self._model.model.visual) else "SDPA"
             control.note(f"Vision attention runs on {kernel}.")
         with num_threads(resolved.threads), without_cudnn():
             if resolved.num_beams > 1:
@@ -135,6 +137,9 @@ class TorchBackend:
 
     def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         before = self.model_runner.warm_up_s
+        if self.model_runner.device.type == "cuda":
+            fault = self.model_runner.step_kernel_fault
+            control.note(f"Decode attention runs on {f'SDPA ({fault})' if fault else _FLASH}.")
         try:
             yield from generate(
                 self.model_runner,

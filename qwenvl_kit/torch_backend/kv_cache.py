@@ -24,6 +24,11 @@ class SlottedKVCache:
 
     transformers' layers only call `update`.
 
+    Parameters
+    ----------
+    is_token_major : bool
+        Order the memory as (slots, capacity, H, D), as `attend_slots` needs it; shapes stay.
+
     Attributes
     ----------
     layers : dict of int to (Tensor, Tensor)
@@ -32,10 +37,16 @@ class SlottedKVCache:
         Set by the model runner before each pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_token_major: bool = False) -> None:
+        self._is_token_major = is_token_major
         self.write: KVWrite | None = None
         self._size = (0, 0)  # slots, tokens
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a slot has room for."""
+        return self._size[1]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values (B, H, T, D) of a pass; return those to attend to."""
@@ -67,8 +78,13 @@ class SlottedKVCache:
 
     def _make(self, like: Tensor) -> Tensor:
         n_slots, capacity = self._size
+        n_heads, head_dim = like.shape[1], like.shape[3]
+        shape = (
+            (n_slots, capacity, n_heads, head_dim) if self._is_token_major else (n_slots, n_heads, capacity, head_dim)
+        )
         # zeros, not empty: masked tokens still take part in sums, where 0 · NaN is NaN
-        return torch.zeros(n_slots, like.shape[1], capacity, like.shape[3], dtype=like.dtype, device=like.device)
+        made = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        return made.transpose(1, 2) if self._is_token_major else made
 
     def _resized(self, held: Tensor) -> Tensor:
         made = self._make(held)
@@ -141,11 +157,11 @@ class DecodeWrite:
     ----------
     lengths : int64 Tensor (B,)
         Tokens in each slot before.
-    max_len : int
-        Tokens to attend to; more than the largest length.
+    max_len : int or None
+        Tokens to attend to; more than the largest length. None for whole slots.
     """
 
-    def __init__(self, lengths: Tensor, max_len: int) -> None:
+    def __init__(self, lengths: Tensor, max_len: int | None) -> None:
         self._rows = torch.arange(len(lengths), device=lengths.device)
         self._lengths, self._max_len = lengths, max_len
 

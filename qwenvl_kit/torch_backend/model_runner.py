@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -18,10 +18,18 @@ from qwenvl_kit.inference.model_runner import PrefillChunk, in_pieces
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
 from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.token_trie import TokenTrie
-from qwenvl_kit.torch_backend.attention import AttentionMasks, use_grouped_sdpa
+from qwenvl_kit.torch_backend.attention import AttentionMasks, masked_attention, step_attention
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
-from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
+from qwenvl_kit.torch_backend.kv_cache import (
+    BranchWrite,
+    DecodeWrite,
+    ExtendWrite,
+    KVWrite,
+    PrefillWrite,
+    SlottedKVCache,
+)
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
+from qwenvl_kit.torch_backend.slot_attention import kernel_fault
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,19 +52,21 @@ class TorchModelRunner:
     ----------
     cache : SlottedKVCache
         Keys and values of all slots.
+    step_kernel_fault : str or None
+        Why decode steps run on SDPA; None where they run on torch's flash kernel.
     """
 
     def __init__(self, model: Any, *, compiles: bool = False) -> None:
         self._model = model
         self._text = model.model.language_model
-        self.cache = SlottedKVCache()
         self._image_id = int(model.config.image_token_id)
         is_prepacked = isinstance(self._text.layers[0], OneDNNLayer)
         self._layers: _Layers = OneDNNText(self._text) if is_prepacked else _PlainText(self._text)
-        self._masks = AttentionMasks(self._text)
+        self.step_kernel_fault = "steps are compiled" if compiles else kernel_fault(self._text)
+        uses_kernel = self.step_kernel_fault is None
+        self.cache = SlottedKVCache(is_token_major=uses_kernel)
+        self._masks = AttentionMasks(self._text, in_slots=uses_kernel)
         self._compiled: CompiledSteps | None = None
-        if compiles or (self.device.type == "cuda" and not self._masks.is_flash):
-            use_grouped_sdpa(self._text)
         if compiles:
             self._compiled = CompiledSteps(self._step, uses_graphs=self.device.type == "cuda")
 
@@ -133,9 +143,10 @@ class TorchModelRunner:
     @torch.inference_mode()
     def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
         """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
-        if self._compiled:
-            return self._compiled(ids, positions, lengths)
-        return self._step(ids, positions, lengths, max_len)
+        with step_attention(self._text):
+            if self._compiled:
+                return self._compiled(ids, positions, lengths)
+            return self._step(ids, positions, lengths, max_len)
 
     @torch.inference_mode()
     def score(
@@ -144,14 +155,14 @@ class TorchModelRunner:
         """Return how likely tokens are to follow those of a slot, from one pass over their tree."""
         trie, device = TokenTrie(continuations), self.device
         depths = trie.depths.to(device)
-        columns = torch.cat([torch.arange(cached_len, device=device), cached_len + depths])  # (L,), places in the answer
-        mask = torch.cat([trie.sees.new_ones(len(depths), cached_len), trie.sees], dim=1).to(device)
+        at = torch.cat([torch.arange(cached_len, device=device), cached_len + depths])  # (L,)
+        mask = torch.cat([trie.sees.new_ones(len(depths), cached_len), trie.sees], dim=1).to(device)  # (N, L)
         self.cache.write = BranchWrite(slot, cached_len)
-        with stage("prefill", len(self._text.layers)), points_before(self._text.layers), sdpa_only(self._text):
+        with stage("prefill", len(self._text.layers)), points_before(self._text.layers), masked_attention(self._text):
             states = self._layers.all_states(
                 self._text.embed_tokens(trie.tokens[None].to(device)),
                 (position + depths).expand(3, 1, -1),
-                self._masks.of(mask[None, None], (cached_len + depths)[None], columns),
+                self._masks.of_branches(mask[None, None], at),
                 self.cache,
             )[0]  # (N, D)
         return trie.split(self._token_logprobs(states, trie))
@@ -173,14 +184,11 @@ class TorchModelRunner:
 
     def _step(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
         """Decode a step whose rows attend to the first `max_len` tokens of their slots; logits (B, V)."""
-        columns = torch.arange(max_len, device=lengths.device)
-        mask = (columns <= lengths[:, None])[:, None, None]  # (B, 1, 1, L)
         hidden = self._forward(
             self._text.embed_tokens(ids[:, None]),  # (B, 1, D)
             positions[None, :, None].expand(3, -1, -1),  # (3, B, 1)
-            DecodeWrite(lengths, max_len),
-            mask,
-            lengths[:, None],
+            DecodeWrite(lengths, max_len if self.step_kernel_fault else None),
+            self._masks.of_step(lengths, max_len, self.cache.capacity),
         )
         return self._logits(hidden)
 
@@ -193,11 +201,11 @@ class TorchModelRunner:
             at = torch.tensor(cached, device=device)[:, None] + torch.arange(max(lengths), device=device)  # (B, T)
             columns = torch.arange(max(p + n for p, n in zip(cached, lengths, strict=True)), device=device)
             mask = (columns <= at[:, :, None])[:, None]  # (B, 1, T, L)
-            hidden = self._forward(embedded, positions, ExtendWrite(slots, cached, lengths), mask, at, last)
+            write: KVWrite = ExtendWrite(slots, cached, lengths)
         else:
-            at = torch.arange(max(lengths), device=device).expand(len(chunks), -1)
-            hidden = self._forward(embedded, positions, PrefillWrite(slots, lengths), None, at, last)
-        return self._logits(hidden)
+            at, mask = torch.arange(max(lengths), device=device).expand(len(chunks), -1), None
+            write = PrefillWrite(slots, lengths)
+        return self._logits(self._forward(embedded, positions, write, self._masks.of(mask, at), last))
 
     def _embed(self, chunks: Sequence[PrefillChunk], longest: int) -> tuple[Tensor, Tensor]:
         """Return embedded tokens (B, T, D), visual ones in their places, and positions (3, B, T), padded behind."""
@@ -220,13 +228,12 @@ class TorchModelRunner:
         embedded: Tensor,
         positions: Tensor,
         write: KVWrite,
-        mask: Tensor | None,
-        at: Tensor,
+        masks: Mapping[str, Tensor | None],
         last: Tensor | None = None,
     ) -> Tensor:
-        """Return hidden states (B, D) of each row's token `last`, or of its only one; see `AttentionMasks.of`."""
+        """Return hidden states (B, D) of each row's token `last`, or of its only one."""
         self.cache.write = write
-        return self._layers(embedded, positions, self._masks.of(mask, at), self.cache, last)
+        return self._layers(embedded, positions, masks, self.cache, last)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.lm_head(hidden)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from gpu.conftest import DEVICE, on_gpu
+from helpers.flash_kernel import flash_on_cpu
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.torch_backend.attention import without_cudnn
+from qwenvl_kit.torch_backend.slot_attention import attend_slots, kernel_fault, slot_index
 
 HEADS = [(28, 4), (16, 2), (64, 8)]  # of the 7B, the 3B and the 72B: queries, keys and values
 LENGTHS = [
@@ -43,7 +48,7 @@ LENGTHS = [
 
 
 def decode_inputs(heads: tuple[int, int], n_rows: int, length: int, capacity: int) -> tuple[Tensor, ...]:
-    """Return query, key, value and mask as `grouped_sdpa` passes them; keys and values are views of a cache."""
+    """Return query, key, value and mask as `attend_step` passes them; keys and values are views of a cache."""
     draw = torch.Generator(DEVICE).manual_seed(length)
 
     def random(*shape: int) -> Tensor:
@@ -65,6 +70,39 @@ def test_the_kernel_of_a_run_is_right_at_every_length(heads: tuple[int, int]) ->
         exact = scaled_dot_product_attention(query.double(), key.double(), value.double(), mask)
 
         assert (attended.double() - exact).abs().max().item() < 2e-2, f"length {length}"
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_kernel_over_slots_is_right_at_every_length(heads: tuple[int, int], dtype: torch.dtype) -> None:
+    draw = torch.Generator(DEVICE).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=DEVICE, generator=draw).to(dtype)
+
+    query = random(len(LENGTHS), heads[0], 1, 128)
+    key, value = (random(len(LENGTHS) + 2, 2112, heads[1], 128).transpose(1, 2)[: len(LENGTHS)] for _ in range(2))
+    lengths = torch.tensor(LENGTHS, device=DEVICE)
+    for part in (key, value):
+        for slot, length in enumerate(LENGTHS):
+            part[slot, :, length:] = torch.nan  # what a slot does not hold
+    kernel = contextlib.nullcontext() if DEVICE == "cuda" else flash_on_cpu()
+    with kernel:
+        attended = attend_slots(query, key, value, slot_index(lengths - 1, 2112), 128**-0.5)
+    for slot, length in enumerate(LENGTHS):
+        held = (part[slot, None, :, :length].double() for part in (key, value))
+        exact = scaled_dot_product_attention(query[slot, None].double(), *held, enable_gqa=True)
+        error = (attended[slot, 0].double() - exact[0, :, 0]).abs().max().item()
+        assert error < 2e-2, f"length {length}"
+
+
+@on_gpu
+def test_this_gpu_runs_steps_on_the_kernel(wide: Path) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs compute capability 8.0")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(wide, dtype=torch.bfloat16, device_map=DEVICE)
+
+    assert kernel_fault(model.model.language_model) is None
 
 
 @on_gpu

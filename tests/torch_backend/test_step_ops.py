@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
+import qwenvl_kit.torch_backend.model_runner as runners
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.inference import engine, sampling_rows
 from qwenvl_kit.inference.backend import RunControl
@@ -102,9 +103,16 @@ def count_step(runner: TorchModelRunner, sequences: list[Sequence], penalty: flo
 
 @pytest.mark.parametrize("penalty", [1.0, 1.05])
 @pytest.mark.parametrize("options", [{}, SAMPLING], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("fault", [None, "a reason"], ids=["flash", "sdpa"])
 def test_a_step_transfers_once_each_way_and_costs_the_same_for_all_rows(
-    penalty: float, options: dict[str, Any], transfers: Counter[str], request: pytest.FixtureRequest
+    penalty: float,
+    options: dict[str, Any],
+    fault: str | None,
+    transfers: Counter[str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(runners, "kernel_fault", lambda _: fault)
     batches = [sequences_of(n) for n in (4, 32)]
     request.getfixturevalue("gpu")
     runner = make_runner()
@@ -116,4 +124,6 @@ def test_a_step_transfers_once_each_way_and_costs_the_same_for_all_rows(
         assert transfers == {"in": 2 + (penalty != 1 or bool(options)), "out": 2}
 
     assert counts[0] == counts[1]
-    assert "aten._local_scalar_dense.default" not in counts[0]
+    n_layers = len(runner.cache.layers)
+    assert counts[0]["aten._flash_attention_forward.default"] == (0 if fault else n_layers)
+    assert counts[0]["aten.scaled_dot_product_attention.default"] == (n_layers if fault else 0)
