@@ -134,14 +134,14 @@ class Engine:
             self._slots.copy_prefixes(stage)
             slots = [chunk.slot for chunk in stage.chunks]
             logits |= zip(slots, self._model_runner.prefill(stage.chunks), strict=True)
-        slots = dict(zip(sequences, self._slots.slots_of(sequences), strict=True))
+        slot_of = dict(zip(sequences, self._slots.slots_of(sequences), strict=True))
         prefill_s = (time.perf_counter() - started) / len(sequences)
         for sequence in (one for one in sequences if one.label_ids):
-            self._score_labels(sequence, slots[sequence], logits[slots[sequence]], prefill_s)
+            self._score_labels(sequence, slot_of[sequence], logits[slot_of[sequence]], prefill_s)
         answered = [one for one in sequences if not one.is_finished]
         if not answered:
             return [], []
-        rows = torch.stack([logits[slots[one]] for one in answered])  # (B, V)
+        rows = torch.stack([logits[slot_of[one]] for one in answered])  # (B, V)
         return answered, self._sample(answered, rows, time.perf_counter() - prefill_s * len(answered))
 
     def _score_labels(self, sequence: Sequence, slot: int, logits: Tensor, prefill_s: float) -> None:

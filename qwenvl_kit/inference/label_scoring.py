@@ -34,8 +34,7 @@ class LabelScorer:
         self._model_runner, self._end_id = model_runner, end_id
 
     def score(self, sequence: Sequence, slot: int, logits: Tensor) -> None:
-        """Set the scores of a sequence, from the logits (V,) of its prompt's last token; numbers that are not finite
-        make it overflowed."""
+        """Finish a sequence with its scores, given the logits (V,) of its prompt's last token."""
         answers = [[*ids, self._end_id] for ids in sequence.label_ids]
         first = logits.log_softmax(dim=0)
         scores: list[float] = []

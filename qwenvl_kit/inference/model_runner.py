@@ -135,9 +135,7 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def score(
-        self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]
-    ) -> list[Tensor]:
+    def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return how likely tokens are to follow those of a slot, which is left as it is.
 
         Parameters

@@ -64,10 +64,4 @@ class TokenTrie:
 
     def split(self, predictions: Tensor) -> list[Tensor]:
         """Split values (K,) of all predictions into one tensor per continuation."""
-        return list(predictions.split(self._sizes))
-
-
-def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-probability of each row's target, float32 (K,), from logits (K, V)."""
-    picked = logits.gather(1, targets[:, None].to(logits.device))[:, 0]
-    return picked - logits.logsumexp(dim=1)
+        return list(torch.split(predictions, self._sizes))

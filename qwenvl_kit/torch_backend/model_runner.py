@@ -149,9 +149,7 @@ class TorchModelRunner:
             return self._step(ids, positions, lengths, max_len)
 
     @torch.inference_mode()
-    def score(
-        self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]
-    ) -> list[Tensor]:
+    def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return how likely tokens are to follow those of a slot, from one pass over their tree."""
         trie, device = TokenTrie(continuations), self.device
         depths = trie.depths.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -67,6 +68,18 @@ class HashModelRunner:
             self.slots[slot] = [*self.slots[slot][:length], (token, (position,) * 3)]
             assert len(self.slots[slot]) == length + 1
         return torch.stack([_logits(self.slots[slot]) for slot in range(len(ids))])
+
+    def score(self, slot: int, cached_len: int, position: int, continuations: Seq[Seq[int]]) -> list[torch.Tensor]:
+        assert len(self.slots[slot]) >= cached_len
+        scores = []
+        for ids in continuations:
+            held = list(self.slots[slot][:cached_len])
+            found = []
+            for place, (token, following) in enumerate(itertools.pairwise(ids)):
+                held.append((token, (position + place,) * 3))
+                found.append(_logits(held).log_softmax(0)[following])
+            scores.append(torch.stack(found))
+        return scores
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         self.slots[target] = list(self.slots[source][:length])
