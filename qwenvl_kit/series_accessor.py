@@ -7,10 +7,11 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.frame_run import plan_rows, run_questions, run_rows, run_texts
+from qwenvl_kit.frame_run import classify_rows, plan_rows, run_questions, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -51,6 +52,22 @@ class SeriesAccessor:
         if isinstance(question, Mapping):
             return run_questions(self._series, dict(question), control, options)
         return run_texts(self._series, question, "answer", control, options)
+
+    @expand_options
+    def classify(
+        self,
+        labels: Sequence[str] | Sequence[Sequence[str]] | pd.Series,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        normalize: Normalize = "sum",
+        prior: Prior | None = None,
+        all: bool = False,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """Choose the likeliest of some labels for each image; see `FrameAccessor.classify`."""
+        classification = Classification(normalize, prior, all)
+        return classify_rows(self._series, labels, prompts, classification, control, options)
 
     @expand_options
     def run(

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Backend, BackendSpec
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline.collector import Store
-    from qwenvl_kit.types import Prompt
+    from qwenvl_kit.types import RowPrompt
 
 
 def execute(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     *,
     control: Control | None = None,
@@ -85,7 +85,7 @@ def execute(
 
 def run_spec(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     spec: BackendSpec,
     acquire: Callable[[RunControl], AbstractContextManager[Backend]],
@@ -100,7 +100,7 @@ def run_spec(
     ----------
     cells : sequence
         One image, or list of images, per row.
-    prompts : sequence of str, Prompt or None
+    prompts : sequence of str, Prompt, RowError or None
         One per row.
     config : Config
         What was asked.
