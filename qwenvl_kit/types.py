@@ -96,6 +96,22 @@ class PatchGeometry:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What every generated answer matches as a whole.
+
+    Attributes
+    ----------
+    kind : {"json", "regex", "choices"}
+        How to read `source`.
+    source : str
+        A JSON Schema, a regular expression, or a JSON list of texts. Equal constraints have equal sources.
+    """
+
+    kind: Literal["json", "regex", "choices"]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt, and the answers to choose from.
 
@@ -105,10 +121,13 @@ class Prompt:
         The prompt.
     labels : tuple of str
         Answers whose likelihood is computed instead of generating one; none for a free answer.
+    constraint : Constraint or None
+        What a generated answer must match.
     """
 
     text: str
     labels: tuple[str, ...] = ()
+    constraint: Constraint | None = None
 
 
 RowPrompt: TypeAlias = "str | Prompt | RowError | None"
@@ -126,6 +145,7 @@ class Request:
     seed: int | None
     max_new_tokens: int
     labels: tuple[str, ...] = ()
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ class CacheKeyBuilder:
         digest = self._base.copy()
         index = sample_index if self._samples else 0
         labels = [list(prompt.labels)] if prompt.labels else []  # keys of free answers are those of earlier versions
-        digest.update(json.dumps([list(digests), prompt.text, index, *labels]).encode())
+        bound = [] if prompt.constraint is None else [{prompt.constraint.kind: prompt.constraint.source}]
+        digest.update(json.dumps([list(digests), prompt.text, index, *labels, *bound]).encode())
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:

@@ -194,8 +194,16 @@ class ImagePrefetcher:
             key = self._keys.key(digests, ref.prompt, ref.sample_index)
             if self._collector.claim(ref.row, key):
                 seed = self._keys.seed(key)
-                prompt, labels = ref.prompt.text, ref.prompt.labels
-                request = Request(ref.row, tuple(images), prompt, self._system, seed, self._max_new_tokens, labels)
+                request = Request(
+                    ref.row,
+                    tuple(images),
+                    ref.prompt.text,
+                    self._system,
+                    seed,
+                    self._max_new_tokens,
+                    ref.prompt.labels,
+                    ref.prompt.constraint,
+                )
                 self._requests.put(request)
 
     # ------------------------------------------------------------------ one image

@@ -10,7 +10,7 @@ from qwenvl_kit import Config
 from qwenvl_kit.checkpoints.capabilities import Device
 from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, resolve
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
-from qwenvl_kit.types import PatchGeometry, Prompt
+from qwenvl_kit.types import Constraint, PatchGeometry, Prompt
 
 
 def key(
@@ -21,10 +21,11 @@ def key(
     sample_index: int = 0,
     digest: str = "digest",
     labels: tuple[str, ...] = (),
+    constraint: Constraint | None = None,
     **options: Any,
 ) -> str | None:
     resolved = resolve(Config(**options), Device("cpu"), CheckpointDefaults("m", fingerprint, PatchGeometry()))
-    return CacheKeyBuilder(resolved, system).key([digest], Prompt(prompt, labels), sample_index)
+    return CacheKeyBuilder(resolved, system).key([digest], Prompt(prompt, labels, constraint), sample_index)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def key(
         {"system": "s"},
         {"prompt": "Who?"},
         {"labels": ("cat", "dog")},
+        {"constraint": Constraint("regex", "cat|dog")},
         {"digest": "other"},
         {"resized_width": 28},
         {"max_caption_length": 5},
@@ -55,6 +57,12 @@ def test_whatever_changes_an_answer_changes_its_key(change: dict[str, Any]) -> N
 )
 def test_what_a_greedy_answer_does_not_depend_on_leaves_its_key(change: dict[str, Any]) -> None:
     assert key(**change) == key()
+
+
+def test_constraints_differ_by_kind_and_source() -> None:
+    constraints = [Constraint("regex", "a"), Constraint("regex", "b"), Constraint("choices", '["a"]'), None]
+
+    assert len({key(constraint=one) for one in constraints}) == len(constraints)
 
 
 def test_the_order_of_pictures_counts() -> None:

@@ -141,7 +141,7 @@ def test_what_steps_attend_with_on_a_gpu_is_on_record(fault: str | None, monkeyp
     monkeypatch.setattr(backend, "generate", lambda *_: iter(()))
     one: Any = object.__new__(backend.TorchBackend)
     one.model_runner = SimpleNamespace(device=torch.device("cuda"), step_kernel_fault=fault, warm_up_s=0.0)
-    one.encoder_cache = one.tokenization = None
+    one.encoder_cache = one.tokenization = one._cache_memory = None
     notes: list[str] = []
     list(one._decode(None, None, RunControl(note=notes.append)))
 

@@ -1,7 +1,8 @@
 """Compare an export with its checkpoint, row by row and step by step.
 
-Rows go through torch one at a time, and through the export in batches of several sizes, left-padded. They show images
-of mixed sizes, some rows several. At each step both models continue with torch's token, so every step is compared.
+Rows go through torch one at a time, and then through the export in batches of several sizes, left-padded. They show
+images of mixed sizes, some rows several. At each step both models continue with torch's token, so every step is
+compared. Only one of the two models is in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from qwenvl_kit.checkpoints.checkpoint import find, read
+from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
-from qwenvl_kit.checkpoints.loading import load_config
-from qwenvl_kit.checkpoints.preflight import refuse_gaps
+from qwenvl_kit.checkpoints.loading import load_config, load_processor
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.inference.preflight import check_checkpoint
+from qwenvl_kit.inference.oom import free_memory
+from qwenvl_kit.onnx_backend.export.parity_bars import TOLERANCE, judge_exact, judge_rounded, rounding_bound
+from qwenvl_kit.onnx_backend.export.parity_reference import Reference, greedy, references
 from qwenvl_kit.onnx_backend.export.parity_rows import CompareRow, draw_images, images_of, make_rows, model_inputs
 from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
-from qwenvl_kit.options import Config
+from qwenvl_kit.onnx_backend.manifest import read_export
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +34,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.onnx_backend.export.parity_rows import ImageInput
 
 BATCH_SIZES = (1, 3, 8)
-TOLERANCE = 1e-4  # in the mean, on logits of up to _PLAIN_LOGIT, in float32; in proportion beyond
-_FAR = 10  # times the tolerance: what single logits may differ by
-_PLAIN_LOGIT = 10.0
-_LEAST_AGREEMENT = 0.5  # of a float16 or quantised export: less is no rounding but a fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,8 @@ class Parity:
     ----------
     frame : DataFrame
         A row per row and batch size: ``batch_size, row, sizes, prompt_tokens, new_tokens, largest_logit, max_diff,
-        mean_diff`` (of logits), ``agreement`` (share of steps at which both choose the same token), ``ties`` (other
+        mean_diff`` (of logits), ``relative_error`` (of logits, as part of their spread; the mean over steps),
+        ``agreement`` (share of steps at which both choose the same token), ``ties`` (other
         choices where torch's two best logits lie within twice the largest difference), ``first_difference`` (step of
         the first other choice).
     passed : bool
@@ -69,6 +68,7 @@ class Parity:
             "new_tokens": int(self.frame["new_tokens"].sum()),
             "max_diff": float(self.frame["max_diff"].max()),
             "mean_diff": float(self.frame["mean_diff"].mean()),
+            "relative_error": float(self.frame["relative_error"].mean()),
             "agreement": float(np.average(self.frame["agreement"], weights=self.frame["new_tokens"])),
             "ties": int(self.frame["ties"].sum()),
         }
@@ -145,46 +145,41 @@ def verify(
             f"{batch_sizes!r}. Leave them out for the defaults."
         )
     images = images_of(images, pictures)
+    export = read_export(Path(onnx_dir))
     with torch.inference_mode(), silence_transformers():
+        processor = load_processor(read(export.path, weights="*.onnx"))
+        rows = make_rows(processor, draw_images(n_rows) if images is None else images)
+        answers = references(torch_dir, processor, rows, n_tokens)
+        free_memory()  # of torch's model, before the export is loaded
         exported = OnnxQwenVL.from_pretrained(onnx_dir, threads=threads)
-        rows = make_rows(exported.processor, draw_images(n_rows) if images is None else images)
-        references = list(_references(_folder(torch_dir), exported.processor, rows, n_tokens))
-        found = [
+        frame = pd.DataFrame(
             one
             for batch_size in batch_sizes
             for start in range(0, len(rows), batch_size)
-            for one in _compare(
-                exported, rows, references, range(start, min(start + batch_size, len(rows))), batch_size
-            )
-        ]
-        frame = pd.DataFrame(found)
-    exact = exported.export.dtype == "float32" and exported.export.quantize is None
-    passed, reason = judge_exact(frame, tolerance) if exact else judge_rounded(frame)
+            for one in _compare(exported, rows, answers, range(start, min(start + batch_size, len(rows))), batch_size)
+        )
+    if export.dtype == "float32" and export.quantize is None:
+        passed, reason = judge_exact(frame, tolerance)
+    else:
+        text = load_config(read(export.path, weights="*.onnx")).text_config
+        passed, reason = judge_rounded(frame, rounding_bound(export.quantize or export.dtype, text.num_hidden_layers))
     return Parity(frame, passed, reason)
 
 
 @dataclass(slots=True, eq=False)
-class _Reference:
-    """torch's answer to a row: logits (n_tokens, V) and the tokens of the highest ones."""
-
-    logits: Tensor
-    tokens: Tensor
-    prompt_tokens: int
-
-
-@dataclass(slots=True, eq=False)
 class _Differences:
-    """Of each step, for each row of a batch: largest and mean difference, and whether the tokens are equal."""
+    """Of each step, for each row of a batch: differences of logits, and whether the tokens are equal."""
 
     largest: list[Tensor] = field(default_factory=list)
     mean: list[Tensor] = field(default_factory=list)
+    relative: list[Tensor] = field(default_factory=list)
     same: list[Tensor] = field(default_factory=list)
 
 
 class _Forced(LogitsProcessor):  # type: ignore[misc]  # transformers' bases are untyped
     """Compare each step's logits with the reference, and force its tokens."""
 
-    def __init__(self, references: Sequence[_Reference], seen: _Differences) -> None:
+    def __init__(self, references: Sequence[Reference], seen: _Differences) -> None:
         self._logits = torch.stack([one.logits for one in references], dim=1)  # (T, B, V)
         self._tokens = torch.stack([one.tokens for one in references], dim=1)  # (T, B)
         self._seen = seen
@@ -193,49 +188,19 @@ class _Forced(LogitsProcessor):  # type: ignore[misc]  # transformers' bases are
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (B, V) that allow torch's token only."""
         wanted, token = self._logits[self._step], self._tokens[self._step]
-        difference = (scores.float().cpu() - wanted).abs()
-        self._seen.largest.append(difference.amax(dim=1))
-        self._seen.mean.append(difference.mean(dim=1))
+        difference = scores.float().cpu() - wanted
+        self._seen.largest.append(difference.abs().amax(dim=1))
+        self._seen.mean.append(difference.abs().mean(dim=1))
+        # softmax ignores what all logits have in common
+        self._seen.relative.append(difference.std(dim=1) / wanted.std(dim=1))
         self._seen.same.append(scores.argmax(dim=1).cpu() == token)
         self._step += 1
         forced = torch.full_like(scores, -torch.inf)
         return forced.scatter_(1, token[:, None].to(scores.device), 0.0)
 
 
-def _folder(torch_dir: str | Path) -> Path:
-    """Return the folder of a checkpoint that passed its checks."""
-    folder = Path(torch_dir).expanduser()
-    checkpoint = read(folder) if folder.is_dir() else find(Config(model_name=str(torch_dir)))
-    check_checkpoint(checkpoint)
-    return checkpoint.path
-
-
-def _references(folder: Path, processor: Any, rows: Sequence[CompareRow], n_tokens: int) -> Iterator[_Reference]:
-    """Yield torch's answer to each row."""
-    # As the torch backend loads: no pickles, no attention kernel that a config names on the hub.
-    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder,
-        config=load_config(read(folder)),
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        generation_config=GenerationConfig(),  # the checkpoint's own penalties would hide the logits
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    refuse_gaps(folder, info)
-    model.eval()
-    for row in rows:
-        inputs = model_inputs(processor, [row])
-        config = _greedy(n_tokens)
-        config.output_logits = config.return_dict_in_generate = True
-        made = model.generate(**inputs, generation_config=config)
-        prompt_tokens = inputs["input_ids"].shape[1]
-        yield _Reference(torch.cat(made.logits).float(), made.sequences[0, prompt_tokens:], prompt_tokens)
-
-
 def _compare(
-    exported: OnnxQwenVL, rows: Sequence[CompareRow], references: Sequence[_Reference], chosen: range, batch_size: int
+    exported: OnnxQwenVL, rows: Sequence[CompareRow], references: Sequence[Reference], chosen: range, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """Run one batch; yield the figures of each of its rows."""
     seen = _Differences()
@@ -243,10 +208,12 @@ def _compare(
     exported.generation_config = GenerationConfig()
     exported.generate(
         **model_inputs(exported.processor, [rows[at] for at in chosen]),
-        generation_config=_greedy(len(references[chosen[0]].tokens)),
+        generation_config=greedy(len(references[chosen[0]].tokens)),
         logits_processor=LogitsProcessorList([forced]),
     )
-    largest, mean, same = torch.stack(seen.largest), torch.stack(seen.mean), torch.stack(seen.same)  # (T, B)
+    largest, mean, relative, same = (
+        torch.stack(each) for each in (seen.largest, seen.mean, seen.relative, seen.same)
+    )  # (T, B)
     for column, at in enumerate(chosen):
         best = references[at].logits.topk(2, dim=1).values  # (T, 2)
         other = ~same[:, column]
@@ -260,37 +227,8 @@ def _compare(
             "largest_logit": float(references[at].logits.abs().max()),
             "max_diff": float(largest[:, column].max()),
             "mean_diff": float(mean[:, column].mean()),
+            "relative_error": float(relative[:, column].mean()),
             "agreement": float(same[:, column].float().mean()),
             "ties": int(ties.sum()),
             "first_difference": int(other.int().argmax()) if bool(other.any()) else None,
         }
-
-
-def judge_exact(frame: pd.DataFrame, tolerance: float) -> tuple[bool, str]:
-    """Return whether all tokens are equal, ties aside, and logits within the tolerance; and the figures in words."""
-    largest, ties = float(frame["max_diff"].max()), int(frame["ties"].sum())
-    others = round(float(((1 - frame["agreement"]) * frame["new_tokens"]).sum())) - ties
-    n_tokens = int(frame["new_tokens"].sum())
-    verdict = (
-        f"{n_tokens - others} of {n_tokens} tokens equal ({ties} ties), largest difference of logits {largest:.1e}"
-    )
-    if not np.isfinite(largest):
-        return False, f"{verdict}; some logits are not finite"
-    if others:
-        return False, verdict
-    mean = float(frame["mean_diff"].max())
-    allowed = tolerance * max(1.0, float(frame["largest_logit"].max()) / _PLAIN_LOGIT)
-    verdict += f" of at most {_FAR * allowed:.1e}, mean {mean:.1e} of at most {allowed:.1e}"
-    return mean <= allowed and largest <= _FAR * allowed, verdict
-
-
-def judge_rounded(frame: pd.DataFrame) -> tuple[bool, str]:
-    """Return whether an export of rounded weights is free of faults; only real images show how good it is."""
-    agreement = float(np.average(frame["agreement"], weights=frame["new_tokens"]))
-    largest = float(frame["max_diff"].max())
-    verdict = f"{agreement:.1%} of tokens equal, largest difference of logits {largest:.1e}"
-    return bool(np.isfinite(largest)) and agreement >= _LEAST_AGREEMENT, verdict
-
-
-def _greedy(n_tokens: int) -> GenerationConfig:
-    return GenerationConfig(do_sample=False, max_new_tokens=n_tokens, eos_token_id=None, pad_token_id=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,9 @@ from PIL import Image
 
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.export import to_onnx, verify
-from qwenvl_kit.onnx_backend.export.parity import judge_exact, judge_rounded
+from qwenvl_kit.onnx_backend.export import parity_reference
+from qwenvl_kit.onnx_backend.export.exporter import Quantize
+from qwenvl_kit.onnx_backend.export.parity_bars import judge_exact, judge_rounded, rounding_bound
 
 WANTED_DIFFERENCE = 1e-4  # of logits up to 10; larger ones differ in proportion, as the spacing of float32 does
 
@@ -125,7 +129,9 @@ def test_a_difference_is_a_tie_only_between_like_logits() -> None:
     assert not judge_exact(frame.assign(max_diff=2e-3), 1e-4)[0]
 
 
-@pytest.mark.parametrize("judge", [lambda frame: judge_exact(frame, 1e-4), judge_rounded])
+@pytest.mark.parametrize(
+    "judge", [lambda frame: judge_exact(frame, 1e-4), lambda frame: judge_rounded(frame, rounding_bound("int8", 4))]
+)
 def test_logits_that_are_not_finite_never_pass(judge: object) -> None:
     frame = pd.DataFrame(
         {
@@ -134,10 +140,53 @@ def test_logits_that_are_not_finite_never_pass(judge: object) -> None:
             "ties": [0],
             "max_diff": [np.nan],
             "mean_diff": [np.nan],
+            "relative_error": [np.nan],
             "largest_logit": [5.0],
         }
     )
     assert not judge(frame)[0]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4", "w8a8"])
+def test_a_rounded_export_of_random_weights_passes_and_one_with_a_fault_does_not(
+    tmp_path: Path, quantize: Quantize
+) -> None:
+    source = make_published(tmp_path / "source", hidden=128)
+    done = to_onnx(source, tmp_path / "onnx", quantize=quantize, verify_rows=0)
+
+    assert verify(source, done.path, n_rows=3, n_tokens=8, batch_sizes=(3,)).passed
+
+    graph = onnx.load(done.path / "decoder.onnx", load_external_data=False)
+    attention = next(node for node in graph.graph.node if node.op_type == "GroupQueryAttention")
+    value = attention.input[2]
+    attention.input[2] = attention.input[1]  # keys in the place of values
+    assert value != attention.input[2]
+    (done.path / "decoder.onnx").write_bytes(graph.SerializeToString())
+    _accept_changes(done.path)
+
+    assert not verify(source, done.path, n_rows=3, n_tokens=8, batch_sizes=(3,)).passed
+
+
+def test_only_one_of_two_models_is_in_memory_while_they_are_compared(
+    own_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[object]] = []
+    load = parity_reference._load
+
+    def loaded(checkpoint: Any) -> Any:
+        model = load(checkpoint)
+        models.append(weakref.ref(model))
+        return model
+
+    def opened(*given: Any, **options: Any) -> Any:
+        assert [model() for model in models] == [None], "torch's model is freed before the export is opened"
+        raise StopIteration
+
+    monkeypatch.setattr(parity_reference, "_load", loaded)
+    monkeypatch.setattr("qwenvl_kit.onnx_backend.generate.OnnxQwenVL.from_pretrained", opened)
+
+    with pytest.raises(StopIteration):
+        verify("demo", own_onnx, n_rows=1, n_tokens=1)
 
 
 def test_nothing_to_compare_is_refused(demo_onnx: Path) -> None:
