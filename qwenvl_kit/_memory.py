@@ -6,6 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+RAM_SHARE = 0.5
+"""Of free RAM, what keys and values may take unasked: other programs live there too, and a process that takes too much
+is killed without an exception."""
+
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _UNIFIED = ("memory.max", "memory.current", ("inactive_file", "active_file"))  # limit, use, and page cache of files

@@ -99,7 +99,12 @@ def patch_bytes(shape: ModelShape, n_patches: int) -> int:
     return 2 * n_patches * shape.patch_values * _FLOAT
 
 
-def vision_pass_bytes(shape: ModelShape, n_patches: int, dtype: DType, *, prepacked: bool) -> int:
+def feature_bytes(shape: ModelShape, n_visual: int, dtype: DType) -> int:
+    """Return the bytes of visual tokens, which are encoded once for all prompts about an image."""
+    return n_visual * shape.hidden * DTYPE_BYTES[dtype]
+
+
+def vision_pass_bytes(shape: ModelShape, n_patches: int, dtype: DType, *, block_rows: int, is_prepacked: bool) -> int:
     """Return the most bytes that a vision pass holds beside its patches.
 
     Parameters
@@ -110,21 +115,29 @@ def vision_pass_bytes(shape: ModelShape, n_patches: int, dtype: DType, *, prepac
         Of all images in the pass.
     dtype : str
         Of the weights.
-    prepacked : bool
+    block_rows : int
+        Patches that go through linear layers at once; a pass of no more is not cut.
+    is_prepacked : bool
         Whether the layers run on oneDNN's prepacked weights.
     """
     size, wide, inner = DTYPE_BYTES[dtype], shape.vision_hidden, shape.vision_intermediate
-    if prepacked:
-        attention, network = 11 * wide, 10 * wide + 2 * inner
-        return n_patches * size * max(attention, network)
-    rotary = 4 * wide * _FLOAT + 5 * wide * size  # two copies of queries and keys in float32, beside q, k, v
-    attention = 9 * wide * size
-    network = 4 * wide * size + 2 * inner * size
-    return n_patches * max(rotary, attention, network)
+    rows = min(n_patches, block_rows)
+    if n_patches <= block_rows:  # q, k and v are parts of larger tensors, which live as long
+        held = (8 if is_prepacked else 10) * wide * size
+        attention = (11 if is_prepacked else 14) * wide * size
+    else:
+        held = (7 if is_prepacked else 6) * wide * size
+        attention = (9 if is_prepacked else 10) * wide * size  # states, q, k, v, the sorted copies, and the sums
+    if is_prepacked:
+        return max(n_patches * attention, n_patches * held + rows * (2 * wide + 2 * inner) * size)
+    norms = n_patches * (wide * size + 2 * wide * _FLOAT)
+    rotary = n_patches * 5 * wide * size + rows * (5 * wide * size + 4 * wide * _FLOAT)  # turned in float32
+    network = n_patches * 3 * wide * size + rows * 2 * inner * size
+    return max(norms, rotary, n_patches * attention, network)
 
 
 def prompt_pass_bytes(
-    shape: ModelShape, n_tokens: int, n_rows: int, room: int, dtype: DType, *, prepacked: bool
+    shape: ModelShape, n_tokens: int, n_rows: int, room: int, dtype: DType, *, is_prepacked: bool
 ) -> int:
     """Return the most bytes that a prompt pass holds.
 
@@ -140,17 +153,19 @@ def prompt_pass_bytes(
         Tokens that a row attends to.
     dtype : str
         Of the weights.
-    prepacked : bool
+    is_prepacked : bool
         Whether the layers run on oneDNN's prepacked weights.
     """
     size, wide, inner = DTYPE_BYTES[dtype], shape.hidden, shape.intermediate
     kv = 2 * shape.kv_heads * shape.head
-    attention = (5 * wide + 2 * kv) * n_tokens * size + n_rows * room * kv * size + n_tokens * room
-    network = (5 * wide + 3 * inner + kv) * n_tokens * size
-    norms = 0 if prepacked else 3 * wide * n_tokens * _FLOAT
-    return max(attention, network) + norms
+    is_cut = room > n_tokens  # pieces of a long prompt attend to cached tokens, which are copied, under a mask
+    cached = n_rows * room * kv * size + n_tokens * room * (1 + size) if is_cut else 0
+    attention = (7 * wide + 2 * kv) * n_tokens * size + cached
+    network = (7 * wide + kv + 3 * inner) * n_tokens * size
+    norms = 0 if is_prepacked else n_tokens * (wide * size + 2 * wide * _FLOAT)
+    return max(attention, network, norms)
 
 
 def logits_bytes(shape: ModelShape, n_rows: int, dtype: DType) -> int:
-    """Return the most bytes of logits of a step and of what is sampled from them: three copies in float32."""
-    return n_rows * shape.vocab * (DTYPE_BYTES[dtype] + 3 * _FLOAT)
+    """Return the most bytes of a step's logits: the head's, and what is sampled from, in float32, four times."""
+    return n_rows * shape.vocab * (DTYPE_BYTES[dtype] + 4 * _FLOAT)

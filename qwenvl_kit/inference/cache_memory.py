@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from qwenvl_kit._memory import available_memory
+from qwenvl_kit._memory import RAM_SHARE, available_memory
 
 # What the passes need beside the cache, and the driver for its kernels: of a GPU's free memory, of all its memory.
 _CUDA_RESERVE = (1.5e9, 0.05)
-# Of free RAM: other programs live there too, and a process that takes too much of it is killed without an exception.
-_CPU_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +28,32 @@ class CacheMemory:
     bytes_per_token: int
     layers: Mapping[torch.device, int]
 
-    def free_tokens(self, *, reserve: bool) -> int | None:
-        """Return for how many more tokens there is room; None where the system does not say.
+    def max_tokens(self, n_held: int, *, reserve: bool) -> int | None:
+        """Return the most tokens that the cache may have; None where the system does not say what is free.
 
         Parameters
         ----------
+        n_held : int
+            The tokens that it has now, whose memory is not free.
         reserve : bool
             Keep some memory for the model's passes and for other programs.
         """
         tokens: list[float] = []
         for device, n_layers in self.layers.items():
-            free = _free_bytes(device, reserve=reserve)
-            if free is None:
+            per_token = self.bytes_per_token * n_layers / sum(self.layers.values())
+            n_bytes = _usable_bytes(device, n_held * per_token, reserve=reserve)
+            if n_bytes is None:
                 return None
-            tokens.append(free / (self.bytes_per_token * n_layers / sum(self.layers.values())))
+            tokens.append(n_bytes / per_token)
         return max(0, int(min(tokens)))
 
 
-def _free_bytes(device: torch.device, *, reserve: bool) -> float | None:
+def _usable_bytes(device: torch.device, held: float, *, reserve: bool) -> float | None:
+    """Return the bytes of a device that are free or held by the cache, less the reserve."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         # torch keeps what it freed: https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused - reserve * (_CUDA_RESERVE[0] + _CUDA_RESERVE[1] * total)
-    if device.type != "cpu":
-        return None
-    available = available_memory()
-    return None if available is None else available * (_CPU_SHARE if reserve else 1.0)
+        return free + unused + held - reserve * (_CUDA_RESERVE[0] + _CUDA_RESERVE[1] * total)
+    available = available_memory() if device.type == "cpu" else None
+    return None if available is None else (available + held) * (RAM_SHARE if reserve else 1.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwenvl_kit.inference.oom import is_device_lost, is_out_of_memory
-from qwenvl_kit.inference.packing import max_held_patches, pack_sizes
+from qwenvl_kit.inference.packing import MAX_FEATURE_BYTES, max_held_patches, pack_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.sequence import ImageKey, Sequence
     from qwenvl_kit.types import LoadedImage
 
-_MAX_BYTES = 128 * 2**20  # about 60 images of 300 tokens of the 7B model in 16 bits
 _MAX_IMAGES = 512  # small ones are soon encoded again, and memory is the same in a longer run
 
 
@@ -42,7 +41,7 @@ class EncoderCache:
         model_runner: ModelRunner,
         patchify: Callable[[LoadedImage], Tensor],
         *,
-        max_bytes: int = _MAX_BYTES,
+        max_bytes: int = MAX_FEATURE_BYTES,
         max_images: int = _MAX_IMAGES,
     ) -> None:
         self._model_runner, self._patchify = model_runner, patchify

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from qwenvl_kit.inference.cache_size import CacheSize
+from qwenvl_kit.inference.cache_size import CacheSize, capacity_step
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.label_scoring import LabelScorer
@@ -88,10 +88,12 @@ class Engine:
     ) -> None:
         self._model_runner, self._encoder_cache = model_runner, encoder_cache
         self._queue, self._control = queue, control
-        self._slots = SlotManager(model_runner, CacheSize(memory, reserve=resolved.rows_in_flight == "auto"))
+        reserve, step = resolved.rows_in_flight == "auto", capacity_step(model_runner.device)
+        size = CacheSize(memory, reserve=reserve, step=step)
+        self._slots = SlotManager(model_runner, size)
         self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
         self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
-        self._sampler = Sampler(resolved, tokenization.eos_ids)
+        self._sampler = Sampler(resolved, tokenization.eos_ids, tokenization.grammars)
         self._label_scorer = LabelScorer(model_runner, tokenization.eos_ids[0])
 
     def run(self) -> Iterator[Result]:

@@ -16,6 +16,15 @@ _GROUP = 8  # sequences prefilled between two looks at `cancel`, unless all thei
 _HELD_PATCHES = {"cpu": 2048, "cuda": 16384}  # at once, up to 80 MB: what a model runner needs to fill its device
 
 
+# Of patches: 2048 through a 3B's gated network are 54 GFLOP, about half a second on two CPU cores. A pass over several
+# images is no larger than this, so that only a large image is cut.
+_BLOCK_ROWS = {"cpu": 2048, "cuda": 16384}
+MAX_ROWS = {"cpu": 16, "cuda": 256}
+"""Rows in flight that are run unasked; more gain little (see docs/speed.md)."""
+MAX_FEATURE_BYTES = 128 * 2**20
+"""Of visual tokens that are kept: about 60 images of 300 tokens of the 7B model in 16 bits."""
+
+
 def max_prefill_tokens(device: torch.device | str) -> int:
     """Return the most tokens of one prefill pass, padding included; a longer prompt has a pass of its own."""
     return _PREFILL_TOKENS[_kind(device)]
@@ -24,6 +33,11 @@ def max_prefill_tokens(device: torch.device | str) -> int:
 def max_image_patches(device: torch.device | str) -> int:
     """Return the most patches of one pass of the vision tower; a larger image has a pass of its own."""
     return _IMAGE_PATCHES[_kind(device)]
+
+
+def max_block_rows(device: torch.device | str) -> int:
+    """Return the most patches that go through a linear layer at once."""
+    return _BLOCK_ROWS[_kind(device)]
 
 
 def max_held_patches(device: torch.device | str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qwenvl_kit._memory import in_words
 from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
-from qwenvl_kit.inference.packing import is_one_group
+from qwenvl_kit.inference.packing import MAX_ROWS, is_one_group
 from qwenvl_kit.inference.row_limit import RowLimit
 from qwenvl_kit.types import Result
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.waiting_queue import WaitingQueue
 
 _JOIN_SHARE = 8  # of all seats, one in so many is free before sequences join: a pass makes all others wait
-MAX_ROWS = {"cpu": 16, "cuda": 256}  # that are run unasked; more gain little (see docs/speed.md)
 
 
 @dataclass(frozen=True, slots=True)

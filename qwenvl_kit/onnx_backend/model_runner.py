@@ -12,6 +12,7 @@ import torch
 
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.inference.cancellation import advance, stage
 from qwenvl_kit.inference.packing import max_prefill_tokens, pack
 from qwenvl_kit.onnx_backend.session import Graph
 from qwenvl_kit.onnx_backend.vision_encoder import VisionEncoder
@@ -77,8 +78,14 @@ class OnnxModelRunner:
         """Compute the chunks' keys and values, each in its slot; return logits (n_chunks, V) of their last tokens."""
         logits = torch.empty(len(chunks), self._text.vocab_size, device=self.device)
         order = sorted(range(len(chunks)), key=lambda at: chunks[at].slot)
-        for run in _neighbours(order, [chunk.slot for chunk in chunks]):
-            for batch in pack(run, lambda batch: self._fits([chunks[at] for at in batch])):
+        batches = [
+            batch
+            for run in _neighbours(order, [chunk.slot for chunk in chunks])
+            for batch in pack(run, lambda batch: self._fits([chunks[at] for at in batch]))
+        ]
+        with stage("prefill", len(batches)):
+            for batch in batches:
+                advance()
                 logits[torch.tensor(batch)] = self._prefill_neighbours([chunks[at] for at in batch])
         return logits
 

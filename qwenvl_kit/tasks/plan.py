@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from qwenvl_kit.checkpoints.resolve import ResolvedConfig, warn_ignored_options
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.html import render
 from qwenvl_kit.images import Sizing
-from qwenvl_kit.tasks.plan_fit import Case, problems
+from qwenvl_kit.tasks.plan_fit import Case, problems, rows_in_flight_of
 from qwenvl_kit.tasks.plan_memory import ModelMemory, free_memory_of
 from qwenvl_kit.tasks.plan_rows import PlannedRow, plan_rows
 from qwenvl_kit.tasks.plan_time import PlannedTime, planned_time
@@ -194,7 +194,8 @@ def _case(model: ModelMemory, rows: list[PlannedRow], config: Config, spec: Back
     devices = dict.fromkeys(("cpu", model.device))
     free = {at: n for at in devices if (n := free_memory_of(at)) is not None}
     sizing = Sizing.of(config.image, spec.geometry)
-    return Case(model, rows, sizing, spec.resolved.batch_size, config.max_caption_length, free)
+    case = Case(model, rows, sizing, 1, config.max_caption_length, free)
+    return replace(case, rows_in_flight=rows_in_flight_of(case, spec.resolved))
 
 
 def _memory_frame(case: Case | None) -> pd.DataFrame:

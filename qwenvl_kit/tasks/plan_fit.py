@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qwenvl_kit._memory import in_words
+from qwenvl_kit._memory import RAM_SHARE, in_words
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.tasks.plan_memory import ModelMemory, Part, Workload, by_device
+from qwenvl_kit.inference.packing import MAX_ROWS
+from qwenvl_kit.tasks.plan_memory import ModelMemory, Part, Workload, by_device, room_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.images import Sizing
     from qwenvl_kit.tasks.plan_rows import PlannedRow
 
@@ -60,6 +62,19 @@ class Case:
         least = min(geometry.min_pixels, max_pixels)
         sizing = replace(self.sizing, geometry=replace(geometry, min_pixels=least, max_pixels=max_pixels))
         return replace(self, sizing=sizing, rows=[_resized(row, sizing) for row in self.rows])
+
+
+def rows_in_flight_of(case: Case, resolved: ResolvedConfig) -> int:
+    """Return how many rows generate tokens at once: as asked for, or as a run sizes them from free memory."""
+    if resolved.rows_in_flight != "auto":
+        return resolved.rows_in_flight
+    device = case.model.device
+    most = max(resolved.batch_size, MAX_ROWS["cpu" if device == "cpu" else "cuda"])
+    if device not in case.free:
+        return resolved.batch_size
+    left = RAM_SHARE * max(0, case.free[device] - case.model.weights)  # as measured once the model is loaded
+    row_bytes = room_of(Workload.of(case.rows), case.max_new_tokens, case.model.device) * case.model.kv_per_token
+    return max(1, min(most, int(left // row_bytes)))
 
 
 def problems(case: Case) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self, cast
 from qwenvl_kit._memory import available_memory, resident_memory
 from qwenvl_kit.checkpoints.activations import (
     ModelShape,
+    feature_bytes,
     logits_bytes,
     patch_bytes,
     prompt_pass_bytes,
@@ -16,7 +17,14 @@ from qwenvl_kit.checkpoints.activations import (
 )
 from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token, weight_bytes
 from qwenvl_kit.images import ImageLoader
-from qwenvl_kit.inference.packing import max_held_patches, max_image_patches, max_prefill_tokens
+from qwenvl_kit.inference.cache_size import capacity_of, capacity_step
+from qwenvl_kit.inference.packing import (
+    MAX_FEATURE_BYTES,
+    max_block_rows,
+    max_held_patches,
+    max_image_patches,
+    max_prefill_tokens,
+)
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import BackendSpec
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.tasks.plan_rows import PlannedRow
 
 _WAITING_BYTES = 192 * 2**20  # pixels that wait for the model: see RequestBuffer
+_EXPORTED = (".onnx", ".data", ".npy")
 _CUDA_CONTEXT = 600 * 2**20  # of the driver and its kernels; an estimate, not yet tried on a GPU
 
 
@@ -39,14 +48,15 @@ class Part:
         Of what.
     n_bytes : int
         How much.
-    is_held : bool
-        Whether it is taken already, so that free memory need not hold it.
+    is_free : bool
+        Whether it takes nothing of what is free: memory that the process has already, and pages of mapped files, which
+        the system takes back when it needs them.
     """
 
     device: str
     name: str
     n_bytes: int
-    is_held: bool = False
+    is_free: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +111,13 @@ class ModelMemory:
         Of activations, keys and values.
     weights : int
         Bytes of the weights.
+    files : int
+        Bytes of the weights' files.
     kv_per_token : int
         Bytes of keys and values of one token.
     patch : int
         Side of a patch in pixels.
-    prepacked : bool
+    is_prepacked : bool
         Whether layers run on oneDNN's prepacked weights.
     """
 
@@ -113,37 +125,37 @@ class ModelMemory:
     device: str
     dtype: DType
     weights: int
+    files: int
     kv_per_token: int
     patch: int
-    prepacked: bool
+    is_prepacked: bool
 
     @classmethod
     def of(cls, spec: BackendSpec) -> Self | None:
         """Return that of a spec; None where there is no model."""
-        checkpoint = spec.checkpoint
+        checkpoint, resolved = spec.checkpoint, spec.resolved
         if checkpoint is None:
             return None
         from qwenvl_kit.checkpoints.loading import load_config
 
-        resolved = spec.resolved
-        files = sum(
-            file.stat().st_size for file in checkpoint.path.iterdir() if file.suffix in (".data", ".onnx", ".npy")
-        )
         is_export = resolved.provider is not None
+        suffixes = _EXPORTED if is_export else (".safetensors",)
+        files = sum(file.stat().st_size for file in checkpoint.path.iterdir() if file.suffix in suffixes)
         return cls(
             shape=ModelShape.of(load_config(checkpoint)),
             device=resolved.device,
             dtype=cast("DType", resolved.dtype),
             weights=files if is_export else weight_bytes(checkpoint, resolved.dtype),
+            files=files,
             kv_per_token=kv_bytes_per_token(checkpoint.config, resolved.dtype),
             patch=spec.geometry.patch,
-            prepacked=not is_export and resolved.device == "cpu" and resolved.dtype == "float32",
+            is_prepacked=not is_export and resolved.device == "cpu" and resolved.dtype == "float32",
         )
 
     def in_16_bits(self) -> Self:
         """Return that of the same float32 model in bfloat16."""
         halves = self.weights // 2, self.kv_per_token // 2
-        return replace(self, dtype="bfloat16", weights=halves[0], kv_per_token=halves[1], prepacked=False)
+        return replace(self, dtype="bfloat16", weights=halves[0], kv_per_token=halves[1], is_prepacked=False)
 
     def parts(self, work: Workload, *, rows_in_flight: int, max_new_tokens: int) -> list[Part]:
         """Return the memory of each part of a run, at its most.
@@ -151,34 +163,49 @@ class ModelMemory:
         Passes follow one another, so that the widest of them counts. Images are decoded while the model runs.
         """
         n_slots = min(rows_in_flight, 1 << max(0, work.n_rows - 1).bit_length())  # the cache grows by doubling
-        room = -(-(work.max_prompt + max_new_tokens) // 64) * 64
+        room = room_of(work, max_new_tokens, self.device)
         passes = {
             "vision pass": self._vision(work),
             "prompt pass": self._prompts(work, n_slots, room),
             "decode step": logits_bytes(self.shape, n_slots, self.dtype),
         }
         widest = max(passes, key=passes.__getitem__)
-        parts = [
-            Part("cpu", "this process", resident_memory() or 0, is_held=True),
-            Part(self.device, "weights", self.weights),
+        features = feature_bytes(self.shape, work.sum_pixels // (self.patch * self.shape.merge) ** 2, self.dtype)
+        running = [
             Part(self.device, f"keys and values of {n_slots} rows", n_slots * room * self.kv_per_token),
             Part(self.device, f"widest pass ({widest})", passes[widest]),
+            Part(self.device, "visual tokens", min(features, MAX_FEATURE_BYTES) + features // max(1, work.n_rows)),
             Part("cpu", "images", _image_bytes(work)),
         ]
-        return [*parts, Part(self.device, "CUDA's context", _CUDA_CONTEXT)] if self.device != "cpu" else parts
+        if self.device != "cpu":
+            running.append(Part(self.device, "CUDA's context", _CUDA_CONTEXT))
+        process = Part("cpu", "this process", resident_memory() or 0, is_free=True)
+        return [process, Part(self.device, "weights", self.weights), *running, *self._loading(running)]
+
+    def _loading(self, running: Sequence[Part]) -> list[Part]:
+        """Return what loading takes beyond the run: the files' pages, where weights are converted on the CPU."""
+        if self.device != "cpu" or self.dtype != "float32" or not self.is_prepacked:
+            return []
+        beyond = self.files - sum(part.n_bytes for part in running)
+        return [Part("cpu", "weight files while loading", beyond, is_free=True)] if beyond > 0 else []
 
     def _vision(self, work: Workload) -> int:
         largest, total = work.max_pixels // self.patch**2, work.sum_pixels // self.patch**2
         in_pass = max(largest, min(max_image_patches(self.device), total))
         held = max(largest, min(max_held_patches(self.device), total))
         return patch_bytes(self.shape, held) + vision_pass_bytes(
-            self.shape, in_pass, self.dtype, prepacked=self.prepacked
+            self.shape, in_pass, self.dtype, block_rows=max_block_rows(self.device), is_prepacked=self.is_prepacked
         )
 
     def _prompts(self, work: Workload, n_slots: int, room: int) -> int:
-        n_tokens = max(work.max_prompt, min(max_prefill_tokens(self.device), work.sum_prompt))
+        n_tokens = min(max_prefill_tokens(self.device), work.sum_prompt)
         n_rows = max(1, min(n_slots, n_tokens // max(1, work.max_prompt)))
-        return prompt_pass_bytes(self.shape, n_tokens, n_rows, room, self.dtype, prepacked=self.prepacked)
+        return prompt_pass_bytes(self.shape, n_tokens, n_rows, room, self.dtype, is_prepacked=self.is_prepacked)
+
+
+def room_of(work: Workload, max_new_tokens: int, device: str) -> int:
+    """Return the tokens of each slot of the cache."""
+    return capacity_of([max(1, work.max_prompt + max_new_tokens)], capacity_step(device))
 
 
 def free_memory_of(device: str) -> int | None:
@@ -197,10 +224,10 @@ def free_memory_of(device: str) -> int | None:
 
 
 def by_device(parts: Sequence[Part], *, missing_only: bool = False) -> dict[str, int]:
-    """Return the sum of parts on each device; with `missing_only`, of those that are not taken yet."""
+    """Return the sum of parts on each device; with `missing_only`, of those that free memory must hold."""
     sums: dict[str, int] = {}
     for part in parts:
-        sums[part.device] = sums.get(part.device, 0) + (0 if missing_only and part.is_held else part.n_bytes)
+        sums[part.device] = sums.get(part.device, 0) + (0 if missing_only and part.is_free else part.n_bytes)
     return sums
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.calibration import Calibration, read_calibration
-from qwenvl_kit.checkpoints.devices import hardware_label
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import BackendSpec
@@ -65,5 +64,7 @@ def planned_time(
 
 def calibration_of(spec: BackendSpec) -> Calibration | None:
     """Return what was measured of a model on this machine."""
+    from qwenvl_kit.checkpoints.devices import hardware_label  # here, since it imports torch
+
     resolved = spec.resolved
     return read_calibration(spec.fingerprint, hardware_label(resolved.device, resolved.threads))

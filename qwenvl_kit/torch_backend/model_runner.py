@@ -20,6 +20,7 @@ from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.token_trie import TokenTrie
 from qwenvl_kit.torch_backend.attention import AttentionMasks, masked_attention, step_attention
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
+from qwenvl_kit.torch_backend.cuda_graphs import RecordedSteps
 from qwenvl_kit.torch_backend.kv_cache import (
     BranchWrite,
     DecodeWrite,
@@ -66,14 +67,7 @@ class TorchModelRunner:
         uses_kernel = self.step_kernel_fault is None
         self.cache = SlottedKVCache(is_token_major=uses_kernel)
         self._masks = AttentionMasks(self._text, in_slots=uses_kernel)
-        self._compiled: CompiledSteps | None = None
-        if compiles:
-            self._compiled = CompiledSteps(self._step, uses_graphs=self.device.type == "cuda")
-
-    @property
-    def warm_up_s(self) -> float:
-        """Seconds spent on compiling and recording steps so far."""
-        return self._compiled.warm_up_s if self._compiled else 0.0
+        self._steps = self._make_steps(compiles=compiles)
 
     @property
     def device(self) -> torch.device:
@@ -104,10 +98,14 @@ class TorchModelRunner:
             encoded += features.pooler_output
         return encoded
 
+    def take_notes(self) -> list[str]:
+        """Return what is to be on record of the decode steps since the last call."""
+        return self._steps.take_notes() if self._steps else []
+
     def resize_cache(self, n_slots: int, capacity: int) -> None:
         """Resize the cache; compiled steps need a slot more than a single one."""
-        if self._compiled:
-            n_slots = self._compiled.resize_cache(n_slots, capacity)
+        if self._steps:
+            n_slots = self._steps.resize_cache(n_slots, capacity)
         with torch.inference_mode():
             self.cache.resize_cache(n_slots, capacity)
 
@@ -144,9 +142,7 @@ class TorchModelRunner:
     def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
         """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
         with step_attention(self._text):
-            if self._compiled:
-                return self._compiled(ids, positions, lengths)
-            return self._step(ids, positions, lengths, max_len)
+            return (self._steps or self._step)(ids, positions, lengths, max_len)
 
     @torch.inference_mode()
     def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -178,7 +174,17 @@ class TorchModelRunner:
     def close(self) -> None:
         """Free the model and the cache."""
         self.cache.resize_cache(0, 0)
-        del self._model, self._text, self._layers, self._compiled
+        del self._model, self._text, self._layers, self._steps
+
+    def _make_steps(self, *, compiles: bool) -> CompiledSteps | RecordedSteps | None:
+        """Return what runs decode steps, if not `_step` by itself: graphs cannot hold accelerate's hooks."""
+        device = self.device
+        if compiles:
+            return CompiledSteps(self._step, uses_graphs=device.type == "cuda")
+        is_hooked = any(hasattr(module, "_hf_hook") for module in self._model.modules())
+        if device.type != "cuda" or is_hooked or any(one.device != device for one in self._model.parameters()):
+            return None
+        return RecordedSteps(self._step, reads_whole_slots=self.step_kernel_fault is None)
 
     def _step(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
         """Decode a step whose rows attend to the first `max_len` tokens of their slots; logits (B, V)."""
@@ -301,7 +307,7 @@ def _device_of(layer: Any) -> torch.device | None:
     hooks = [module._hf_hook for module in layer.modules() if hasattr(module, "_hf_hook")]
     places = [place for hook in hooks if (place := getattr(hook, "execution_device", None)) is not None]
     if places:
-        return torch.device(places[0])
+        return torch.device("cuda", places[0]) if isinstance(places[0], int) else torch.device(places[0])
     return next((one.device for one in layer.parameters() if one.device.type != "meta"), None)
 
 

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from qwenvl_kit.inference.cancellation import check
+from qwenvl_kit.inference.packing import max_block_rows
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 _Rows = TypeVar("_Rows", "Tensor", "tuple[Tensor, ...]")
-# Of patches: 2048 through a 3B's gated network are 54 GFLOP, about half a second on two CPU cores. A pass over several
-# images is no larger than this, so that only a large image is cut.
-_MAX_ROWS = {"cpu": 2048, "cuda": 16384}
 # Queries times keys in one call, for each head: 2**24 with 16 heads of 80 are 86 GFLOP.
 _MAX_PAIRS = {"cpu": 2**24, "cuda": 2**30}
 
@@ -29,7 +27,7 @@ def by_rows(function: Callable[..., _Rows], *inputs: Tensor) -> _Rows:
     *inputs : Tensor (P, …)
         Its inputs.
     """
-    n_rows, most = len(inputs[0]), _MAX_ROWS[_kind(inputs[0].device)]
+    n_rows, most = len(inputs[0]), max_block_rows(inputs[0].device)
     if n_rows <= most:
         return function(*inputs)
     whole: list[Tensor] = []
@@ -51,8 +49,5 @@ def blocks(n_rows: int, most: int) -> Iterator[slice]:
 
 def max_queries(n_keys: int, device: torch.device) -> int:
     """Return how many queries attend to `n_keys` keys in one call."""
-    return max(1, _MAX_PAIRS[_kind(device)] // n_keys)
-
-
-def _kind(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else "cuda"
+    pairs = _MAX_PAIRS["cpu" if device.type == "cpu" else "cuda"]
+    return max(1, min(max_block_rows(device), pairs // n_keys))

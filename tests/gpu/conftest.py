@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpu.measure import DEVICE
 from gpu.shapes import make_checkpoint
 from PIL import Image
 
 import qwenvl_kit
 
-DEVICE = os.environ.get("QWENVL_KIT_GPU", "cuda")
 _IN_MEMORY = Path("/dev/shm")
 on_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="measures a GPU")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.torch_backend.attention import without_cudnn
 from qwenvl_kit.torch_backend.slot_attention import attend_slots, kernel_fault, slot_index
+from qwenvl_kit.torch_backend.windows import attend_varlen, has_varlen_kernel
 
 HEADS = [(28, 4), (16, 2), (64, 8)]  # of the 7B, the 3B and the 72B: queries, keys and values
 LENGTHS = [
@@ -118,3 +120,22 @@ def test_a_new_length_needs_no_new_plan() -> None:
             seconds.append(time.perf_counter() - started)
 
     assert statistics.median(seconds) < 5e-3, [round(1e3 * one, 2) for one in seconds]
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_flash_kernel_of_the_vision_tower_is_right_in_windows_of_any_length(dtype: torch.dtype) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("older than Ampere")
+    lengths = [64] * 30 + [16, 4, 48, 1296, 5184]
+    draw = torch.Generator(DEVICE).manual_seed(0)
+    query, key, value = torch.randn(3, sum(lengths), 16, 80, device=DEVICE, generator=draw).to(dtype)
+    borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEVICE)
+
+    assert has_varlen_kernel(torch.device("cuda:0"), dtype, 80)
+    attended = attend_varlen(query, key, value, borders, max(lengths), 80**-0.5)
+
+    for start, end in itertools.pairwise(borders.tolist()):
+        heads = [each[start:end].double().transpose(0, 1) for each in (query, key, value)]  # (H, l, d)
+        exact = scaled_dot_product_attention(*heads).transpose(0, 1)
+        assert (attended[start:end].double() - exact).abs().max().item() < 2e-2, (start, end)

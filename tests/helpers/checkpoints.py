@@ -1,26 +1,24 @@
 """Random checkpoints laid out like the published ones, and the loop of the published model card.
 
-The layout is that of Qwen/Qwen2.5-VL-3B-Instruct and its larger sisters: a flat config.json with the text model's
-fields at the top level, ``rope_scaling`` of type ``mrope``, chat_template.json, preprocessor_config.json, and bfloat16
-weights in shards under the names that the authors gave them.
+The layout is that of `published_layout`, with chat_template.json and bfloat16 weights in two shards.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.published_layout import published_configs, published_name
 from PIL import Image
 from qwen_vl_utils import process_vision_info
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.demo.training.tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
-_OLD_NAMES = {"model.language_model.": "model.", "model.visual.": "visual."}
 _SPREAD = 4.0  # weights at their initial scale repeat one token; these give different answers
 
 
@@ -38,34 +36,64 @@ def make_published(
     head_scale: float = 1.0,
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
+    write_tokenizer: Callable[[Path], dict[str, int]] | None = None,
 ) -> Path:
     """Write a random checkpoint in the published layout to `folder` and return it.
 
-    `text` and `vision` replace single fields of config.json and of its ``vision_config``.
+    `text` and `vision` replace single fields of config.json and of its ``vision_config``. `write_tokenizer` writes
+    another tokenizer than the embedded model's and returns the ids of its added tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template, template = None, tokenizer.chat_template
-    tokenizer.save_pretrained(folder)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
-    _write(folder / "chat_template.json", {"chat_template": template})
-    _write(folder / "preprocessor_config.json", _preprocessor(min_pixels, max_pixels))
-    _write(
-        folder / "generation_config.json",
-        {
-            "bos_token_id": ids["<|endoftext|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-            "do_sample": True,
-            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
-            "repetition_penalty": 1.05,
-            "temperature": 1e-06,
-        },
+    ids = (write_tokenizer or _write_tokenizer)(folder)
+    _write(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "max_position_embeddings": context,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": tied,
+        "vocab_size": vocab_size,
+    }
+    tower = {
+        "depth": 4,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "fullatt_block_indexes": [1, 3],
+    }
+    configs = published_configs(
+        ids,
+        text={**sizes, **(text or {})},
+        vision={**tower, **(vision or {})},
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
     )
-    config = {**_config(ids, vocab_size, hidden, layers, tied=tied, context=context), **(text or {})}
-    config["vision_config"] |= vision or {}
-    _write(folder / "config.json", config)
+    for name, content in configs.items():
+        _write(folder / name, content)
     _save_weights(folder, seed, head_scale)
     return folder
+
+
+def quantize_fp8(folder: Path) -> None:
+    """Quantise the layers of the text model in a checkpoint's files, in blocks of 128 × 128."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for shard in sorted(set(index["weight_map"].values())):
+        weights = load_file(folder / shard)
+        for name in [name for name in weights if name.startswith("model.layers") and name.endswith("proj.weight")]:
+            weights[name], weights[f"{name}_scale_inv"] = _in_fp8(weights[name])
+            index["weight_map"][f"{name}_scale_inv"] = shard
+        save_file(weights, folder / shard, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["visual", "lm_head"],
+    }
+    _write(folder / "model.safetensors.index.json", index)
+    _write(folder / "config.json", config)
 
 
 def card_loop(
@@ -95,71 +123,11 @@ def card_loop(
     return answers
 
 
-def _config(
-    ids: dict[str, int], vocab_size: int, hidden: int, layers: int, *, tied: bool, context: int
-) -> dict[str, Any]:
-    head = hidden // 4
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_token_id": ids["<|vision_pad|>"],
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "initializer_range": 0.02,
-        "intermediate_size": 2 * hidden,
-        "max_position_embeddings": context,
-        "max_window_layers": layers,
-        "num_attention_heads": 4,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0,
-        "sliding_window": 32768,
-        "tie_word_embeddings": tied,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.41.2",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vision_config": {
-            "depth": 4,
-            "hidden_act": "silu",
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_heads": 4,
-            "in_chans": 3,
-            "out_hidden_size": hidden,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 112,
-            "fullatt_block_indexes": [1, 3],
-            "tokens_per_second": 2,
-            "temporal_patch_size": 2,
-        },
-        "rope_scaling": {"type": "mrope", "mrope_section": [head // 8, head // 16 * 3, head // 16 * 3]},
-        "vocab_size": vocab_size,
-    }
-
-
-def _preprocessor(min_pixels: int, max_pixels: int) -> dict[str, Any]:
-    return {
-        "min_pixels": min_pixels,
-        "max_pixels": max_pixels,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-    }
+def _write_tokenizer(folder: Path) -> dict[str, int]:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
 
 
 def _save_weights(folder: Path, seed: int, head_scale: float) -> None:
@@ -168,7 +136,7 @@ def _save_weights(folder: Path, seed: int, head_scale: float) -> None:
     model.lm_head.weight.data *= head_scale
     tied = model.config.tie_word_embeddings
     weights = {
-        _old_name(name): (weight * _SPREAD if weight.ndim >= 2 else weight).to(torch.bfloat16).contiguous()
+        published_name(name): (weight * _SPREAD if weight.ndim >= 2 else weight).to(torch.bfloat16).contiguous()
         for name, weight in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
@@ -181,11 +149,15 @@ def _save_weights(folder: Path, seed: int, head_scale: float) -> None:
     _write(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _old_name(name: str) -> str:
-    for new, old in _OLD_NAMES.items():
-        if name.startswith(new):
-            return old + name.removeprefix(new)
-    return name
+def _in_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a weight (R, C) in float8, and the factors of its blocks."""
+    rows, columns = (-(-n // 128) for n in weight.shape)
+    padded = torch.zeros(rows * 128, columns * 128)
+    padded[: weight.shape[0], : weight.shape[1]] = weight.float()
+    blocks = padded.view(rows, 128, columns, 128)
+    factors = blocks.abs().amax((1, 3)).clamp(min=1e-6) / 448
+    quantized = (blocks / factors[:, None, :, None]).view_as(padded)[: weight.shape[0], : weight.shape[1]]
+    return quantized.to(torch.float8_e4m3fn).contiguous(), factors
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -10,10 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_kit import _memory
 from qwenvl_kit.inference import cache_memory
 from qwenvl_kit.inference.cache_memory import CacheMemory
-from qwenvl_kit.inference.cache_size import MAX_WASTE, CacheSize
+from qwenvl_kit.inference.cache_size import CAPACITY_STEP, MAX_WASTE, CacheSize
 from qwenvl_kit.inference.row_limit import RowLimit
 
 GIB = 2**30
@@ -28,8 +27,8 @@ class Scarce:
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens, self.size = n_tokens, CacheSize(self)  # type: ignore[arg-type]
 
-    def free_tokens(self, *, reserve: bool) -> int:
-        return max(0, self.n_tokens - self.size.now[0] * self.size.now[1])
+    def max_tokens(self, n_held: int, *, reserve: bool) -> int:
+        return self.n_tokens
 
 
 def test_a_large_row_runs_apart_and_rows_of_like_length_together() -> None:
@@ -91,6 +90,13 @@ def test_it_shrinks_to_what_is_needed_once_it_is_four_times_what_its_rows_need()
     assert size.resized([LARGE], 30, 256) == (1, 15_808), "it takes one slot of its length, not 32"
 
 
+def test_on_a_gpu_it_grows_in_larger_steps() -> None:
+    size = CacheSize(step=CAPACITY_STEP["cuda"])
+
+    assert size.resized([257], 1, 8) == (1, 512)
+    assert size.admits([1, 60, 256] * 9)
+
+
 @pytest.mark.parametrize(
     ("free", "reserve", "n_tokens"),
     [
@@ -108,20 +114,21 @@ def test_tokens_are_counted_on_the_gpu_with_the_least_room(
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: GIB // 2)
     memory = CacheMemory(1000, {torch.device("cuda", index): 14 for index in free})
 
-    assert memory.free_tokens(reserve=reserve) == int(n_tokens)
+    assert memory.max_tokens(0, reserve=reserve) == int(n_tokens)
+    assert memory.max_tokens(3 * GIB // 1000, reserve=False) >= 3 * GIB // 1000 + min(free.values()) * GIB // 1000
 
 
 def test_on_the_cpu_half_of_what_the_container_leaves_is_kept_and_unknown_stays_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = CacheMemory(1000, {torch.device("cpu"): 28})
-    left: list[Any] = [3_000_000, 3_000_000, None]
+    left: list[Any] = [3_000_000, 2_000_000, 3_000_000, None]
     monkeypatch.setattr(cache_memory, "available_memory", lambda: left.pop(0))
 
-    assert memory.free_tokens(reserve=True) == 1500
-    assert memory.free_tokens(reserve=False) == 3000
-    assert memory.free_tokens(reserve=True) is None
-    assert cache_memory.available_memory is not _memory.available_memory, "the test's own"
+    assert memory.max_tokens(0, reserve=True) == 1500
+    assert memory.max_tokens(1000, reserve=True) == 1500, "what the cache took comes from the same half"
+    assert memory.max_tokens(0, reserve=False) == 3000
+    assert memory.max_tokens(0, reserve=True) is None
 
 
 def test_the_limit_grows_again_after_enough_rows_and_waits_longer_after_each_failure() -> None:

@@ -31,15 +31,14 @@ class Machine(HashModelRunner):
     def __init__(self, n_tokens: int = 10**6, **faults: Any) -> None:
         super().__init__(**faults)
         self.n_tokens = n_tokens
-        self.n_held = self.n_most_held = self.n_most_wasted = self.n_most_decoded = 0
+        self.n_most_held = self.n_most_decoded = 0
 
-    def free_tokens(self, *, reserve: bool) -> int:
-        return max(0, self.n_tokens // (1 + reserve) - self.n_held)
+    def max_tokens(self, n_held: int, *, reserve: bool) -> int:
+        return self.n_tokens // (1 + reserve)
 
     def resize_cache(self, n_slots: int, capacity: int) -> None:
         super().resize_cache(n_slots, capacity)
-        self.n_held = n_slots * capacity
-        self.n_most_held = max(self.n_most_held, self.n_held)
+        self.n_most_held = max(self.n_most_held, n_slots * capacity)
 
     def decode(self, ids: Any, positions: Any, lengths: Any, *rest: Any) -> Any:
         self.n_most_decoded = max(self.n_most_decoded, len(ids))

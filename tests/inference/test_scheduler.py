@@ -22,12 +22,9 @@ class Memory:
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
-        self.size: CacheSize | None = None
 
-    def free_tokens(self, *, reserve: bool) -> int:
-        assert self.size is not None
-        free = self.n_tokens - self.size.now[0] * self.size.now[1]
-        return max(0, free - reserve * self.n_tokens // 2)
+    def max_tokens(self, n_held: int, *, reserve: bool) -> int:
+        return self.n_tokens // (1 + reserve)
 
 
 class Policy:
@@ -37,8 +34,6 @@ class Policy:
         resolved = resolved_of(**options)
         self.notes: list[str] = []
         size = CacheSize(memory, reserve=resolved.rows_in_flight == "auto")  # type: ignore[arg-type]
-        if memory is not None:
-            memory.size = size
         self.slots = SlotManager(HashModelRunner(), size)
         self.waiting = WaitingQueue(TOKENIZATION.processor.encode, resolved.batch_size)
         control = RunControl(note=self.notes.append)

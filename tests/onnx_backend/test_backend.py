@@ -49,6 +49,32 @@ def test_answers_are_those_of_torch_in_any_batch(exported: Path, pictures: list[
         assert found[column].tolist() == wanted[column].tolist(), column
 
 
+def test_more_rows_generate_by_default_and_as_many_as_memory_allows(
+    exported: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = pd.Series(pictures, dtype=object)
+    alone = cells.vl.caption(**_onnx(exported, rows_in_flight=1)).tolist()
+    runners: list[OnnxModelRunner] = []
+    resize_cache = OnnxModelRunner.resize_cache
+
+    def resized(runner: OnnxModelRunner, n_slots: int, capacity: int) -> None:
+        runners[:] = [runner]
+        resize_cache(runner, n_slots, capacity)
+
+    def left() -> int:
+        return limit - sum(tensor.nbytes for runner in runners for layer in runner._caches for tensor in layer)
+
+    monkeypatch.setattr(OnnxModelRunner, "resize_cache", resized)
+    monkeypatch.setattr("qwenvl_kit.inference.cache_memory.available_memory", left)
+    notes: list[str] = []
+    for limit in (2**30, 2 * 3 * 320 * 5120):  # noqa: B007  # `left` reads it; half is for other uses
+        run = cells.vl.run(**_onnx(exported))
+        assert run["text"].tolist() == alone
+        notes += [note for note in run.attrs["effective"]["notes"] if "in flight" in note]
+
+    assert notes == ["16 rows in flight (25 MiB of keys and values).", "3 rows in flight (5 MiB of keys and values)."]
+
+
 def test_a_published_layout_with_its_penalty_answers_as_torch_does(
     published: Path, exported_published: Path, pictures: list[Image.Image]
 ) -> None:

@@ -133,3 +133,26 @@ def test_a_run_cancelled_within_a_pass_returns_its_rows_as_cancelled(
     unload()
 
     assert run["status"].tolist() == ["cancelled"] * 3
+
+
+def test_beams_cancelled_within_the_prompt_return_their_rows_as_cancelled(
+    published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    from qwenvl_kit import Control, unload
+    from qwenvl_kit.torch_backend.beam_search import BeamSearch
+
+    control = Control()
+    collate = BeamSearch._collate
+
+    def cancelled(self: BeamSearch, *given: Any) -> Any:
+        control.cancel.set()
+        return collate(self, *given)
+
+    monkeypatch.setattr(BeamSearch, "_collate", cancelled)
+    monkeypatch.setattr(BeamSearch, "_result", None)  # would raise if the pass went on to its end
+    run = pd.Series(pictures[:2]).vl.run(model_name=str(published), control=control, progress=False, num_beams=2)
+    unload()
+
+    assert run["status"].tolist() == ["cancelled"] * 2

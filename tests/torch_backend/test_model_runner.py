@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.checkpoints import make_published
 from helpers.flash_kernel import flash_on_cpu
+from helpers.pretended_graphs import replay_on_cpu
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -18,6 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import qwenvl_kit.torch_backend.model_runner as runners
 from qwenvl_kit import Config
 from qwenvl_kit.executors.specs import make_spec
+from qwenvl_kit.inference import packing
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.inference.mrope import mrope_positions
 from qwenvl_kit.inference.patches import upload
@@ -51,7 +53,7 @@ def reference(folder: Path) -> Any:
     return load(folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "fused", "slots", "prepacked", "compiled"])
+@pytest.fixture(scope="module", params=["plain", "fused", "slots", "recorded", "prepacked", "compiled"])
 def model_runner(folder: Path, request: pytest.FixtureRequest) -> Iterator[TorchModelRunner]:
     model = load(folder)
     with ExitStack() as held:
@@ -61,6 +63,8 @@ def model_runner(folder: Path, request: pytest.FixtureRequest) -> Iterator[Torch
             held.enter_context(flash_on_cpu())
             patch = held.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(runners, "kernel_fault", lambda text: "windows" if text.has_sliding_layers else None)
+        if request.param == "recorded":
+            held.enter_context(replay_on_cpu())
         if request.param == "prepacked":
             assert can_prepack(model)
             prepack_vision(model.model.visual)
@@ -127,7 +131,7 @@ def test_large_images_are_encoded_alike_in_blocks(
     max_pairs: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(row_blocks, "_MAX_ROWS", {"cpu": max_rows})
+    monkeypatch.setattr(packing, "_BLOCK_ROWS", {"cpu": max_rows})
     monkeypatch.setattr(row_blocks, "_MAX_PAIRS", {"cpu": max_pairs})
     patches = torch.cat([text.patches for text in texts])
     with torch.inference_mode():

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from qwenvl_kit.inference import packing
 from qwenvl_kit.inference.backend import RunControl
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
-from qwenvl_kit.torch_backend import row_blocks
 from qwenvl_kit.torch_backend.row_blocks import by_rows, max_queries
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_blocks, "_MAX_ROWS", {"cpu": 4})
+    monkeypatch.setattr(packing, "_BLOCK_ROWS", {"cpu": 4})
 
 
 def test_a_function_sees_at_most_a_block_of_rows() -> None:
