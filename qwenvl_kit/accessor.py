@@ -15,15 +15,13 @@ from qwenvl_kit.frame_run import classify_rows, compare_rows, plan_rows, run_que
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import FetchKeywords, Options
 from qwenvl_kit.signatures import expand_options
-from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
+from qwenvl_kit.structured_answers import Labels, Prompts, StructuredAnswers
+from qwenvl_kit.tasks.classify import Classification, check_single
 from qwenvl_kit.tasks.plan import Plan
-
-Prompts = Hashable | Sequence[str | None] | pd.Series
-Labels = Hashable | Sequence[str] | Sequence[Sequence[str]] | pd.Series
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor:
+class FrameAccessor(StructuredAnswers):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -33,9 +31,6 @@ class FrameAccessor:
     >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
     ['null_image']
     """
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self._frame = frame
 
     @expand_options
     def caption(
@@ -94,8 +89,9 @@ class FrameAccessor:
         column: Hashable,
         question: Hashable | Mapping[str, Hashable],
         *,
+        options: Labels | None = None,
         control: Control | None = None,
-        **options: Unpack[Options],
+        **settings: Unpack[Options],
     ) -> pd.Series | pd.DataFrame:
         """Ask one or several questions about each image of a column.
 
@@ -105,20 +101,21 @@ class FrameAccessor:
             Column of images, as for `caption`.
         question : str, label or mapping
             A question, a column of this frame with one per row, or a mapping from names to either.
-        control, **options
+        options : sequence of str, label or Series, optional
+            Possible answers, for all rows, or a column of lists: the likeliest is chosen, as by `classify`.
+        control, **settings
             As for `caption`.
 
         Returns
         -------
         Series or DataFrame of str
-            A column per question for a mapping. Each image is fetched once for all questions.
+            A column per question for a mapping. Each image is fetched once for all questions. With `options`, the
+            columns ``label`` and ``probability`` of `classify`.
 
         Raises
         ------
         ColumnNotFound
-            The frame has no such column, or `question` is a single word that names none.
-        ConfigError, UnknownOption, ModelNotFound, RowErrors, Interrupted
-            As for `caption`.
+            The frame has no such column, or `question` is a single word that names none. Other errors as for `caption`.
 
         Examples
         --------
@@ -128,73 +125,14 @@ class FrameAccessor:
         ['colour', 'count']
         """
         cells = pick_column(self._frame, column)
+        if options is not None:
+            check_single(question)
+            asked, labels = pick_question(self._frame, question), pick_labels(self._frame, options)
+            return classify_rows(cells, labels, asked, Classification(), control, settings)
         if isinstance(question, Mapping):
             questions = {name: pick_question(self._frame, one) for name, one in question.items()}
-            return run_questions(cells, questions, control, options)
-        return run_texts(cells, pick_question(self._frame, question), "answer", control, options)
-
-    @expand_options
-    def classify(
-        self,
-        column: Hashable,
-        labels: Labels,
-        *,
-        prompts: Prompts | None = None,
-        normalize: Normalize = "sum",
-        prior: Prior | None = None,
-        all: bool = False,
-        control: Control | None = None,
-        **options: Unpack[Options],
-    ) -> pd.DataFrame:
-        """Choose the likeliest of some labels for each image, with its probability; nothing is generated.
-
-        The likelihood of a label is that of the whole answer: all its tokens and the end of the turn, before
-        temperature and repetition penalty. An image and its prompt are read once for all labels.
-
-        Parameters
-        ----------
-        column : label
-            Column of images, as for `caption`.
-        labels : sequence of str, label or Series
-            At least two, for all rows; or a column of lists, one per row.
-        prompts : label, Series or sequence of str, optional
-            As for `caption`. Without it and `prompt`, each row is asked which of its labels fits best.
-        normalize : {"sum", "length"}
-            ``length`` compares the mean log-likelihood of a token, for labels of unequal length.
-        prior : {"blank"}, optional
-            Subtract the log-likelihoods that a blank image of the same size gives, so that a label is not chosen
-            because it is a likely answer to the prompt.
-        all : bool
-            Return a column with the probability of each label as well.
-        control, **options
-            As for `caption`. Options that change generated answers only are refused or ignored.
-
-        Returns
-        -------
-        DataFrame
-            ``label`` and ``probability``, which sums to one over a row's labels; missing for null images and failed
-            rows. ``qwenvl_kit.last_run()`` has the log-likelihoods (``label_logprobs``) and token counts.
-
-        Raises
-        ------
-        ConfigError
-            Labels are fewer than two, equal or no texts; ``backend="echo"``.
-        ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
-            As for `caption`.
-
-        Examples
-        --------
-        >>> import pandas as pd, qwenvl_kit
-        >>> from qwenvl_kit.demo import draw, sample_scenes
-        >>> df = pd.DataFrame({"image": [draw(scene) for scene in sample_scenes(2, seed=3)]})
-        >>> found = df.vl.classify("image", ["yes", "no"], prompt="Is there a red circle?", model_name="demo", progress=False)
-        >>> found.columns.tolist()
-        ['label', 'probability']
-        """
-        cells, asked = pick_column(self._frame, column), pick_prompts(self._frame, prompts)
-        return classify_rows(
-            cells, pick_labels(self._frame, labels), asked, Classification(normalize, prior, all), control, options
-        )
+            return run_questions(cells, questions, control, settings)
+        return run_texts(cells, pick_question(self._frame, question), "answer", control, settings)
 
     @expand_options
     def run(
@@ -345,10 +283,8 @@ class FrameAccessor:
 
         Raises
         ------
-        ColumnNotFound
-            The frame has no such column, or no column with images.
-        ConfigError, UnknownOption
-            An option is invalid, or not one of these.
+        ColumnNotFound, ConfigError, UnknownOption
+            The frame has no such column, or none with images; an option is invalid, or not one of these.
 
         Examples
         --------

@@ -109,7 +109,9 @@ class PlainProcessor:
 
     def encode(self, request: Request) -> Sequence:
         ids = [*range(3, 43), *[IMAGE] * 4 * len(request.images), *map(int, request.prompt.split())]
-        return Sequence(request, ids, torch.tensor([[1, 4, 4]] * len(request.images)), image_id=IMAGE, merge=2)
+        sequence = Sequence(request, ids, torch.tensor([[1, 4, 4]] * len(request.images)), image_id=IMAGE, merge=2)
+        sequence.label_ids = tuple(tuple(map(int, label.split())) for label in request.labels)
+        return sequence
 
     def patchify(self, image: LoadedImage) -> torch.Tensor:
         return torch.full((16, 1), float(image.pixels[0, 0, 0]))
