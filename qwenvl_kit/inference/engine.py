@@ -92,7 +92,7 @@ class Engine:
         self._slots = SlotManager(model_runner, size)
         self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
         self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
-        self._sampler = Sampler(resolved, tokenization.eos_ids)
+        self._sampler = Sampler(resolved, tokenization.eos_ids, tokenization.grammars)
 
     def run(self) -> Iterator[Result]:
         """Yield results until the queue is drained or the run is cancelled."""

@@ -5,6 +5,7 @@ Images arrive in the size that the model sees; they are only normalised here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.inference.constraints import grammars_of
 from qwenvl_kit.inference.patches import PatchCutter
 from qwenvl_kit.inference.sequence import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.checkpoints.checkpoint import Checkpoint
+    from qwenvl_kit.inference.constraints import Grammars
     from qwenvl_kit.types import LoadedImage, Request
 
 _SENTINEL = "\ue000"  # a private-use character in the place of a text while the template is filled
@@ -35,22 +39,26 @@ class Tokenization:
         Token ids to text.
     eos_ids : tuple of int
         Tokens that end an answer.
+    grammars : callable or None
+        Return the grammars over the tokens; None where answers have no constraints.
     """
 
     processor: InputProcessor = field(repr=False)
     decode: Callable[[list[int]], str] = field(repr=False)
     eos_ids: tuple[int, ...]
+    grammars: Callable[[], Grammars] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, processor: Any, context: int, *, eos_ids: tuple[int, ...], vocab_size: int) -> Tokenization:
-        """Return that of a checkpoint, given its processor, its context length and what `InputProcessor` needs."""
+    def of(cls, processor: Any, checkpoint: Checkpoint, *, eos_ids: tuple[int, ...], vocab_size: int) -> Tokenization:
+        """Return that of a checkpoint, given its processor and what `InputProcessor` needs."""
         tokenizer = processor.tokenizer
 
         def decode(ids: list[int]) -> str:
             text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return text
 
-        return cls(InputProcessor(processor, context, vocab_size=vocab_size), decode, eos_ids)
+        inputs = InputProcessor(processor, checkpoint.context, vocab_size=vocab_size)
+        return cls(inputs, decode, eos_ids, functools.partial(grammars_of, checkpoint))
 
 
 class InputProcessor:

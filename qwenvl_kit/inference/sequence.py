@@ -16,6 +16,7 @@ from qwenvl_kit.inference.repetition import repeated_phrase
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.inference.constraints import AnswerMatcher
     from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
     from qwenvl_kit.types import FinishReason, Request
 
@@ -58,6 +59,8 @@ class Sequence:
         Of its random numbers; a random one where the request has none.
     noise : SeededGumbelNoise or None
         Its random state, once a token was sampled on a CPU.
+    matcher : AnswerMatcher or None
+        The place of the output in the request's constraint, once a token was sampled under it.
     """
 
     def __init__(self, request: Request, prompt_ids: list[int], grid: Tensor, *, image_id: int, merge: int) -> None:
@@ -69,6 +72,7 @@ class Sequence:
         self.seconds = 0.0
         self.seed = secrets.randbits(63) if request.seed is None else request.seed
         self.noise: SeededGumbelNoise | None = None
+        self.matcher: AnswerMatcher | None = None
         self._emitted = ""
         grids = [(int(frames), int(rows), int(columns)) for frames, rows, columns in grid.tolist()]
         self._prompt_positions, self._next_position = mrope_positions(prompt_ids, grids, image_id=image_id, merge=merge)
@@ -145,7 +149,9 @@ class Sequence:
         else:
             self._ids[self.n_tokens] = token
             self.output_ids.append(token)
-            if len(self.output_ids) >= self.request.max_new_tokens:
+            if self._is_whole():
+                self.finish_reason = "stop"
+            elif len(self.output_ids) >= self.request.max_new_tokens:
                 self.finish_reason = "length"
             elif stop_repetition and self._repeats():
                 self.finish_reason = "repetition"
@@ -161,6 +167,13 @@ class Sequence:
             return
         new, self._emitted = text[len(self._emitted) :], text
         on_token(self.request.row, new)
+
+    def _is_whole(self) -> bool:
+        """Return whether the constraint allows no more tokens."""
+        if self.matcher is None:
+            return False
+        self.matcher.advance_to(self.output_ids)
+        return self.matcher.is_complete
 
     def _repeats(self) -> bool:
         is_due = len(self.output_ids) % _REPETITION_CHECK_INTERVAL == 0

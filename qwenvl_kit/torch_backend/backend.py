@@ -105,9 +105,7 @@ class TorchBackend:
             self._free()
             raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
         tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
-        self.tokenization = Tokenization.of(
-            processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
-        )
+        self.tokenization = Tokenization.of(processor, checkpoint, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size)
         patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
         self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from qwenvl_kit.inference.patches import upload
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -123,14 +125,17 @@ class ExtendWrite:
 
     def __init__(self, slots: Sequence[int], cached: Sequence[int], lengths: Sequence[int]) -> None:
         self._rows = list(zip(slots, cached, lengths, strict=True))
-        self._slots = torch.tensor(slots)
+        self._slots = {torch.device("cpu"): torch.tensor(slots)}  # by device; a copy in every layer would wait for it
         self._max_len = max(start + length for _, start, length in self._rows)
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
         """Write each row behind its cached tokens; return the slots' tokens up to the longest."""
         for row, (slot, start, length) in zip(new, self._rows, strict=True):
             held[slot, :, start : start + length] = row[:, :length]
-        return held[self._slots.to(held.device), :, : self._max_len]
+        slots = self._slots.get(held.device)
+        if slots is None:
+            slots = self._slots[held.device] = upload(self._slots[torch.device("cpu")], held.device)
+        return held[slots, :, : self._max_len]
 
 
 class DecodeWrite:
