@@ -149,6 +149,25 @@ class _Row:
         return kept
 
 
+def check_form(question: object, options: object, regex: object, choices: object) -> str | None:
+    """Return which of the three gives the form of an answer, or None.
+
+    Raises
+    ------
+    ConfigError
+        There is more than one, or one with several questions.
+    """
+    given = {"options": options, "regex": regex, "choices": choices}
+    forms = [name for name, value in given.items() if value is not None]
+    if len(forms) > 1:
+        raise ConfigError(f"{' and '.join(forms)} exclude each other. Pass only one of them.")
+    if not forms:
+        return None
+    if isinstance(question, Mapping):
+        raise ConfigError(f"{forms[0]} belong to one question. Call ask once for each of the questions.")
+    return forms[0]
+
+
 def check_constrainable(config: Config) -> None:
     """Raise ConfigError for options of the caller under which no answer can be constrained."""
     if config.backend == "echo":
@@ -161,13 +180,13 @@ def check_constrainable(config: Config) -> None:
         )
 
 
-def text_constraint(regex: str | None, choices: Sequence[str] | None) -> Constraint | None:
-    """Return the constraint of a regular expression or of choices; None without either.
+def text_constraint(regex: str | None, choices: object) -> Constraint:
+    """Return the constraint of a regular expression, else of choices.
 
     Raises
     ------
     ConfigError
-        Both are given, one is invalid, or llguidance refuses it.
+        It is invalid, or llguidance refuses it.
     MissingExtra
         llguidance is not installed.
 
@@ -176,10 +195,6 @@ def text_constraint(regex: str | None, choices: Sequence[str] | None) -> Constra
     >>> text_constraint(None, ["yes", "no"]).source
     '["yes", "no"]'
     """
-    if regex is None and choices is None:
-        return None
-    if regex is not None and choices is not None:
-        raise ConfigError("regex and choices exclude each other. Pass only one of them.")
     if regex is not None:
         _require_text("regex", regex)
         constraint = Constraint("regex", regex)
@@ -238,7 +253,8 @@ def _fitted(value: Any, field: Field) -> tuple[Any, str | None]:
         return None, f"{shown} is left out"
     if field.dtype == "object" and not _is_kind(value, kinds):
         return None, f"{shown} is left out"
-    return fitted, None if (fitted == value and type(fitted) is not str) or value is fitted else f"read {shown}"
+    is_same = fitted is value or (fitted == value and not isinstance(value, bool | str))
+    return fitted, None if is_same else f"read {shown}"
 
 
 def _as_kind(value: Any, dtype: str) -> Any:

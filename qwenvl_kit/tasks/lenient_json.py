@@ -11,6 +11,7 @@ Path = tuple[str | int, ...]
 _FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n?")
 _SPACE = re.compile(r"[\s\ufeff]*")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_CUT_NUMBER = re.compile(r"[-+.\d][-+.\deE]*\Z")  # it may go on where the text ends
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
@@ -66,7 +67,7 @@ def parse_json(text: str, *, is_cut: bool = False) -> ParsedJson | None:
         return None
     if value is _MISSING:
         return None
-    before, after = text[:begin], text[reader.at :]
+    before, after = text[:begin], text[reader.at :] if reader.cut is None else ""
     if fence:
         reader.repairs["removed a code fence"] = None
         before, after = before.replace(fence[0], "", 1), after.replace("```", "", 1)
@@ -190,11 +191,12 @@ class _Reader:
 
     def _bare(self, path: Path) -> Any:
         """Return a number, a truth value or null."""
+        if _CUT_NUMBER.match(self.text, self.at) and (self._is_cut or path):
+            self.at = len(self.text)
+            return _MISSING
         number = _NUMBER.match(self.text, self.at)
         if number is not None:
             self.at = number.end()
-            if self.at == len(self.text) and (self._is_cut or path):
-                return _MISSING
             return self._number(number[0])
         word = _WORD.match(self.text, self.at)
         if word is None:

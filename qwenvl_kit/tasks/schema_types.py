@@ -100,11 +100,19 @@ def _class(given: type, inside: tuple[object, ...]) -> dict[str, Any]:
         required = names
     elif is_typeddict(given):
         names = list(_hints(given))
-        required = [name for name in names if name in getattr(given, "__required_keys__", ())]
+        required = [name for name, hint in _hints(given).items() if _is_required(given, name, hint)]
     else:
         raise ConfigError(f"The schema contains {_shown(given)}, which no JSON value is. {_ALLOWED}")
     hints = _hints(given)
     return _object({name: _schema(hints[name], (*inside, given)) for name in names}, required)
+
+
+def _is_required(given: type, name: str, hint: Any) -> bool:
+    """Return whether a TypedDict needs a key; it does not see marks in annotations that are text."""
+    origin = get_origin(hint)
+    if origin in (typing.Required, typing.NotRequired):
+        return origin is typing.Required
+    return name in getattr(given, "__required_keys__", ())
 
 
 def _own(given: type, own: Any) -> dict[str, Any]:
