@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.checkpoints.resolve import asked_record, warn_ignored_options
-from qwenvl_kit.errors import StoreError
+from qwenvl_kit.errors import ConfigError, StoreError
 from qwenvl_kit.executors.base import without_record
 from qwenvl_kit.executors.model_cache import model_cache
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, ImageLoader, Sizing, is_null
 from qwenvl_kit.inference.backend import Control, RunControl
+from qwenvl_kit.inference.constraints import check_constraints
 from qwenvl_kit.pipeline import Run
 from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.pipeline.collector import ResultCollector
@@ -25,17 +26,18 @@ from qwenvl_kit.pipeline.run_record import RunClock, make_record
 from qwenvl_kit.pipeline.source_index import SourceIndex
 from qwenvl_kit.store import open_store
 from qwenvl_kit.torch_backend.openmp import release_openmp_threads
+from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Backend, BackendSpec
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline.collector import Store
-    from qwenvl_kit.types import Prompt
+    from qwenvl_kit.types import RowPrompt
 
 
 def execute(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     *,
     control: Control | None = None,
@@ -86,7 +88,7 @@ def execute(
 
 def run_spec(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     spec: BackendSpec,
     acquire: Callable[[RunControl], AbstractContextManager[Backend]],
@@ -101,7 +103,7 @@ def run_spec(
     ----------
     cells : sequence
         One image, or list of images, per row.
-    prompts : sequence of str, Prompt or None
+    prompts : sequence of str, Prompt, RowError or None
         One per row.
     config : Config
         What was asked.
@@ -134,6 +136,7 @@ def run_spec(
     notes: list[str] = []
     control = control or Control()
     collector = ResultCollector(len(cells), store, control.on_result)
+    _check_constraints(spec, prompts)
     plan = make_plan(cells, prompts, config.image_src_type)
     for result in plan.results:
         collector.add(result)
@@ -157,3 +160,28 @@ def run_spec(
     outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
     record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
+
+
+def _check_constraints(spec: BackendSpec, prompts: Sequence[RowPrompt]) -> None:
+    """Compile the constraints of all prompts before anything loads.
+
+    Raises
+    ------
+    ConfigError
+        The backend cannot constrain answers, or llguidance refuses a constraint or the tokenizer.
+    MissingExtra
+        llguidance is not installed.
+    """
+    constraints = [prompt.constraint for prompt in prompts if isinstance(prompt, Prompt) and prompt.constraint]
+    if not constraints:
+        return
+    if spec.checkpoint is None:
+        raise ConfigError(
+            f"backend={spec.resolved.backend!r} generates no tokens, so its answers cannot be constrained. Use "
+            "backend='torch' or 'onnx', or pass constrain=False."
+        )
+    if spec.resolved.num_beams > 1:
+        raise ConfigError(
+            f"Beam search does not support constrained answers (num_beams={spec.resolved.num_beams}). Use num_beams=1."
+        )
+    check_constraints(spec.checkpoint, list(dict.fromkeys(constraints)))

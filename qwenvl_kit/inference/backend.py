@@ -72,7 +72,7 @@ class RunControl:
     report : callable
         Called as ``report(stage, done, total)`` within long work. ``load`` counts tensors that are read, or layers that
         are packed; ``encode`` blocks of the vision tower in one pass; ``prefill`` layers of the language model in all
-        passes of some prompts.
+        passes of some prompts. ONNX Runtime's passes count as one each.
     """
 
     cancel: threading.Event = field(default_factory=threading.Event)

@@ -7,6 +7,7 @@ A run's thread enters `cancellable`; deep below, layers call `advance` and parts
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import RunControl, Stage
 
+_POLL_S = 0.05
 _current: ContextVar[_Watch | None] = ContextVar("qwenvl_kit_run", default=None)
 
 
@@ -65,17 +67,57 @@ def bound_advance() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def points_before(modules: Iterable[Any]) -> Iterator[None]:
-    """Call `advance` before each forward of some torch modules; outside of `cancellable` they stay as they are."""
+def points_before(modules: Iterable[Any], parts: Iterable[Any] = ()) -> Iterator[None]:
+    """Call `advance` before each forward of some torch modules, and `check` before those of `parts` of them.
+
+    Outside of `cancellable` they stay as they are.
+    """
     if _current.get() is None:
         yield
         return
     hooks = [module.register_forward_pre_hook(lambda *_: advance()) for module in modules]
+    hooks += [part.register_forward_pre_hook(lambda *_: check()) for part in parts]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def ended_by(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call `interrupt` if the run of this thread is cancelled within the context, and raise `Cancelled` at its end.
+
+    For long calls into a library. Only in a `stage`: it costs a thread, which would be dear for each token.
+
+    Parameters
+    ----------
+    interrupt : callable
+        Called from another thread; makes the library's call return or raise soon.
+    """
+    watch = _current.get()
+    if watch is None or watch.stage is None:
+        yield
+        return
+    cancel, is_over = watch.control.cancel, threading.Event()
+
+    def wait() -> None:
+        while not is_over.wait(_POLL_S):
+            if cancel.is_set():
+                interrupt()
+                return
+
+    thread = threading.Thread(target=wait, name="qwenvl_kit-cancel", daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception:
+        check()  # what the library raises for an interrupt is no error
+        raise
+    finally:
+        is_over.set()
+        thread.join()
+    check()
 
 
 class _Watch:

@@ -8,13 +8,17 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from qwenvl_kit.checkpoints.generation_config import biases, own_processors
+from qwenvl_kit.inference.constraint_masks import ConstraintMasks
 from qwenvl_kit.inference.sampling_rows import SamplingRows
 from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.inference.constraints import Grammars
     from qwenvl_kit.inference.sequence import Sequence
 
 _MAX_PROMPT_LENGTHS = 256  # whose processors are kept
@@ -26,21 +30,32 @@ class Sampler:
     A checkpoint's own processors, such as ``no_repeat_ngram_size``, read a row's tokens on the CPU and run row by row.
     Few checkpoints have any.
 
+    A constraint forbids tokens before all processors, so that top-k and top-p choose among the allowed ones. A
+    repetition penalty changes their order only: no penalty allows a forbidden token or ends an answer early.
+
     Parameters
     ----------
     resolved : ResolvedConfig
         Its ``repetition_penalty``, ``generation``, ``do_sample``, ``temperature``, ``top_k`` and ``top_p``.
     eos_ids : tuple of int
         Tokens that end an answer.
+    grammars : callable, optional
+        Return the grammars over the tokens; rows with constraints need them.
     """
 
-    def __init__(self, resolved: ResolvedConfig, eos_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedConfig,
+        eos_ids: tuple[int, ...] = (),
+        grammars: Callable[[], Grammars] | None = None,
+    ) -> None:
         self._settings, self._eos_ids = dict(resolved.generation), eos_ids
         self._biases = biases(self._settings)
         self._penalty = resolved.repetition_penalty
         self._by_prompt_len: dict[int, LogitsProcessorList] = {}
         self._warpers = logits_processors(resolved) if resolved.do_sample else None
         self._rows = SamplingRows(keeps_tokens=self._penalty != 1)
+        self._masks = None if grammars is None else ConstraintMasks(grammars)
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | None]:
         """Return the next token of each sequence from float32 logits (B, V); None where they are not finite.
@@ -55,9 +70,15 @@ class Sampler:
         """Return the next tokens (B,) on the logits' device, -1 where a row is not finite; wait for nothing."""
         # -inf is how processors forbid a token; NaN, +inf and a row of -inf only come from overflow. NaN wins in max.
         best, chosen = logits.max(dim=-1)  # (B,), (B,)
+        is_constrained = any(one.request.constraint is not None for one in sequences)
+        if is_constrained and self._masks is not None:
+            self._masks.apply(logits, sequences)
+            chosen = logits.argmax(dim=-1)
         if self._penalty != 1 or self._settings or self._warpers is not None:
             self._rows.update(sequences, logits.shape[1], logits.device)
-            chosen = self._process(logits, sequences).argmax(dim=-1)
+            likeliest, processed = self._process(logits, sequences).max(dim=-1)
+            # Where the checkpoint's own processors forbid all that a constraint allows, the constraint wins.
+            chosen = torch.where(likeliest.isneginf(), chosen, processed) if is_constrained else processed
             self._rows.append(chosen)
         return torch.where(best.isfinite(), chosen, -1)
 

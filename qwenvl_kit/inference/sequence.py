@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import secrets
 from collections.abc import Callable, Collection
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,7 @@ from qwenvl_kit.inference.repetition import repeated_phrase
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.inference.constraints import AnswerMatcher
     from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
     from qwenvl_kit.types import FinishReason, Request
 
@@ -50,6 +53,12 @@ class Sequence:
         Why generation ended; None while it goes on.
     overflowed : bool
         Its logits were NaN or infinite.
+    label_ids : tuple of tuple of int
+        Tokens of the labels to score, if there are any.
+    label_logprobs : tuple of float
+        Their log-likelihoods, once `score_labels` has set them.
+    label_tokens : tuple of int
+        Tokens of each, end of turn included.
     error : Exception or None
         Raised while its images were prepared.
     seconds : float
@@ -58,6 +67,8 @@ class Sequence:
         Of its random numbers; a random one where the request has none.
     noise : SeededGumbelNoise or None
         Its random state, once a token was sampled on a CPU.
+    matcher : AnswerMatcher or None
+        The place of the output in the request's constraint, once a token was sampled under it.
     """
 
     def __init__(self, request: Request, prompt_ids: list[int], grid: Tensor, *, image_id: int, merge: int) -> None:
@@ -65,10 +76,14 @@ class Sequence:
         self.output_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.overflowed = False
+        self.label_ids: tuple[tuple[int, ...], ...] = ()
+        self.label_logprobs: tuple[float, ...] = ()
+        self.label_tokens: tuple[int, ...] = ()
         self.error: Exception | None = None
         self.seconds = 0.0
         self.seed = secrets.randbits(63) if request.seed is None else request.seed
         self.noise: SeededGumbelNoise | None = None
+        self.matcher: AnswerMatcher | None = None
         self._emitted = ""
         grids = [(int(frames), int(rows), int(columns)) for frames, rows, columns in grid.tolist()]
         self._prompt_positions, self._next_position = mrope_positions(prompt_ids, grids, image_id=image_id, merge=merge)
@@ -145,10 +160,18 @@ class Sequence:
         else:
             self._ids[self.n_tokens] = token
             self.output_ids.append(token)
-            if len(self.output_ids) >= self.request.max_new_tokens:
+            if self._is_whole():
+                self.finish_reason = "stop"
+            elif len(self.output_ids) >= self.request.max_new_tokens:
                 self.finish_reason = "length"
             elif stop_repetition and self._repeats():
                 self.finish_reason = "repetition"
+
+    def score_labels(self, logprobs: Seq[float], n_tokens: Seq[int]) -> None:
+        """Finish with the scores of the labels; one that is not finite makes the sequence overflowed."""
+        self.label_logprobs, self.label_tokens = tuple(logprobs), tuple(n_tokens)
+        self.overflowed = not all(map(math.isfinite, logprobs))
+        self.finish_reason = "stop"
 
     def emit_text(self, decode: Callable[[list[int]], str], on_token: Callable[[int, str], None]) -> None:
         """Call `on_token` with the new text; a character of several tokens waits until it is whole or the end."""
@@ -161,6 +184,13 @@ class Sequence:
             return
         new, self._emitted = text[len(self._emitted) :], text
         on_token(self.request.row, new)
+
+    def _is_whole(self) -> bool:
+        """Return whether the constraint allows no more tokens."""
+        if self.matcher is None:
+            return False
+        self.matcher.advance_to(self.output_ids)
+        return self.matcher.is_complete
 
     def _repeats(self) -> bool:
         is_due = len(self.output_ids) % _REPETITION_CHECK_INTERVAL == 0

@@ -76,9 +76,7 @@ class OnnxBackend:
             spec.export, provider=spec.resolved.provider, rank=spec.rank, threads=spec.resolved.threads
         )
         tokens = check_export(checkpoint)
-        self.tokenization = Tokenization.of(
-            processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
-        )
+        self.tokenization = Tokenization.of(processor, checkpoint, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size)
         self.encoder_cache = EncoderCache(self.model_runner, self.tokenization.processor.patchify)
         self._cache_memory = CacheMemory(
             kv_bytes_per_token(checkpoint.config, str(self.model_runner.dtype).removeprefix("torch.")),

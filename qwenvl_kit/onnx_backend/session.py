@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 import torch
+
+from qwenvl_kit.inference.cancellation import ended_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +60,10 @@ class Graph:
             self._session = onnxruntime.InferenceSession(file, options, providers=[(provider, settings)])
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """Fill `outputs`; an input and an output may share memory, as a KV cache before and after does."""
+        """Fill `outputs`; an input and an output may share memory, as a KV cache before and after does.
+
+        In a `stage`, a cancelled run ends between two operators.
+        """
         binding = self._session.io_binding()
         kept = [  # until the graph has run
             _bind(binding.bind_input, name, tensor.to(self._device).contiguous(), self._device)
@@ -66,7 +72,9 @@ class Graph:
         kept += [_bind(binding.bind_output, name, tensor, self._device) for name, tensor in outputs.items()]
         if self._device.type == "cuda":  # the runtime has a stream of its own, which does not wait for torch's
             torch.cuda.current_stream(self._device).synchronize()
-        self._session.run_with_iobinding(binding)
+        options = onnxruntime.RunOptions()
+        with ended_by(functools.partial(setattr, options, "terminate", True)):
+            self._session.run_with_iobinding(binding, options)
         del kept
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from qwenvl_kit.inference.cancellation import advance, stage
 from qwenvl_kit.inference.packing import max_image_patches, pack
 
 if TYPE_CHECKING:
@@ -44,9 +45,18 @@ class VisionEncoder:
         starts = [end - count for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
         most = max_image_patches(self._device)
         found: dict[int, Tensor] = {}
-        for size in dict.fromkeys(sizes):
-            alike = [at for at, other in enumerate(sizes) if other == size]
-            for batch in pack(alike, lambda batch: sum(counts[at] for at in batch) <= most):
+        batches = [
+            batch
+            for size in dict.fromkeys(sizes)
+            for batch in pack(
+                [at for at, other in enumerate(sizes) if other == size],
+                lambda batch: sum(counts[at] for at in batch) <= most,
+            )
+        ]
+        with stage("encode", len(batches)):
+            for batch in batches:
+                advance()
+                size = sizes[batch[0]]
                 features = self._encode_alike(pixel_values, [starts[at] for at in batch], torch.tensor([size]))
                 found |= dict(zip(batch, features, strict=True))
         return [found[at] for at in range(len(sizes))]

@@ -17,7 +17,7 @@ from qwenvl_kit.checkpoints.activations import (
 )
 from qwenvl_kit.checkpoints.footprint import file_bytes, kv_bytes_per_token, loaded_bytes
 from qwenvl_kit.images import ImageLoader
-from qwenvl_kit.inference.cache_size import capacity_of
+from qwenvl_kit.inference.cache_size import capacity_of, capacity_step
 from qwenvl_kit.inference.packing import (
     MAX_FEATURE_BYTES,
     max_block_rows,
@@ -160,7 +160,7 @@ class ModelMemory:
         Passes follow one another, so that the widest of them counts. Images are decoded while the model runs.
         """
         n_slots = min(rows_in_flight, 1 << max(0, work.n_rows - 1).bit_length())  # the cache grows by doubling
-        room = room_of(work, max_new_tokens)
+        room = room_of(work, max_new_tokens, self.device)
         passes = {
             "vision pass": self._vision(work),
             "prompt pass": self._prompts(work, n_slots, room),
@@ -200,9 +200,9 @@ class ModelMemory:
         return prompt_pass_bytes(self.shape, n_tokens, n_rows, room, self.dtype, is_prepacked=self.is_prepacked)
 
 
-def room_of(work: Workload, max_new_tokens: int) -> int:
+def room_of(work: Workload, max_new_tokens: int, device: str) -> int:
     """Return the tokens of each slot of the cache."""
-    return capacity_of([max(1, work.max_prompt + max_new_tokens)])
+    return capacity_of([max(1, work.max_prompt + max_new_tokens)], capacity_step(device))
 
 
 def free_memory_of(device: str) -> int | None:

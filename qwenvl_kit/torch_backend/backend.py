@@ -98,15 +98,14 @@ class TorchBackend:
             processor = load_processor(checkpoint)
             self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held)
             self._held = held.pop_all()
+        self._converted_from = _converted_from(self._model, checkpoint)
         compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
         if read(spec.folder).digest != spec.digest:
             self._free()
             raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
         tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
-        self.tokenization = Tokenization.of(
-            processor, checkpoint.context, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size
-        )
+        self.tokenization = Tokenization.of(processor, checkpoint, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size)
         patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
         self.encoder_cache = EncoderCache(self.model_runner, patchify)
         self._pad_id = tokens.pad_id
@@ -122,6 +121,11 @@ class TorchBackend:
             control.note(
                 "torch_compile=True is ignored (the device map moves modules between devices); running in eager mode."
             )
+        if self._converted_from:
+            control.note(
+                f"Weights quantised by {self._converted_from} run in {resolved.dtype}: this device does not compute "
+                "with them."
+            )
         if self._is_prepacked:
             control.note("Linear layers run on oneDNN with prepacked weights.")
         if self.model_runner.device.type == "cuda":
@@ -136,7 +140,6 @@ class TorchBackend:
                 yield from self._decode(queue, resolved, control)
 
     def _decode(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
-        before = self.model_runner.warm_up_s
         if self.model_runner.device.type == "cuda":
             fault = self.model_runner.step_kernel_fault
             control.note(f"Decode attention runs on {f'SDPA ({fault})' if fault else _FLASH}.")
@@ -151,8 +154,8 @@ class TorchBackend:
                 self._cache_memory,
             )
         finally:
-            if seconds := self.model_runner.warm_up_s - before:
-                control.note(f"Decode steps were compiled in {seconds:.1f} s of this run.")
+            for note in self.model_runner.take_notes():
+                control.note(note)
 
     def close(self) -> None:
         """Free the model and its offload folder."""
@@ -192,6 +195,14 @@ def spec(config: Config) -> TorchSpec:
 def _is_hooked(model: Any) -> bool:
     """Return whether accelerate moves weights or inputs between devices, which only a loaded model tells."""
     return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def _converted_from(model: Any, checkpoint: Checkpoint) -> str | None:
+    """Return how a checkpoint is quantised whose weights transformers converted while it loaded them."""
+    quantization = checkpoint.config.get("quantization_config")
+    if quantization is None or getattr(model, "hf_quantizer", None) is not None:
+        return None
+    return str(quantization["quant_method"])
 
 
 def _places(device_map: Mapping[str, Any]) -> str:

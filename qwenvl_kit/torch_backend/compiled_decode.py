@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.inference.oom import is_out_of_memory
+from qwenvl_kit.torch_backend.cuda_graphs import CudaGraphRunner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    from qwenvl_kit.torch_backend.cuda_graphs import Step
 
 _MIN_SLOTS = 2  # torch compiles a size of one apart from all others
-_N_WARM_UPS = 3  # before a graph is recorded, as in torch's notes on graphs
 
 
 class CompiledSteps:
@@ -41,7 +41,7 @@ class CompiledSteps:
     Attributes
     ----------
     warm_up_s : float
-        Seconds spent on compiling and recording so far.
+        Seconds spent on compiling and recording since the last notes.
     """
 
     def __init__(self, step: Step, *, uses_graphs: bool = False) -> None:
@@ -50,13 +50,18 @@ class CompiledSteps:
         self._ready: Callable[..., Tensor] | None = None
         self.warm_up_s = 0.0
 
+    def take_notes(self) -> list[str]:
+        """Return what is to be on record since the last call."""
+        seconds, self.warm_up_s = self.warm_up_s, 0.0
+        return [f"Decode steps were compiled in {seconds:.1f} s of this run."] if seconds else []
+
     def resize_cache(self, n_slots: int, capacity: int) -> int:
         """Discard what was recorded for another size of the cache, and return how many slots the cache needs."""
         self._size = (max(n_slots, _MIN_SLOTS) if n_slots else 0, capacity)
         self._ready = None  # its memory is freed
         return self._size[0]
 
-    def __call__(self, ids: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, lengths: Tensor, _max_len: int) -> Tensor:
         """Append a token (B,) to each of the first slots and return logits (B, V).
 
         Raises
@@ -84,43 +89,6 @@ class CompiledSteps:
             return CudaGraphRunner(step, inputs)
         step(*inputs)
         return step
-
-
-class CudaGraphRunner:
-    """Record what a function does on the GPU, and replay it for other values in the same memory.
-
-    After https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. torch.compile's own recordings
-    (``mode="reduce-overhead"``) belong to the thread that made them, and a run has a thread of its own.
-
-    Parameters
-    ----------
-    function : callable
-        From tensors to a tensor; idempotent.
-    inputs : sequence of Tensor
-        Of the shapes and device of all later ones.
-    """
-
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
-        self._inputs = [given.clone() for given in inputs]
-        self._graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.device(inputs[0].device):
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(_N_WARM_UPS):
-                    function(*self._inputs)
-            torch.cuda.current_stream().wait_stream(aside)
-            # The default stream of torch.cuda.graph belongs to the first GPU that recorded: on another GPU the graph
-            # would be empty. Other threads of a process may use the GPU meanwhile.
-            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
-                self._output = function(*self._inputs)
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Return the function's result for `inputs`, in memory of its own."""
-        for held, given in zip(self._inputs, inputs, strict=True):
-            held.copy_(given)
-        self._graph.replay()
-        return self._output.clone()
 
 
 @contextlib.contextmanager

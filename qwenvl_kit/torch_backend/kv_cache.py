@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from qwenvl_kit.inference.patches import upload
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -123,14 +125,34 @@ class ExtendWrite:
 
     def __init__(self, slots: Sequence[int], cached: Sequence[int], lengths: Sequence[int]) -> None:
         self._rows = list(zip(slots, cached, lengths, strict=True))
-        self._slots = torch.tensor(slots)
+        self._slots = {torch.device("cpu"): torch.tensor(slots)}  # by device; a copy in every layer would wait for it
         self._max_len = max(start + length for _, start, length in self._rows)
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
         """Write each row behind its cached tokens; return the slots' tokens up to the longest."""
         for row, (slot, start, length) in zip(new, self._rows, strict=True):
             held[slot, :, start : start + length] = row[:, :length]
-        return held[self._slots.to(held.device), :, : self._max_len]
+        slots = self._slots.get(held.device)
+        if slots is None:
+            slots = self._slots[held.device] = upload(self._slots[torch.device("cpu")], held.device)
+        return held[slots, :, : self._max_len]
+
+
+class BranchWrite:
+    """Write nothing: the tokens of one row follow a slot's cached ones for this pass only.
+
+    Parameters
+    ----------
+    slot, cached_len : int
+        The slot, and its number of cached tokens.
+    """
+
+    def __init__(self, slot: int, cached_len: int) -> None:
+        self._slot, self._cached_len = slot, cached_len
+
+    def __call__(self, held: Tensor, new: Tensor) -> Tensor:
+        """Return the slot's tokens and, behind them, `new` (1, H, T, D)."""
+        return torch.cat([held[self._slot, None, :, : self._cached_len], new], dim=2)
 
 
 class DecodeWrite:

@@ -49,8 +49,5 @@ def blocks(n_rows: int, most: int) -> Iterator[slice]:
 
 def max_queries(n_keys: int, device: torch.device) -> int:
     """Return how many queries attend to `n_keys` keys in one call."""
-    return max(1, _MAX_PAIRS[_kind(device)] // n_keys)
-
-
-def _kind(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else "cuda"
+    pairs = _MAX_PAIRS["cpu" if device.type == "cpu" else "cuda"]
+    return max(1, min(max_block_rows(device), pairs // n_keys))

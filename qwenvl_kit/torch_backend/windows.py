@@ -163,7 +163,10 @@ def _attend_by_length(query: Tensor, key: Tensor, value: Tensor, layout: _Layout
     for length, places in layout.places.items():
         if places is None:
             return _attend(query, key, value, length, scaling)
-        attended[places] = _attend(query[places], key[places], value[places], length, scaling)
+        most = max_queries(length, value.device)
+        for some in blocks(len(places), max(1, most // length) * length):  # what is gathered is a copy
+            at = places[some]
+            attended[at] = _attend(query[at], key[at], value[at], length, scaling)
     return attended
 
 

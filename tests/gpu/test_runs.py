@@ -142,9 +142,30 @@ def test_thirty_runs_hold_no_more_memory_than_two(tiny: Path, images: list[Image
     assert held[-1] <= held[1] + 8 * 2**20
 
 
+def test_rows_in_flight_are_sized_from_free_memory_and_change_no_answer(tiny: Path, images: list[Image.Image]) -> None:
+    cells = pd.Series([*images, *images])
+    alone = cells.vl.caption(model_name=str(tiny), rows_in_flight=1, **EXACT)
+    run = cells.vl.run(model_name=str(tiny), **EXACT)
+
+    (note,) = (note for note in run.attrs["effective"]["notes"] if "rows in flight" in note)
+    assert int(note.split()[0]) > 4, note
+    assert n_different(run["text"], alone) <= 1
+
+
+@on_gpu
+def test_the_cache_leaves_the_reserve_of_a_gpu_free(wide: Path, record_property: pytest.RecordProperty) -> None:
+    free = []
+    control = qwenvl_kit.Control(on_result=lambda _: free.append(torch.cuda.mem_get_info()[0]))
+    run = pd.Series(draw_images(200, (84, 140))).vl.run(model_name=str(wide), control=control, **HALF)
+
+    assert (run["status"] == "ok").all()
+    assert min(free) > 0.5e9
+    record_property("rows_in_flight", next(note for note in run.attrs["effective"]["notes"] if "in flight" in note))
+
+
 @on_gpu
 def test_a_large_image_beside_small_ones_is_answered(wide: Path, record_property: pytest.RecordProperty) -> None:
-    """All slots get the room of the largest row; its cost is recorded."""
+    """A large row waits until few others run, so that its room is not that of all slots; its cost is recorded."""
     small = draw_images(15, (84, 140))
     for name, images in (("small", small), ("mixed", [*small, Image.new("RGB", (1400, 840), "red")])):
         torch.cuda.reset_peak_memory_stats()

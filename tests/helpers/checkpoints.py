@@ -6,7 +6,7 @@ The layout is that of `published_layout`, with chat_template.json and bfloat16 w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from helpers.published_layout import published_configs, published_name
 from PIL import Image
 from qwen_vl_utils import process_vision_info
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.demo.training.tokenizer import build_tokenizer
+from qwenvl_kit.demo.training.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 _SPREAD = 4.0  # weights at their initial scale repeat one token; these give different answers
 
@@ -36,17 +36,16 @@ def make_published(
     head_scale: float = 1.0,
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
+    write_tokenizer: Callable[[Path], dict[str, int]] | None = None,
 ) -> Path:
     """Write a random checkpoint in the published layout to `folder` and return it.
 
-    `text` and `vision` replace single fields of config.json and of its ``vision_config``.
+    `text` and `vision` replace single fields of config.json and of its ``vision_config``. `write_tokenizer` writes
+    another tokenizer than the embedded model's and returns the ids of its added tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template, template = None, tokenizer.chat_template
-    tokenizer.save_pretrained(folder)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
-    _write(folder / "chat_template.json", {"chat_template": template})
+    ids = (write_tokenizer or _write_tokenizer)(folder)
+    _write(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     sizes = {
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
@@ -77,6 +76,26 @@ def make_published(
     return folder
 
 
+def quantize_fp8(folder: Path) -> None:
+    """Quantise the layers of the text model in a checkpoint's files, in blocks of 128 × 128."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for shard in sorted(set(index["weight_map"].values())):
+        weights = load_file(folder / shard)
+        for name in [name for name in weights if name.startswith("model.layers") and name.endswith("proj.weight")]:
+            weights[name], weights[f"{name}_scale_inv"] = _in_fp8(weights[name])
+            index["weight_map"][f"{name}_scale_inv"] = shard
+        save_file(weights, folder / shard, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["visual", "lm_head"],
+    }
+    _write(folder / "model.safetensors.index.json", index)
+    _write(folder / "config.json", config)
+
+
 def card_loop(
     folder: Path, pictures: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int
 ) -> list[str]:
@@ -104,6 +123,13 @@ def card_loop(
     return answers
 
 
+def _write_tokenizer(folder: Path) -> dict[str, int]:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
+
+
 def _save_weights(folder: Path, seed: int, head_scale: float) -> None:
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder))
@@ -121,6 +147,17 @@ def _save_weights(folder: Path, seed: int, head_scale: float) -> None:
     size = sum(weight.nbytes for weight in weights.values())
     weight_map = {name: shard for shard, held in shards.items() for name in held}
     _write(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _in_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a weight (R, C) in float8, and the factors of its blocks."""
+    rows, columns = (-(-n // 128) for n in weight.shape)
+    padded = torch.zeros(rows * 128, columns * 128)
+    padded[: weight.shape[0], : weight.shape[1]] = weight.float()
+    blocks = padded.view(rows, 128, columns, 128)
+    factors = blocks.abs().amax((1, 3)).clamp(min=1e-6) / 448
+    quantized = (blocks / factors[:, None, :, None]).view_as(padded)[: weight.shape[0], : weight.shape[1]]
+    return quantized.to(torch.float8_e4m3fn).contiguous(), factors
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

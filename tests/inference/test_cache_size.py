@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwenvl_kit.inference import cache_memory
 from qwenvl_kit.inference.cache_memory import CacheMemory
-from qwenvl_kit.inference.cache_size import MAX_WASTE, CacheSize
+from qwenvl_kit.inference.cache_size import CAPACITY_STEP, MAX_WASTE, CacheSize
 from qwenvl_kit.inference.row_limit import RowLimit
 
 GIB = 2**30
@@ -90,6 +90,13 @@ def test_it_shrinks_to_what_is_needed_once_it_is_four_times_what_its_rows_need()
     assert size.resized([LARGE], 30, 256) == (1, 15_808), "it takes one slot of its length, not 32"
 
 
+def test_on_a_gpu_it_grows_in_larger_steps() -> None:
+    size = CacheSize(step=CAPACITY_STEP["cuda"])
+
+    assert size.resized([257], 1, 8) == (1, 512)
+    assert size.admits([1, 60, 256] * 9)
+
+
 @pytest.mark.parametrize(
     ("free", "reserve", "n_tokens"),
     [
@@ -109,6 +116,15 @@ def test_tokens_are_counted_on_the_gpu_with_the_least_room(
 
     assert memory.max_tokens(0, reserve=reserve) == int(n_tokens)
     assert memory.max_tokens(3 * GIB // 1000, reserve=False) >= 3 * GIB // 1000 + min(free.values()) * GIB // 1000
+
+
+@pytest.mark.parametrize(
+    ("device", "left"), [("cuda:0", 10 * GIB - 1.5e9 - GIB), ("cpu", 5 * GIB), ("cuda:0+cpu", 5 * GIB)]
+)
+def test_what_a_cache_may_take_depends_on_the_device(device: str, left: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (0, 20 * GIB))
+
+    assert cache_memory.after_reserve(device, 10 * GIB) == pytest.approx(left)
 
 
 def test_on_the_cpu_half_of_what_the_container_leaves_is_kept_and_unknown_stays_unknown(

@@ -152,6 +152,21 @@ def test_a_fault_of_a_run_keeps_no_tensors_however_long_it_is_kept(
     assert [one() for one in held] == [None, None]
 
 
+def test_quantised_weights_that_a_cpu_cannot_use_are_converted_and_the_record_says_so(
+    tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    from helpers.checkpoints import make_published, quantize_fp8
+
+    folder = make_published(tmp_path / "fp8", hidden=128)
+    quantize_fp8(folder)
+
+    run = pd.Series(pictures[:1]).vl.run(model_name=str(folder), max_caption_length=2, **EXACT)
+
+    assert run["status"].tolist() == ["ok"]
+    told = "Weights quantised by fp8 run in float32: this device does not compute with them."
+    assert told in run.attrs["effective"]["notes"]
+
+
 def test_memory_too_small_for_one_row_is_that_rows_error(
     published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:

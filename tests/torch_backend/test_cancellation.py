@@ -60,6 +60,24 @@ def test_a_prompt_pass_ends_between_two_layers(model_runner: TorchModelRunner) -
     assert run.seen == [("prefill", 1, n_layers), ("prefill", 2, n_layers)]
 
 
+def test_a_prompt_pass_ends_before_the_larger_half_of_a_layer(
+    model_runner: TorchModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = RunControl(threading.Event())
+    update = model_runner.cache.update
+
+    def cancelled(*given: Any, **options: Any) -> Any:
+        control.cancel.set()
+        return update(*given, **options)
+
+    monkeypatch.setattr(model_runner.cache, "update", cancelled)
+    monkeypatch.setattr(model_runner._text.layers[0].mlp, "forward", lambda *_: pytest.fail("went on"))
+    model_runner.resize_cache(1, 128)
+
+    with cancellable(control), pytest.raises(Cancelled):
+        model_runner.prefill([_chunk(100)])
+
+
 def test_a_vision_pass_ends_between_two_blocks(model_runner: TorchModelRunner) -> None:
     run = Run("encode", 1)
 
@@ -133,3 +151,26 @@ def test_a_run_cancelled_within_a_pass_returns_its_rows_as_cancelled(
     unload()
 
     assert run["status"].tolist() == ["cancelled"] * 3
+
+
+def test_beams_cancelled_within_the_prompt_return_their_rows_as_cancelled(
+    published: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    from qwenvl_kit import Control, unload
+    from qwenvl_kit.torch_backend.beam_search import BeamSearch
+
+    control = Control()
+    collate = BeamSearch._collate
+
+    def cancelled(self: BeamSearch, *given: Any) -> Any:
+        control.cancel.set()
+        return collate(self, *given)
+
+    monkeypatch.setattr(BeamSearch, "_collate", cancelled)
+    monkeypatch.setattr(BeamSearch, "_result", None)  # would raise if the pass went on to its end
+    run = pd.Series(pictures[:2]).vl.run(model_name=str(published), control=control, progress=False, num_beams=2)
+    unload()
+
+    assert run["status"].tolist() == ["cancelled"] * 2

@@ -1,7 +1,4 @@
-"""Compiled steps have one shape, graphs are recorded anew for new memory, and a failed compilation names the fix.
-
-A GPU is pretended here: its graphs are closures that run again on replay.
-"""
+"""Compiled steps have one shape, are recorded anew for new memory, and a failed compilation names the fix."""
 
 from __future__ import annotations
 
@@ -9,17 +6,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from qwenvl_kit.torch_backend import compiled_decode
-from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps, CudaGraphRunner
+from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 
 
 @pytest.fixture
@@ -43,63 +37,11 @@ def test_every_step_has_the_shape_of_the_cache_and_gives_the_rows_at_hand(shapes
 
     for rows in ([7], [7, 8, 9], [1, 2, 3, 4, 5]):
         ids = torch.tensor(rows)
-        logits = compiled(ids, ids + 10, ids + 20)
+        logits = compiled(ids, ids + 10, ids + 20, 64)
         assert logits.tolist() == [[row, row + 10, row + 20] for row in rows]
 
     assert set(shapes) == {(5, 128)}
     assert compiled.warm_up_s > 0
-
-
-LAST: list[Callable[[], object]] = []  # does again what a pretended GPU ran last
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Events on a pretended GPU, in order."""
-    events: list[str] = []
-
-    class Graph:
-        def replay(self) -> None:
-            self.replayed()  # set by `capture`
-
-    class Stream:
-        def wait_stream(self, _: Any) -> None:
-            events.append("wait")
-
-    @contextmanager
-    def capture(graph: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        assert isinstance(stream, Stream), "the default one belongs to the first GPU that recorded"
-        events.append(f"record {capture_error_mode}")
-        yield
-        graph.replayed = LAST[0]
-        events.append("recorded")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    return events
-
-
-def test_a_graph_is_warmed_up_aside_and_replayed_for_other_values(gpu: list[str]) -> None:
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        gpu.append("run")
-        output = a * b
-        LAST[:] = [lambda: torch.mul(a, b, out=output)]  # a replay writes a new result where the recorded one was
-        return output
-
-    first = [torch.tensor([1, 2]), torch.tensor([3, 4])]
-    runner = CudaGraphRunner(product, first)
-
-    assert gpu == ["wait", "run", "run", "run", "wait", "record thread_local", "run", "recorded"]
-    one = runner(torch.tensor([5, 6]), torch.tensor([7, 8]))
-    two = runner(torch.tensor([1, 1]), torch.tensor([1, 1]))
-
-    assert (one.tolist(), two.tolist()) == ([35, 48], [1, 1]), "a result is not overwritten by the next"
-    assert [given.tolist() for given in first] == [[1, 2], [3, 4]], "the caller's tensors are left alone"
-    assert gpu[-1] == "recorded", "a replay runs no Python"
 
 
 def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +53,8 @@ def test_new_memory_is_recorded_anew(shapes: list[tuple[int, int]], monkeypatch:
     ids = torch.tensor([1, 2])
     for size in (4, 4, 8):
         compiled.resize_cache(size, 64)
-        compiled(ids, ids, ids)
-        compiled(ids, ids, ids)
+        compiled(ids, ids, ids, 3)
+        compiled(ids, ids, ids, 3)
 
     assert made == [4, 4, 8]
 
@@ -122,7 +64,7 @@ from torch import tensor
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 compiled = CompiledSteps(lambda ids, positions, lengths, max_len: (ids + positions * lengths).float() * max_len)
 compiled.resize_cache(3, 37)
-compiled(tensor([1]), tensor([2]), tensor([3]))
+compiled(tensor([1]), tensor([2]), tensor([3]), 4)
 """
 
 

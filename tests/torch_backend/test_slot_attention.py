@@ -121,26 +121,30 @@ def test_layers_on_a_cpu_run_on_sdpa(model: Any) -> None:
     assert kernel_fault(model.model.language_model) == "layers are not on CUDA"
 
 
-def test_prompts_and_beams_keep_the_models_own_attention(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", ["sdpa", "flash_attention_2"])
+def test_prompts_and_beams_keep_the_models_own_attention(own: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers makes no masks for an attention that it does not know, so padding would be attended to."""
     config = model.model.language_model.config
+    config._attn_implementation = own
     runner = TorchModelRunner(model)
-    assert config._attn_implementation == "sdpa"
+    assert config._attn_implementation == own
     monkeypatch.setattr(runner, "_step", lambda *_: AttentionInterface()[config._attn_implementation].__name__)
     step: Any = runner.decode(*[torch.tensor([1])] * 3, 2)
     assert step == "attend_step"
-    assert config._attn_implementation == "sdpa"
+    assert config._attn_implementation == own
 
     with pytest.raises(KeyboardInterrupt), step_attention(model.model.language_model):
         raise KeyboardInterrupt
-    assert config._attn_implementation == "sdpa"
+    assert config._attn_implementation == own
+    masks = runner._masks.of_step(torch.tensor([3, 5]), 6, 8)
+    assert {mask.shape for mask in masks.values() if mask is not None} == {(2, 1, 1, 6)}
 
 
 @pytest.mark.parametrize("fault", [None, "cuda:0 is old"])
 def test_what_steps_attend_with_on_a_gpu_is_on_record(fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "generate", lambda *_: iter(()))
     one: Any = object.__new__(backend.TorchBackend)
-    one.model_runner = SimpleNamespace(device=torch.device("cuda"), step_kernel_fault=fault, warm_up_s=0.0)
+    one.model_runner = SimpleNamespace(device=torch.device("cuda"), step_kernel_fault=fault, take_notes=list)
     one.encoder_cache = one.tokenization = one._cache_memory = None
     notes: list[str] = []
     list(one._decode(None, None, RunControl(note=notes.append)))

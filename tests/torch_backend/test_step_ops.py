@@ -25,6 +25,8 @@ from qwenvl_kit.inference.backend import RunControl
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.engine import Engine
 from qwenvl_kit.inference.sequence import Sequence
+from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
+from qwenvl_kit.torch_backend.cuda_graphs import RecordedSteps
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 GPU = torch.device("cuda:0")
@@ -69,13 +71,13 @@ def gpu() -> Iterator[None]:
         yield
 
 
-def make_runner() -> TorchModelRunner:
+def make_model() -> Any:
     config = AutoConfig.from_pretrained(model_dir())
     with torch.device(GPU):
         model = Qwen2_5_VLForConditionalGeneration._from_config(
             config, dtype=torch.bfloat16, attn_implementation="sdpa"
         )
-    return TorchModelRunner(model.eval())
+    return model.eval()
 
 
 def sequences_of(n: int) -> list[Sequence]:
@@ -115,7 +117,8 @@ def test_a_step_transfers_once_each_way_and_costs_the_same_for_all_rows(
     monkeypatch.setattr(runners, "kernel_fault", lambda _: fault)
     batches = [sequences_of(n) for n in (4, 32)]
     request.getfixturevalue("gpu")
-    runner = make_runner()
+    runner = TorchModelRunner(make_model())
+    monkeypatch.setattr(runner, "_steps", None)  # what is recorded, without a graph
     counts = []
     for sequences in batches:
         transfers.clear()
@@ -127,3 +130,18 @@ def test_a_step_transfers_once_each_way_and_costs_the_same_for_all_rows(
     n_layers = len(runner.cache.layers)
     assert counts[0]["aten._flash_attention_forward.default"] == (0 if fault else n_layers)
     assert counts[0]["aten.scaled_dot_product_attention.default"] == (n_layers if fault else 0)
+
+
+def test_steps_on_one_gpu_are_recorded_unless_hooks_or_devices_are_in_the_way(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "kernel_fault", lambda _: "a reason")
+    model = make_model()
+
+    assert isinstance(TorchModelRunner(model)._steps, RecordedSteps)
+    assert isinstance(TorchModelRunner(model, compiles=True)._steps, CompiledSteps)
+    model.lm_head._hf_hook = None
+    assert TorchModelRunner(model)._steps is None
+    del model.lm_head._hf_hook
+    model.lm_head = torch.nn.Linear(4, 4, device="cuda:1")
+    assert TorchModelRunner(model)._steps is None
