@@ -7,10 +7,11 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.frame_run import plan_rows, run_questions, run_rows, run_texts
+from qwenvl_kit.frame_run import classify_rows, plan_rows, run_questions, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.classify import Classification, Normalize, Prior, check_single
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -44,13 +45,33 @@ class SeriesAccessor:
         self,
         question: str | pd.Series | Sequence[str | None] | Mapping[str, str | pd.Series],
         *,
+        options: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
         control: Control | None = None,
-        **options: Unpack[Options],
+        **settings: Unpack[Options],
     ) -> pd.Series | pd.DataFrame:
         """Ask one or several questions about each image of the series; see `FrameAccessor.ask`."""
+        if options is not None:
+            check_single(question)
+            return classify_rows(self._series, options, question, Classification(), control, settings)
         if isinstance(question, Mapping):
-            return run_questions(self._series, dict(question), control, options)
-        return run_texts(self._series, question, "answer", control, options)
+            return run_questions(self._series, dict(question), control, settings)
+        return run_texts(self._series, question, "answer", control, settings)
+
+    @expand_options
+    def classify(
+        self,
+        labels: Sequence[str] | Sequence[Sequence[str]] | pd.Series,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        normalize: Normalize = "sum",
+        prior: Prior | None = None,
+        all: bool = False,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """Choose the likeliest of some labels for each image; see `FrameAccessor.classify`."""
+        classification = Classification(normalize, prior, all)
+        return classify_rows(self._series, labels, prompts, classification, control, options)
 
     @expand_options
     def run(

@@ -82,5 +82,5 @@ def test_tab_and_question_mark_show_every_option() -> None:
     ):
         shown = inspect.signature(door).parameters
         assert set(option_names()) <= set(shown), door
-        assert "options" not in shown
+        assert "options" not in shown or door.__name__ == "ask"  # whose options are possible answers
         assert "maximum size of a decoded image" in (door.__doc__ or "")

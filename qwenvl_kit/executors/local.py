@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Backend, BackendSpec
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline.collector import Store
+    from qwenvl_kit.types import RowPrompt
 
 
 def execute(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     *,
     control: Control | None = None,
@@ -86,7 +87,7 @@ def execute(
 
 def run_spec(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     spec: BackendSpec,
     acquire: Callable[[RunControl], AbstractContextManager[Backend]],
@@ -101,7 +102,7 @@ def run_spec(
     ----------
     cells : sequence
         One image, or list of images, per row.
-    prompts : sequence of str, Prompt or None
+    prompts : sequence of str, Prompt, RowError or None
         One per row.
     config : Config
         What was asked.
@@ -159,7 +160,7 @@ def run_spec(
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
 
 
-def _check_constraints(spec: BackendSpec, prompts: Sequence[str | Prompt | None]) -> None:
+def _check_constraints(spec: BackendSpec, prompts: Sequence[RowPrompt]) -> None:
     """Compile the constraints of all prompts before anything loads.
 
     Raises

@@ -11,6 +11,7 @@ import torch
 from qwenvl_kit.inference.cache_size import CacheSize, capacity_step
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
+from qwenvl_kit.inference.label_scoring import LabelScorer
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
 from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.sampler import Sampler
@@ -93,6 +94,7 @@ class Engine:
         self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
         self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
         self._sampler = Sampler(resolved, tokenization.eos_ids, tokenization.grammars)
+        self._label_scorer = LabelScorer(model_runner, tokenization.eos_ids[0])
 
     def run(self) -> Iterator[Result]:
         """Yield results until the queue is drained or the run is cancelled."""
@@ -134,8 +136,20 @@ class Engine:
             self._slots.copy_prefixes(stage)
             slots = [chunk.slot for chunk in stage.chunks]
             logits |= zip(slots, self._model_runner.prefill(stage.chunks), strict=True)
-        rows = torch.stack([logits[slot] for slot in self._slots.slots_of(sequences)])  # (B, V)
-        return sequences, self._sample(sequences, rows, started)
+        slot_of = dict(zip(sequences, self._slots.slots_of(sequences), strict=True))
+        prefill_s = (time.perf_counter() - started) / len(sequences)
+        for sequence in (one for one in sequences if one.label_ids):
+            self._score_labels(sequence, slot_of[sequence], logits[slot_of[sequence]], prefill_s)
+        answered = [one for one in sequences if not one.is_finished]
+        if not answered:
+            return [], []
+        rows = torch.stack([logits[slot_of[one]] for one in answered])  # (B, V)
+        return answered, self._sample(answered, rows, time.perf_counter() - prefill_s * len(answered))
+
+    def _score_labels(self, sequence: Sequence, slot: int, logits: Tensor, prefill_s: float) -> None:
+        started = time.perf_counter()
+        self._label_scorer.score(sequence, slot, logits)
+        sequence.seconds += prefill_s + time.perf_counter() - started
 
     def _encode_images(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[Tensor]]:
         """Return the sequences whose images are good, and the visual tokens of each; the others get an `error`."""
