@@ -126,7 +126,7 @@ class _Row:
             return
         self._repairs = dict.fromkeys(parsed.repairs)
         if parsed.cut is not None:
-            place = ".".join(map(str, parsed.cut)) or "its beginning"
+            place = ".".join(map(str, parsed.cut)) or "the answer"
             self._repairs[f"ends within {place}; kept what is complete"] = None
         value = parsed.value if extraction.schema.is_object else {"value": parsed.value}
         self.values = [self._value(value, one, parsed) for one in extraction.fields]
