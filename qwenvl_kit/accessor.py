@@ -7,21 +7,20 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.columns import labels_of, pick_column, pick_prompts, pick_question
+from qwenvl_kit.columns import labels_of, pick_column, pick_prompts
 from qwenvl_kit.compare import Comparison
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import compare_rows, plan_rows, run_questions, run_rows, run_texts
+from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import FetchKeywords, Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.structured_answers import Prompts, StructuredAnswers
 from qwenvl_kit.tasks.plan import Plan
-
-Prompts = Hashable | Sequence[str | None] | pd.Series
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor:
+class FrameAccessor(StructuredAnswers):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -31,9 +30,6 @@ class FrameAccessor:
     >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
     ['null_image']
     """
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self._frame = frame
 
     @expand_options
     def caption(
@@ -85,51 +81,6 @@ class FrameAccessor:
         return run_texts(
             pick_column(self._frame, column), pick_prompts(self._frame, prompts), "caption", control, options
         )
-
-    @expand_options
-    def ask(
-        self,
-        column: Hashable,
-        question: Hashable | Mapping[str, Hashable],
-        *,
-        control: Control | None = None,
-        **options: Unpack[Options],
-    ) -> pd.Series | pd.DataFrame:
-        """Ask one or several questions about each image of a column.
-
-        Parameters
-        ----------
-        column : label
-            Column of images, as for `caption`.
-        question : str, label or mapping
-            A question, a column of this frame with one per row, or a mapping from names to either.
-        control, **options
-            As for `caption`.
-
-        Returns
-        -------
-        Series or DataFrame of str
-            A column per question for a mapping. Each image is fetched once for all questions.
-
-        Raises
-        ------
-        ColumnNotFound
-            The frame has no such column, or `question` is a single word that names none.
-        ConfigError, UnknownOption, ModelNotFound, RowErrors, Interrupted
-            As for `caption`.
-
-        Examples
-        --------
-        >>> df = pd.DataFrame({"image": [None]})
-        >>> questions = {"colour": "What colour is it?", "count": "How many are there?"}
-        >>> list(df.vl.ask("image", questions, backend="echo", progress=False).columns)
-        ['colour', 'count']
-        """
-        cells = pick_column(self._frame, column)
-        if isinstance(question, Mapping):
-            questions = {name: pick_question(self._frame, one) for name, one in question.items()}
-            return run_questions(cells, questions, control, options)
-        return run_texts(cells, pick_question(self._frame, question), "answer", control, options)
 
     @expand_options
     def run(
@@ -280,10 +231,8 @@ class FrameAccessor:
 
         Raises
         ------
-        ColumnNotFound
-            The frame has no such column, or no column with images.
-        ConfigError, UnknownOption
-            An option is invalid, or not one of these.
+        ColumnNotFound, ConfigError, UnknownOption
+            The frame has no such column, or none with images; an option is invalid, or not one of these.
 
         Examples
         --------

@@ -58,6 +58,14 @@ def pick_prompts(frame: pd.DataFrame, prompts: Any) -> Sequence[object] | pd.Ser
     return pick_column(frame, prompts)
 
 
+def pick_labels(frame: pd.DataFrame, labels: Any) -> Any:
+    """Return the column of a label, or `labels` itself where it is a list of texts, or of lists."""
+    if isinstance(labels, list | pd.Series) or hasattr(labels, "__array__"):
+        return labels
+    is_texts = isinstance(labels, tuple) and not has_column(frame, labels)
+    return labels if is_texts else pick_column(frame, labels)
+
+
 def pick_question(frame: pd.DataFrame, question: Hashable) -> pd.Series | str:
     """Return the column of a label, or the question itself.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import pandas as pd
@@ -11,15 +13,17 @@ import pandas as pd
 from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import execute
+from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.results import result_frame, return_or_raise, text_series
+from qwenvl_kit.tasks.classify import Classification, blank_cells, check_classifiable, label_prompts, row_labels
 from qwenvl_kit.tasks.plan import Plan, plan_run
 
 if TYPE_CHECKING:
-    from qwenvl_kit.inference.backend import Control
     from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.types import Result, RowPrompt
 
 _T = TypeVar("_T")
 _last: pd.DataFrame | Callable[[], pd.DataFrame] | None = None
@@ -56,7 +60,7 @@ def remember(frame: pd.DataFrame | Callable[[], pd.DataFrame] | None) -> None:
 
 def run_rows(cells: pd.Series, prompts: object, control: Control | None, options: Options) -> pd.DataFrame:
     """Return the result frame of one prompt per cell."""
-    return _execute(cells, [prompts], Config(**options), control, lambda frame: frame)
+    return _ask(cells, [prompts], Config(**options), control, lambda frame: frame)
 
 
 def plan_rows(cells: pd.Series, prompts: object, options: Options) -> Plan:
@@ -67,7 +71,7 @@ def plan_rows(cells: pd.Series, prompts: object, options: Options) -> Plan:
 
 def run_texts(cells: pd.Series, prompts: object, name: str, control: Control | None, options: Options) -> pd.Series:
     """Return the answers to one prompt per cell, as a series of this name."""
-    return _execute(cells, [prompts], Config(**options), control, lambda frame: text_series(frame, name))
+    return _ask(cells, [prompts], Config(**options), control, lambda frame: text_series(frame, name))
 
 
 def run_questions(
@@ -90,7 +94,58 @@ def run_questions(
         answers.attrs = frame.attrs
         return answers
 
-    return _execute(cells, list(questions.values()), Config(**options), control, columns)
+    return _ask(cells, list(questions.values()), Config(**options), control, columns)
+
+
+def classify_rows(
+    cells: pd.Series,
+    labels: object,
+    prompts: object,
+    classification: Classification,
+    control: Control | None,
+    options: Options,
+) -> pd.DataFrame:
+    """Return the likeliest label of each cell, with probabilities.
+
+    Parameters
+    ----------
+    cells : Series
+        One image, or list of images, per row.
+    labels : sequence of str, or sequence or Series of sequences of str
+        Those of all rows, or of each.
+    prompts : str, sequence of str or None
+        One for all rows, or one per row; None asks which label fits, unless the ``prompt`` option was passed.
+    classification : Classification
+        How labels are compared.
+
+    Raises
+    ------
+    ConfigError
+        See `tasks.classify.row_labels` and `tasks.classify.check_classifiable`.
+    """
+    config = Config(**options)
+    check_classifiable(config)
+    config = config.replace(max_caption_length=1)
+    some = row_labels(_values("labels", labels, cells.index), len(cells))
+    classification.check_names(some)
+    is_own = prompts is not None or "prompt" in config.explicit
+    asked = label_prompts(row_prompts(prompts, config.prompt, cells.index), some, is_own=is_own)
+
+    def shape(frame: pd.DataFrame) -> pd.DataFrame:
+        blank = None if classification.prior is None else _run_blank(cells, frame, asked, config, control)
+        return classification.frame(frame, some, blank)
+
+    return execute_rows(cells.tolist(), asked, config, control, shape, index=cells.index)
+
+
+def _run_blank(
+    cells: pd.Series, frame: pd.DataFrame, prompts: Sequence[RowPrompt], config: Config, control: Control | None
+) -> pd.DataFrame:
+    """Return results for blank images in the place of those that were scored; equal ones are scored once."""
+    cancel = Control() if control is None else Control(cancel=control.cancel)
+    run = execute(blank_cells(cells.tolist(), frame), prompts, config, control=cancel)
+    blank = result_frame(run, frame.index)
+    return return_or_raise(run, blank, blank, on_error="keep")
 
 
 def compare_rows(
@@ -142,7 +197,7 @@ def _values(name: str, given: object, index: pd.Index) -> Sequence[object] | Non
     return given.tolist()
 
 
-def _execute(
+def _ask(
     cells: pd.Series,
     prompts: list[object],
     config: Config,
@@ -154,20 +209,41 @@ def _execute(
     filled = [row_prompts(one, config.prompt, index) for one in prompts]
     flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
-    with InterruptGuard(len(flat_cells), control) as guard:
+    return execute_rows(
+        flat_cells, flat_prompts, config, control, shape, index=index.repeat(n_prompts), n_prompts=n_prompts
+    )
+
+
+def execute_rows(
+    cells: Sequence[object],
+    prompts: Sequence[RowPrompt],
+    config: Config,
+    control: Control | None,
+    shape: Callable[[pd.DataFrame], _T],
+    *,
+    index: pd.Index,
+    n_prompts: int = 1,
+    checked: Callable[[Result], Result] | None = None,
+) -> _T:
+    """Run a prompt on each cell; return what `shape` makes of the frame of `checked` results under `index`."""
+    with InterruptGuard(len(cells), control) as guard:
         try:
-            run = execute(flat_cells, flat_prompts, config, control=guard.control)
+            run = execute(cells, prompts, config, control=guard.control)
             guard.hold()
         except KeyboardInterrupt:
             guard.hold()
             run = guard.rescued(config)
-        remember(functools.partial(_frame, run, index, n_prompts))
-        frame = _frame(run, index, n_prompts)
+        if checked is not None:
+            run = _with_results(run, [checked(result) for result in run.results])
+        remember(functools.partial(result_frame, run, index))
+        frame = result_frame(run, index)
         remember(frame)
         results = shape(frame)
         run = guard.finished(run)
     return return_or_raise(run, frame, results, on_error=config.on_error, n_prompts=n_prompts)
 
 
-def _frame(run: Run, index: pd.Index, n_prompts: int) -> pd.DataFrame:
-    return result_frame(run, index.repeat(n_prompts))
+def _with_results(run: Run, results: list[Result]) -> Run:
+    """Return a run with other results, counted anew in its record."""
+    rows = dict(Counter(result.status for result in results))
+    return replace(run, results=results, record={**run.record, "rows": rows})

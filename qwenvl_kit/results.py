@@ -42,6 +42,7 @@ _COLUMNS: dict[str, Any] = {
     "cached": "bool",
     "flag": _TEXT,
 }
+_LABEL_COLUMNS = ("label_logprobs", "label_tokens")  # where prompts had labels
 _FINISHED = "Finished rows are in .results and in qwenvl_kit.last_run()."
 _SHOWN_ERRORS = 5
 # The frame has the full errors. A message of many lines hides the cells after it in a notebook.
@@ -57,7 +58,8 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     -------
     DataFrame
         Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width, seconds,
-        cached, flag``; with ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
+        cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples in the order of the labels; with
+        ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {
@@ -65,6 +67,9 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
         for name, dtype in _COLUMNS.items()
     }
     frame = pd.DataFrame(columns, index=index)
+    if any(result.label_logprobs is not None for result in run.results):
+        for name in _LABEL_COLUMNS:
+            frame[name] = pd.Series([getattr(result, name) for result in run.results], index=index, dtype=object)
     if run.record.get("effective", {}).get("logprobs") is not None:
         frame = frame.assign(**_logprob_columns(run.results, index))
     frame.attrs.update(run.record)

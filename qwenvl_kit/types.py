@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +128,10 @@ class Prompt:
     text: str
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+
+
+RowPrompt: TypeAlias = "str | Prompt | RowError | None"
+"""The prompt of a row, or the error that the row has instead; None is that of a row without a prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

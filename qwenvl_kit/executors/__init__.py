@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Control
     from qwenvl_kit.options import Config, Engine
     from qwenvl_kit.pipeline import Run
-    from qwenvl_kit.types import Prompt
+    from qwenvl_kit.types import RowPrompt
 
 __all__ = ["execute", "find_executor", "unload"]
 
@@ -27,7 +27,7 @@ def find_executor(engine: Engine) -> Executor:
 
 
 def execute(
-    cells: Sequence[object], prompts: Sequence[str | Prompt | None], config: Config, *, control: Control | None = None
+    cells: Sequence[object], prompts: Sequence[RowPrompt], config: Config, *, control: Control | None = None
 ) -> Run:
     """Answer one prompt per cell, on the executor that ``config.engine`` names.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Control
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline import Run
-    from qwenvl_kit.types import Prompt
+    from qwenvl_kit.types import RowPrompt
 
 
 class Executor(Protocol):
@@ -23,7 +23,7 @@ class Executor(Protocol):
     def __call__(
         self,
         cells: Sequence[object],
-        prompts: Sequence[str | Prompt | None],
+        prompts: Sequence[RowPrompt],
         config: Config,
         *,
         control: Control | None = None,

@@ -27,14 +27,14 @@ from qwenvl_kit.store import open_store
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.options import Config
-    from qwenvl_kit.types import Prompt
+    from qwenvl_kit.types import RowPrompt
 
 _MAX_DEATHS = 3  # times that workers may die without a single new result before the run ends
 
 
 def execute(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     *,
     control: Control | None = None,
@@ -102,7 +102,7 @@ class _Driver:
     def __init__(
         self,
         cells: Sequence[object],
-        prompts: Sequence[str | Prompt | None],
+        prompts: Sequence[RowPrompt],
         config: Config,
         control: Control,
         collector: ResultCollector,

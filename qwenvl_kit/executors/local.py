@@ -20,6 +20,7 @@ from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import make_plan
 from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
+from qwenvl_kit.pipeline.progress import StageProgress
 from qwenvl_kit.pipeline.run import collect, generate
 from qwenvl_kit.pipeline.run_record import RunClock, make_record
 from qwenvl_kit.pipeline.source_index import SourceIndex
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import Backend, BackendSpec
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline.collector import Store
+    from qwenvl_kit.types import RowPrompt
 
 
 def execute(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     *,
     control: Control | None = None,
@@ -86,7 +88,7 @@ def execute(
 
 def run_spec(
     cells: Sequence[object],
-    prompts: Sequence[str | Prompt | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     spec: BackendSpec,
     acquire: Callable[[RunControl], AbstractContextManager[Backend]],
@@ -101,7 +103,7 @@ def run_spec(
     ----------
     cells : sequence
         One image, or list of images, per row.
-    prompts : sequence of str, Prompt or None
+    prompts : sequence of str, Prompt, RowError or None
         One per row.
     config : Config
         What was asked.
@@ -152,14 +154,15 @@ def run_spec(
         cancel=control.cancel,
     )
     release_openmp_threads()
-    run_control = RunControl(control.cancel, control.on_token, notes.append)
+    progress = StageProgress()
+    run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report)
     work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
-    outcome = collect(work, collector, control.cancel, show_progress=config.progress)
+    outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
     record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
 
 
-def _check_constraints(spec: BackendSpec, prompts: Sequence[str | Prompt | None]) -> None:
+def _check_constraints(spec: BackendSpec, prompts: Sequence[RowPrompt]) -> None:
     """Compile the constraints of all prompts before anything loads.
 
     Raises

@@ -48,12 +48,22 @@ class CacheMemory:
         return max(0, int(min(tokens)))
 
 
+def after_reserve(device: str, free: float) -> float:
+    """Return what a cache may take of the bytes that are free on a device where no number of rows was asked for."""
+    if not device.removeprefix("cuda:").isdigit():  # the CPU, or the places of a device map
+        return RAM_SHARE * free
+    total = torch.cuda.mem_get_info(torch.device(device))[1]
+    return free - _CUDA_RESERVE[0] - _CUDA_RESERVE[1] * total
+
+
 def _usable_bytes(device: torch.device, held: float, *, reserve: bool) -> float | None:
     """Return the bytes of a device that are free or held by the cache, less the reserve."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
         # torch keeps what it freed: https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused + held - reserve * (_CUDA_RESERVE[0] + _CUDA_RESERVE[1] * total)
-    available = available_memory() if device.type == "cpu" else None
-    return None if available is None else (available + held) * (RAM_SHARE if reserve else 1.0)
+        free = torch.cuda.mem_get_info(device)[0] + unused + held
+    elif device.type == "cpu" and (available := available_memory()) is not None:
+        free = available + held
+    else:
+        return None
+    return after_reserve(str(device), free) if reserve else free

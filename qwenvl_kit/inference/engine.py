@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from qwenvl_kit.calibration import Calibration, read_calibration
+from qwenvl_kit.checkpoints.devices import hardware_label
 from qwenvl_kit.inference.cache_size import CacheSize, capacity_step
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
+from qwenvl_kit.inference.label_scoring import LabelScorer
+from qwenvl_kit.inference.long_images import LongImages
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
 from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.sampler import Sampler
@@ -86,13 +90,15 @@ class Engine:
         memory: CacheMemory | None = None,
     ) -> None:
         self._model_runner, self._encoder_cache = model_runner, encoder_cache
-        self._queue, self._control = queue, control
+        self._long_images = LongImages(control, model_runner.device, _calibration_of(resolved))
+        self._queue, self._control = queue, self._long_images.control
         reserve, step = resolved.rows_in_flight == "auto", capacity_step(model_runner.device)
         size = CacheSize(memory, reserve=reserve, step=step)
         self._slots = SlotManager(model_runner, size)
         self._waiting = WaitingQueue(tokenization.processor.encode, resolved.batch_size)
         self._scheduler = Scheduler(self._waiting, self._slots, tokenization, resolved, control)
         self._sampler = Sampler(resolved, tokenization.eos_ids, tokenization.grammars)
+        self._label_scorer = LabelScorer(model_runner, tokenization.eos_ids[0])
 
     def run(self) -> Iterator[Result]:
         """Yield results until the queue is drained or the run is cancelled."""
@@ -134,13 +140,26 @@ class Engine:
             self._slots.copy_prefixes(stage)
             slots = [chunk.slot for chunk in stage.chunks]
             logits |= zip(slots, self._model_runner.prefill(stage.chunks), strict=True)
-        rows = torch.stack([logits[slot] for slot in self._slots.slots_of(sequences)])  # (B, V)
-        return sequences, self._sample(sequences, rows, started)
+        slot_of = dict(zip(sequences, self._slots.slots_of(sequences), strict=True))
+        prefill_s = (time.perf_counter() - started) / len(sequences)
+        for sequence in (one for one in sequences if one.label_ids):
+            self._score_labels(sequence, slot_of[sequence], logits[slot_of[sequence]], prefill_s)
+        answered = [one for one in sequences if not one.is_finished]
+        if not answered:
+            return [], []
+        rows = torch.stack([logits[slot_of[one]] for one in answered])  # (B, V)
+        return answered, self._sample(answered, rows, time.perf_counter() - prefill_s * len(answered))
+
+    def _score_labels(self, sequence: Sequence, slot: int, logits: Tensor, prefill_s: float) -> None:
+        started = time.perf_counter()
+        self._label_scorer.score(sequence, slot, logits)
+        sequence.seconds += prefill_s + time.perf_counter() - started
 
     def _encode_images(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[Tensor]]:
         """Return the sequences whose images are good, and the visual tokens of each; the others get an `error`."""
         good: list[Sequence] = []
         tensors: list[Tensor] = []
+        self._long_images.begin(sequences)
         for sequence, features in zip(sequences, self._encoder_cache.encode(sequences), strict=True):
             if isinstance(features, Exception):
                 sequence.error = features
@@ -172,6 +191,10 @@ class Engine:
         self._encoder_cache.clear()
         free_memory()
         return results
+
+
+def _calibration_of(resolved: ResolvedConfig) -> Calibration | None:
+    return read_calibration(resolved.fingerprint, hardware_label(resolved.device, resolved.threads))
 
 
 def _unless_out_of_memory(work: Callable[[], _T]) -> _T | None:

@@ -135,6 +135,25 @@ class ModelRunner(Protocol):
         """
         ...
 
+    def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return how likely tokens are to follow those of a slot, which is left as it is.
+
+        Parameters
+        ----------
+        slot, cached_len : int
+            The slot, and its number of tokens.
+        position : int
+            M-RoPE position of the first token that follows; its three rows are equal.
+        continuations : sequence of sequence of int
+            Tokens of each, at least two.
+
+        Returns
+        -------
+        list of float32 Tensor (n - 1,)
+            Log-probability of each token of a continuation given all before it, without its first token.
+        """
+        ...
+
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a slot to another, to share a prefix or to close a gap."""
         ...

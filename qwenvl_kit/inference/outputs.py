@@ -25,6 +25,8 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
         Token ids to text.
     """
     request, ids = sequence.request, sequence.output_ids
+    if sequence.label_ids:
+        return _scored(sequence)
     phrase = None if sequence.finish_reason == "stop" else repeated_phrase(ids)
     height, width = request.images[0].size
     try:
@@ -60,6 +62,25 @@ def _logprobs(sequence: Sequence, decode: Callable[[list[int]], str]) -> dict[st
         "alternative_logprobs": tuple(logprob for _, logprob in likeliest),
         "alternative_texts": tuple(decode([token]) for token, _ in likeliest),
     }
+
+
+def _scored(sequence: Sequence) -> Result:
+    """Return the result of a sequence with labels; its text is the likeliest."""
+    request, scores = sequence.request, sequence.label_logprobs
+    height, width = request.images[0].size
+    return Result(
+        request.row,
+        "ok",
+        text=request.labels[scores.index(max(scores))],
+        finish_reason=sequence.finish_reason,
+        prompt_tokens=len(sequence.prompt_ids),
+        new_tokens=0,
+        height=height,
+        width=width,
+        seconds=sequence.seconds,
+        label_logprobs=scores,
+        label_tokens=sequence.label_tokens,
+    )
 
 
 def overflow_error(sequence: Sequence, dtype: str) -> Result:

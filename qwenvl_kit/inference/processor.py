@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenvl_kit.errors import RowError
+from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.inference.constraints import grammars_of
 from qwenvl_kit.inference.patches import PatchCutter
 from qwenvl_kit.inference.sequence import Sequence
@@ -103,7 +103,9 @@ class InputProcessor:
         ids = self._with_visual_tokens(self._prompt_ids(len(sizes), request.prompt, request.system), grid)
         self.check_context(len(ids), request.max_new_tokens)
         self._check_vocabulary(ids)
-        return Sequence(request, ids, grid, image_id=self.image_id, merge=int(self._image_processor.merge_size))
+        sequence = Sequence(request, ids, grid, image_id=self.image_id, merge=int(self._image_processor.merge_size))
+        sequence.label_ids = self._label_ids(request, len(ids))
+        return sequence
 
     def count_text_tokens(self, n_images: int, prompt: str, system: str | None) -> int:
         """Return the tokens of a prompt and its template, without visual ones.
@@ -144,6 +146,27 @@ class InputProcessor:
         if not any(token in text for token in self._control_tokens for text in (prompt, system or "")):
             return self.ids(self.render(n_images, prompt, system))
         return self._literal_ids(n_images, prompt, system)
+
+    def _label_ids(self, request: Request, n_prompt: int) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of each label, which must differ and fit the context."""
+        found: dict[tuple[int, ...], str] = {}
+        for label in request.labels:
+            ids = tuple(self.ids(label, literal=True))
+            if not ids or ids in found:
+                other = f"the tokens of {printable(repr(found[ids]), 60)}" if ids else "no tokens"
+                raise RowError("generate", f"The label {printable(repr(label), 60)} has {other}. Leave it out.")
+            found[ids] = label
+        if found:
+            longest = max(found, key=len)
+            if n_prompt + len(longest) >= self._context:
+                raise RowError(
+                    "generate",
+                    f"The label {printable(repr(found[longest]), 60)} has {len(longest)} tokens and the prompt "
+                    f"{n_prompt}; the model's context is {self._context} tokens. Shorten the label or the prompt, or "
+                    "lower max_pixels.",
+                )
+            self._check_vocabulary([token for ids in found for token in ids])
+        return tuple(found)
 
     def _literal_ids(self, n_images: int, prompt: str, system: str | None) -> list[int]:
         """Tokenize texts that contain names of control tokens apart from the template, so that they stay text."""

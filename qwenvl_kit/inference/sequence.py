@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import secrets
 from collections.abc import Callable, Collection
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +53,12 @@ class Sequence:
         Why generation ended; None while it goes on.
     overflowed : bool
         Its logits were NaN or infinite.
+    label_ids : tuple of tuple of int
+        Tokens of the labels to score, if there are any.
+    label_logprobs : tuple of float
+        Their log-likelihoods, once `score_labels` has set them.
+    label_tokens : tuple of int
+        Tokens of each, end of turn included.
     error : Exception or None
         Raised while its images were prepared.
     seconds : float
@@ -70,6 +78,9 @@ class Sequence:
         self.output_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.overflowed = False
+        self.label_ids: tuple[tuple[int, ...], ...] = ()
+        self.label_logprobs: tuple[float, ...] = ()
+        self.label_tokens: tuple[int, ...] = ()
         self.error: Exception | None = None
         self.seconds = 0.0
         self.logprobs: list[list[tuple[int, float]]] = []
@@ -158,6 +169,12 @@ class Sequence:
                 self.finish_reason = "length"
             elif stop_repetition and self._repeats():
                 self.finish_reason = "repetition"
+
+    def score_labels(self, logprobs: Seq[float], n_tokens: Seq[int]) -> None:
+        """Finish with the scores of the labels; one that is not finite makes the sequence overflowed."""
+        self.label_logprobs, self.label_tokens = tuple(logprobs), tuple(n_tokens)
+        self.overflowed = not all(map(math.isfinite, logprobs))
+        self.finish_reason = "stop"
 
     def emit_text(self, decode: Callable[[list[int]], str], on_token: Callable[[int, str], None]) -> None:
         """Call `on_token` with the new text; a character of several tokens waits until it is whole or the end."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.model_runner import PrefillChunk
     from qwenvl_kit.onnx_backend.manifest import Export
 
+_COPIES_BYTES = 256 * 2**20  # keys and values of a prompt whose labels are scored
 ATTENTION_BYTES = 256 * 2**20  # attention scores of one layer in one pass; longer prompts are prefilled in parts
 
 
@@ -92,7 +93,7 @@ class OnnxModelRunner:
         """Append one token to each of the slots 0 to B-1; return logits (B, V); see `ModelRunner.decode`."""
         n_rows = len(ids)
         return self._decode(
-            first_slot=0,
+            self._slots(0, n_rows),
             embeds=self._embed(ids).unsqueeze(1),  # (B, 1, H)
             positions=positions.expand(3, n_rows).unsqueeze(-1),  # (3, B, 1)
             lengths=lengths + 1,
@@ -100,6 +101,50 @@ class OnnxModelRunner:
             total_len=max_len,
             wanted=torch.arange(n_rows),
         )
+
+    def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return how likely tokens are to follow those of a slot, from passes over copies of it.
+
+        The operator's attention is causal, so that branches cannot share a row.
+        """
+        longest = max(map(len, continuations))
+        room = cached_len + longest  # one more than is read, see `_total_len`
+        slot_bytes = sum(2 * keys[0, :, :1].nbytes for keys, _ in self._caches) * room
+        n_rows = max(
+            1, min(len(continuations), _COPIES_BYTES // slot_bytes, max_prefill_tokens(self.device) // longest)
+        )
+        caches = [tuple(_copies(one, slot, cached_len, n_rows, room) for one in pair) for pair in self._caches]
+        scores: list[Tensor] = []
+        for start in range(0, len(continuations), n_rows):
+            batch = continuations[start : start + n_rows]
+            rows = [(keys[: len(batch)], values[: len(batch)]) for keys, values in caches]
+            scores += self._score_rows(rows, cached_len, position, batch)
+        return scores
+
+    def _score_rows(
+        self,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        cached_len: int,
+        position: int,
+        continuations: Sequence[Sequence[int]],
+    ) -> list[Tensor]:
+        sizes = torch.tensor([len(ids) - 1 for ids in continuations])
+        n_rows, longest = len(continuations), int(sizes.max())
+        ids = torch.tensor([[*tokens[:-1], *[0] * (longest + 1 - len(tokens))] for tokens in continuations])
+        wanted = torch.cat([torch.arange(size) + row * longest for row, size in enumerate(sizes.tolist())])
+        lengths = cached_len + sizes
+        logits = self._decode(
+            caches,
+            embeds=self._embed(ids.flatten()).view(n_rows, longest, -1),
+            positions=(position + torch.arange(longest)).expand(3, n_rows, -1).contiguous(),
+            lengths=lengths,
+            new_lengths=sizes,
+            total_len=_total_len(lengths, sizes),
+            wanted=wanted,
+        )
+        targets = torch.tensor([token for tokens in continuations for token in tokens[1:]], device=logits.device)
+        picked = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
+        return list(torch.split(picked, sizes.tolist()))
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a slot to another."""
@@ -166,7 +211,7 @@ class OnnxModelRunner:
         wanted = [row * longest + int(sizes[row]) - 1 for row in ending] or [0]
         lengths = torch.tensor([chunk.cached_len + start for chunk in chunks]) + sizes
         logits = self._decode(
-            first_slot=chunks[0].slot,
+            self._slots(chunks[0].slot, n_rows),
             embeds=joint,
             positions=positions,
             lengths=lengths,
@@ -176,10 +221,14 @@ class OnnxModelRunner:
         )
         return logits[: len(ending)]
 
+    def _slots(self, first: int, n_slots: int) -> list[tuple[Tensor, Tensor]]:
+        rows = slice(first, first + n_slots)
+        return [(keys[rows], values[rows]) for keys, values in self._caches]
+
     def _decode(
         self,
+        caches: Sequence[tuple[Tensor, Tensor]],
         *,
-        first_slot: int,
         embeds: Tensor,
         positions: Tensor,
         lengths: Tensor,
@@ -187,8 +236,7 @@ class OnnxModelRunner:
         total_len: int,
         wanted: Tensor,
     ) -> Tensor:
-        """Run the decoder over the slots from `first_slot` on; return logits (K, V) of the tokens `wanted`."""
-        rows = slice(first_slot, first_slot + len(embeds))
+        """Run the decoder over the caches of its rows; return logits (K, V) of the tokens `wanted`."""
         inputs = {
             "inputs_embeds": embeds,
             "position_ids": positions,
@@ -199,9 +247,9 @@ class OnnxModelRunner:
         }
         logits = torch.empty(len(wanted), self._text.vocab_size, device=self.device)
         outputs: dict[str, Tensor] = {"logits": logits}
-        for layer, (keys, values) in enumerate(self._caches):
+        for layer, (keys, values) in enumerate(caches):
             for name, cache in (("key", keys), ("value", values)):
-                inputs[f"past_{name}_{layer}"] = outputs[f"present_{name}_{layer}"] = cache[rows]
+                inputs[f"past_{name}_{layer}"] = outputs[f"present_{name}_{layer}"] = cache
         self._decoder.run(inputs, outputs)
         return logits
 
@@ -226,6 +274,13 @@ def _total_len(lengths: Tensor, new_lengths: Tensor) -> int:
     total = int(lengths.max())
     has_past = bool((lengths > new_lengths).any())
     return total + (has_past and int(new_lengths.max()) == total)
+
+
+def _copies(cache: Tensor, slot: int, cached_len: int, n_rows: int, room: int) -> Tensor:
+    """Return copies of a slot's first tokens, with room for others behind them."""
+    made = cache.new_zeros(n_rows, cache.shape[1], room, cache.shape[3])
+    made[:, :, :cached_len] = cache[slot, :, :cached_len]
+    return made
 
 
 def _grown(old: Tensor | None, shape: tuple[int, int, int, int], model_runner: OnnxModelRunner) -> Tensor:

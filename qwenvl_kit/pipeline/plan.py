@@ -13,7 +13,7 @@ from qwenvl_kit.types import Prompt, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import ImageSrcType
-    from qwenvl_kit.types import ImageSource
+    from qwenvl_kit.types import ImageSource, RowPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class Plan:
         return frozenset(shared)
 
 
-def make_plan(cells: Sequence[object], prompts: Sequence[str | Prompt | None], image_src_type: ImageSrcType) -> Plan:
+def make_plan(cells: Sequence[object], prompts: Sequence[RowPrompt], image_src_type: ImageSrcType) -> Plan:
     """Group the rows by their images.
 
     Parameters
     ----------
     cells : sequence
         One image, or list of images, per row.
-    prompts : sequence of str, Prompt or None
-        One per row; None is that row's error.
+    prompts : sequence of str, Prompt, RowError or None
+        One per row; None is that row's error, and so is an error.
     image_src_type : str
         How to read texts and bytes among the cells.
 
@@ -82,11 +82,12 @@ def make_plan(cells: Sequence[object], prompts: Sequence[str | Prompt | None], i
     prompts_of: dict[tuple[str, ...], list[PromptRef]] = {}
     n_seen: dict[tuple[tuple[str, ...], Prompt], int] = {}
     for row, (cell, given) in enumerate(zip(cells, prompts, strict=True)):
-        prompt = Prompt(given) if isinstance(given, str) else given
+        fault = given if isinstance(given, RowError) else None
+        prompt = Prompt(given) if isinstance(given, str) else None if isinstance(given, RowError) else given
         try:
             sources = classify(cell, image_src_type)
             if sources and prompt is None:
-                raise no_prompt()
+                raise fault or no_prompt()
             if sources and prompt is not None:
                 check_whole(prompt.text)
                 for label in prompt.labels:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qwenvl_kit._memory import RAM_SHARE, in_words
+from qwenvl_kit._memory import in_words
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.packing import MAX_ROWS
 from qwenvl_kit.tasks.plan_memory import ModelMemory, Part, Workload, by_device, room_of
@@ -72,7 +72,9 @@ def rows_in_flight_of(case: Case, resolved: ResolvedConfig) -> int:
     most = max(resolved.batch_size, MAX_ROWS["cpu" if device == "cpu" else "cuda"])
     if device not in case.free:
         return resolved.batch_size
-    left = RAM_SHARE * max(0, case.free[device] - case.model.weights)  # as measured once the model is loaded
+    from qwenvl_kit.inference.cache_memory import after_reserve
+
+    left = after_reserve(device, max(0, case.free[device] - case.model.weights))  # as measured once it is loaded
     row_bytes = room_of(Workload.of(case.rows), case.max_new_tokens, case.model.device) * case.model.kv_per_token
     return max(1, min(most, int(left // row_bytes)))
 

@@ -63,6 +63,21 @@ class AttentionMasks:
         """
         return {"full_attention": self._fit(mask), "sliding_attention": self._fit(self._sliding(mask, at))}
 
+    def of_branches(self, mask: Tensor, at: Tensor) -> dict[str, Tensor | None]:
+        """Return the mask of each kind of layer, under `masked_attention`, where tokens of one row branch.
+
+        Parameters
+        ----------
+        mask : bool Tensor (1, 1, T, L)
+            Which tokens the last T of a row attend to.
+        at : int64 Tensor (L,)
+            Places of all tokens of the row; those of different branches may be equal.
+        """
+        sliding = mask
+        if self._window is not None:
+            sliding = mask & (at > at[-mask.shape[2] :, None] - self._window)
+        return {"full_attention": mask, "sliding_attention": sliding}
+
     def _fit(self, mask: Tensor | None) -> Tensor | None:
         """Reduce a mask to the keys (B, L) for flash attention, which is causal by itself."""
         return mask[:, 0, -1] if mask is not None and self.is_flash else mask
@@ -127,7 +142,18 @@ def step_attention(text: Any) -> Iterator[None]:
     text : transformers.Qwen2_5_VLTextModel
     """
     AttentionInterface.register(_STEPS, attend_step)
-    own, text.config._attn_implementation = text.config._attn_implementation, _STEPS
+    with _attention(text, _STEPS):
+        yield
+
+
+def masked_attention(text: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a language model takes masks of any form, which flash attention does not."""
+    return _attention(text, "sdpa")
+
+
+@contextlib.contextmanager
+def _attention(text: Any, name: str) -> Iterator[None]:
+    own, text.config._attn_implementation = text.config._attn_implementation, name
     try:
         yield
     finally:

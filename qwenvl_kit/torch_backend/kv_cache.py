@@ -138,6 +138,23 @@ class ExtendWrite:
         return held[slots, :, : self._max_len]
 
 
+class BranchWrite:
+    """Write nothing: the tokens of one row follow a slot's cached ones for this pass only.
+
+    Parameters
+    ----------
+    slot, cached_len : int
+        The slot, and its number of cached tokens.
+    """
+
+    def __init__(self, slot: int, cached_len: int) -> None:
+        self._slot, self._cached_len = slot, cached_len
+
+    def __call__(self, held: Tensor, new: Tensor) -> Tensor:
+        """Return the slot's tokens and, behind them, `new` (1, H, T, D)."""
+        return torch.cat([held[self._slot, None, :, : self._cached_len], new], dim=2)
+
+
 class DecodeWrite:
     """Write one token to each of the first slots.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -17,16 +17,25 @@ from qwenvl_kit.inference.cancellation import points_before, stage
 from qwenvl_kit.inference.model_runner import PrefillChunk, in_pieces
 from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
 from qwenvl_kit.inference.patches import upload
-from qwenvl_kit.torch_backend.attention import AttentionMasks, step_attention
+from qwenvl_kit.inference.token_trie import TokenTrie
+from qwenvl_kit.torch_backend.attention import AttentionMasks, masked_attention, step_attention
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.cuda_graphs import RecordedSteps
-from qwenvl_kit.torch_backend.kv_cache import DecodeWrite, ExtendWrite, KVWrite, PrefillWrite, SlottedKVCache
+from qwenvl_kit.torch_backend.kv_cache import (
+    BranchWrite,
+    DecodeWrite,
+    ExtendWrite,
+    KVWrite,
+    PrefillWrite,
+    SlottedKVCache,
+)
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
 from qwenvl_kit.torch_backend.slot_attention import kernel_fault
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LOGIT_ROWS = 64  # whose logits are in memory at a time: 39 MB over a vocabulary of 152,000
 _MIN_FILL = 0.75  # a prompt shorter than this part of the longest has a pass of its own
 
 
@@ -123,7 +132,9 @@ class TorchModelRunner:
             for turn in in_pieces(chunks, limit, image_id=self._image_id)
             for batch in _pack_chunks([piece for _, piece in turn], limit, one_by_one=self._masks.is_flash)
         ]
-        with stage("prefill", len(passes) * len(self._text.layers)), points_before(self._text.layers):
+        layers = self._text.layers  # of a 3B with 640 tokens: 0.1 TFLOP, most of it in the gated network
+        points = points_before(layers, [layer.mlp for layer in layers])
+        with stage("prefill", len(passes) * len(layers)), points:
             for batch in passes:
                 for (at, _), row in zip(batch, self._prefill_batch([piece for _, piece in batch]), strict=True):
                     logits[at] = row
@@ -134,6 +145,33 @@ class TorchModelRunner:
         """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
         with step_attention(self._text):
             return (self._steps or self._step)(ids, positions, lengths, max_len)
+
+    @torch.inference_mode()
+    def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return how likely tokens are to follow those of a slot, from one pass over their tree."""
+        trie, device = TokenTrie(continuations), self.device
+        depths = trie.depths.to(device)
+        at = torch.cat([torch.arange(cached_len, device=device), cached_len + depths])  # (L,)
+        mask = torch.cat([trie.sees.new_ones(len(depths), cached_len), trie.sees], dim=1).to(device)  # (N, L)
+        self.cache.write = BranchWrite(slot, cached_len)
+        with stage("prefill", len(self._text.layers)), points_before(self._text.layers), masked_attention(self._text):
+            states = self._layers.all_states(
+                self._text.embed_tokens(trie.tokens[None].to(device)),
+                (position + depths).expand(3, 1, -1),
+                self._masks.of_branches(mask[None, None], at),
+                self.cache,
+            )[0]  # (N, D)
+        return trie.split(self._token_logprobs(states, trie))
+
+    def _token_logprobs(self, states: Tensor, trie: TokenTrie) -> Tensor:
+        """Return the log-probabilities (K,) of a tree's predictions, from logits of some nodes at a time."""
+        found = torch.empty(len(trie.nodes), device=self.device)
+        for start in range(0, len(states), _LOGIT_ROWS):
+            logits = self._logits(states[start : start + _LOGIT_ROWS])
+            picked = (trie.nodes >= start) & (trie.nodes < start + _LOGIT_ROWS)
+            logprobs = logits.log_softmax(dim=1)
+            found[picked] = logprobs[trie.nodes[picked] - start, trie.targets[picked]]
+        return found
 
     def close(self) -> None:
         """Free the model and the cache."""
@@ -208,7 +246,25 @@ class TorchModelRunner:
         return logits.to(self.device, torch.float32)
 
 
-_Layers = Callable[["Tensor", "Tensor", Mapping[str, "Tensor | None"], SlottedKVCache, "Tensor | None"], "Tensor"]
+class _Layers(Protocol):
+    """The layers of the language model."""
+
+    def __call__(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        masks: Mapping[str, Tensor | None],
+        cache: SlottedKVCache,
+        last: Tensor | None,
+    ) -> Tensor:
+        """Return hidden states (B, D) of token `last` (B,) of each row, or of its only one."""
+        ...
+
+    def all_states(
+        self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: SlottedKVCache
+    ) -> Tensor:
+        """Return hidden states (B, T, D) of all tokens."""
+        ...
 
 
 class _PlainText:
@@ -228,6 +284,16 @@ class _PlainText:
         last: Tensor | None,
     ) -> Tensor:
         """Return hidden states (B, D) of token `last` (B,) of each row, or of its only one."""
+        states = self.all_states(embedded, positions, masks, cache)
+        if last is None:
+            return states[:, 0]
+        last = last.to(states.device)
+        return states[torch.arange(len(last), device=last.device), last]
+
+    def all_states(
+        self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: SlottedKVCache
+    ) -> Tensor:
+        """Return hidden states (B, T, D) of all tokens."""
         states: Tensor = self._text(
             inputs_embeds=embedded,
             position_ids=positions,
@@ -235,10 +301,7 @@ class _PlainText:
             use_cache=True,
             **{self._cache_argument: cache},
         ).last_hidden_state
-        if last is None:
-            return states[:, 0]
-        last = last.to(states.device)
-        return states[torch.arange(len(last), device=last.device), last]
+        return states
 
 
 def _device_of(layer: Any) -> torch.device | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -68,6 +69,18 @@ class HashModelRunner:
             assert len(self.slots[slot]) == length + 1
         return torch.stack([_logits(self.slots[slot]) for slot in range(len(ids))])
 
+    def score(self, slot: int, cached_len: int, position: int, continuations: Seq[Seq[int]]) -> list[torch.Tensor]:
+        assert len(self.slots[slot]) >= cached_len
+        scores = []
+        for ids in continuations:
+            held = list(self.slots[slot][:cached_len])
+            found = []
+            for place, (token, following) in enumerate(itertools.pairwise(ids)):
+                held.append((token, (position + place,) * 3))
+                found.append(_logits(held).log_softmax(0)[following])
+            scores.append(torch.stack(found))
+        return scores
+
     def copy_slot(self, source: int, target: int, length: int) -> None:
         self.slots[target] = list(self.slots[source][:length])
 
@@ -96,7 +109,9 @@ class PlainProcessor:
 
     def encode(self, request: Request) -> Sequence:
         ids = [*range(3, 43), *[IMAGE] * 4 * len(request.images), *map(int, request.prompt.split())]
-        return Sequence(request, ids, torch.tensor([[1, 4, 4]] * len(request.images)), image_id=IMAGE, merge=2)
+        sequence = Sequence(request, ids, torch.tensor([[1, 4, 4]] * len(request.images)), image_id=IMAGE, merge=2)
+        sequence.label_ids = tuple(tuple(map(int, label.split())) for label in request.labels)
+        return sequence
 
     def patchify(self, image: LoadedImage) -> torch.Tensor:
         return torch.full((16, 1), float(image.pixels[0, 0, 0]))

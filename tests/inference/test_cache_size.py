@@ -118,6 +118,15 @@ def test_tokens_are_counted_on_the_gpu_with_the_least_room(
     assert memory.max_tokens(3 * GIB // 1000, reserve=False) >= 3 * GIB // 1000 + min(free.values()) * GIB // 1000
 
 
+@pytest.mark.parametrize(
+    ("device", "left"), [("cuda:0", 10 * GIB - 1.5e9 - GIB), ("cpu", 5 * GIB), ("cuda:0+cpu", 5 * GIB)]
+)
+def test_what_a_cache_may_take_depends_on_the_device(device: str, left: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (0, 20 * GIB))
+
+    assert cache_memory.after_reserve(device, 10 * GIB) == pytest.approx(left)
+
+
 def test_on_the_cpu_half_of_what_the_container_leaves_is_kept_and_unknown_stays_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -55,7 +55,10 @@ ROWS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20), st.integers(1, 
 def test_every_row_gets_the_answer_that_it_gets_alone_whoever_joins_leaves_or_runs_out_of_memory(
     rows: list[tuple[int, int, int]], batch_size: int, seed: int, sometimes: float
 ) -> None:
-    requests = requests_of(rows)
+    requests = [  # some have labels to score instead
+        replace(one, labels=("3 4 5", "3 4", f"{6 + one.row} 7")) if row[1] % 3 == 2 else one
+        for one, row in zip(requests_of(rows), rows, strict=True)
+    ]
     sampled = {"do_sample": True, "repetition_penalty": 1.3} if seed % 2 else {}
     alone = [run(HashModelRunner(), [request], batch_size=1, **sampled)[0] for request in requests]
 
@@ -66,6 +69,8 @@ def test_every_row_gets_the_answer_that_it_gets_alone_whoever_joins_leaves_or_ru
     assert [result.row for result in by_row] == list(range(len(rows)))
     for one, other, request in zip(by_row, alone, requests, strict=True):
         assert (one.text, one.finish_reason, one.new_tokens) == (other.text, other.finish_reason, other.new_tokens)
+        assert (one.label_logprobs, one.label_tokens) == (other.label_logprobs, other.label_tokens)
+        assert (one.label_logprobs is not None) == bool(request.labels)
         assert one.new_tokens is not None
         assert one.new_tokens <= request.max_new_tokens
 

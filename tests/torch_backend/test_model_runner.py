@@ -301,3 +301,26 @@ def test_weights_packed_from_their_stored_dtype_are_those_that_transformers_conv
         assert tensor.dtype == wanted[name].dtype == torch.float32
         assert torch.equal(tensor.to_dense(), wanted[name].to_dense()), name
     ours.close()
+
+
+def test_answers_that_share_beginnings_are_scored_in_one_pass(
+    model_runner: TorchModelRunner, texts: list[Text], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "_LOGIT_ROWS", 4)
+    model_runner.resize_cache(0, 0)
+    model_runner.resize_cache(2, 128)
+    answers = [[30, 31, 32, 33, 1], [30, 31, 40, 1], [30, 1], [50, 51, 52, 53, 54, 55, 56, 1], [60, 1]]
+    for slot, text in ((1, texts[1]), (0, texts[3])):
+        model_runner.prefill([text.chunk(model_runner, slot, [])])
+    for slot, text in ((1, texts[1]), (0, texts[3])):
+        position = int(text.positions([30])[0, -1])
+        scores = model_runner.score(slot, len(text.prompt), position, answers)
+
+        for answer, found in zip(answers, scores, strict=True):
+            wanted = [text.logits(answer[:at]).log_softmax(0)[answer[at]] for at in range(1, len(answer))]
+            torch.testing.assert_close(found, torch.stack(wanted), atol=1e-4, rtol=0)
+
+    outputs: list[list[int]] = [[], []]  # slots are left as they were
+    logits = steps(model_runner, [texts[3], texts[1]], outputs, [30, 40])
+    wanted_logits = [texts[3].logits([30]), texts[1].logits([40])]
+    torch.testing.assert_close(logits, torch.stack(wanted_logits), **NEAR)

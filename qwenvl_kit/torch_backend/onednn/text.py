@@ -71,6 +71,15 @@ class OneDNNText:
         states = layer.run(states, rotary, masks[kind], cache, last)
         return self._text.norm(states[:, 0])  # type: ignore[no-any-return]
 
+    def all_states(self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: Any) -> Tensor:
+        """Return hidden states (B, T, D) of all tokens."""
+        states = embedded
+        rotary = rotary_as_complex(*self._text.rotary_emb(embedded, positions))[:, None]  # (B, 1, T, d/2)
+        for layer, kind in zip(self._text.layers, self._text.config.layer_types, strict=True):
+            advance()
+            states = layer.run(states, rotary, masks[kind], cache)
+        return self._text.norm(states)  # type: ignore[no-any-return]
+
 
 class OneDNNLayer(nn.Module):
     """Decoder layer: attention and gated network, each with its norm and residual.
