@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from qwenvl_kit._memory import in_words
+from qwenvl_kit._words import duration
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, warn_ignored_options
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.html import render
@@ -120,9 +121,9 @@ class Plan:
             return "no model"
         if self.time is None:
             return f"unknown: run qwenvl-kit bench --model-name {self.resolved.model}"
-        vision, prompts, answers = map(_duration, (self.time.vision_s, self.time.prompt_s, self.time.decode_s))
+        vision, prompts, answers = map(duration, (self.time.vision_s, self.time.prompt_s, self.time.decode_s))
         return (
-            f"at most {_duration(self.time.total_s)}: images {vision}, prompts {prompts}, answers up to {answers} "
+            f"at most {duration(self.time.total_s)}: images {vision}, prompts {prompts}, answers up to {answers} "
             f"(measured {self.time.measured_at})"
         )
 
@@ -244,17 +245,3 @@ def _rows_in_words(rows: pd.DataFrame) -> str:
         if len(values):
             lines.append(f"{what}: {values.min()} to {values.max()} a row, {values.sum()} in all")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as people read it.
-
-    Examples
-    --------
-    >>> _duration(0.25), _duration(95), _duration(7300)
-    ('0.2 s', '1 min 35 s', '2 h 2 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
