@@ -1,7 +1,7 @@
 """What a hundred labels of one image cost, against one label.
 
-``python tests/benchmarks/labels.py`` prints the seconds of CPU and the ratio for the embedded model and for the model of
-the other benchmarks, on torch and ONNX Runtime: medians of alternating turns, each with an image that is new.
+``python tests/benchmarks/labels.py`` prints the seconds of CPU and the ratio for the embedded model and for the model
+of the other benchmarks, on torch and ONNX Runtime: medians of alternating turns, each with an image that is new.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from qwenvl_kit.export import to_onnx
 
 N_TURNS = 9
 OPTIONS: dict[str, Any] = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
-WORDS = [
-    f"{colour} {shape}" for colour in ["red", "green", "blue", "black", "white"] for shape in "abcdefghijklmnopqrst"
-]
+COLOURS, SHAPES = ["red", "green", "blue", "black", "white"], "abcdefghijklmnopqrst"
+WORDS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def main() -> None:

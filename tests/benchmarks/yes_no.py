@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/yes_no.py --questions 1000`` prints accuracy, expected calibration error (15 bins of equal
 width: Guo et al. 2017, https://arxiv.org/abs/1706.04599) and Brier score of ``classify``, each with the 95 % interval
-of 2,000 bootstrap samples over questions; and how well the probability of "Yes." tells a question's own image from another
-image, in which the thing is not there: the area under the ROC curve, with and without ``prior="blank"``.
+of 2,000 bootstrap samples over questions; and how well the probability of "Yes." tells a question's own image from
+another image, in which the thing is not there: the area under the ROC curve, with and without ``prior="blank"``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import qwenvl_kit  # noqa: F401  # registers df.vl
+from qwenvl_kit.compare.statistics import calibration_error
 from qwenvl_kit.demo import draw, sample_scenes
 from qwenvl_kit.demo.scenes import Scene, questions
 
 OPTIONS: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
 LABELS = ["Yes.", "No."]
-_BINS = 15
 Floats = NDArray[np.float64]
 
 
@@ -76,13 +76,6 @@ def show(name: str, measure: Callable[[NDArray[np.intp]], float], n_rows: int, n
     drawn = [measure(rng.integers(n_rows, size=n_rows)) for _ in range(n_samples)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     print(f"  {name:32} {measure(np.arange(n_rows)):.4f}  [{low:.4f}, {high:.4f}]")
-
-
-def calibration_error(sure: Floats, right: Floats) -> float:
-    """Return the mean gap between how sure and how right the answers of a bin are, weighted by their number."""
-    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
-    gaps = [abs(sure[bins == one].sum() - right[bins == one].sum()) for one in range(_BINS)]
-    return float(sum(gaps) / len(sure))
 
 
 def area(positive: Floats, negative: Floats) -> float:
