@@ -96,10 +96,10 @@ def _groups() -> Iterator[int | None]:
 
 
 def _limits() -> Iterator[int]:
-    """Yield the limit of each group that has one; a swap's own limit is left out, so that the sum is never too low."""
+    """Yield the limit of each group that has one; all swap is added, so that the sum is never too low."""
     for group, (limit, _, _) in _memory_groups():
         with contextlib.suppress(OSError, ValueError):
-            yield int((group / limit).read_text())
+            yield int((group / limit).read_text()) + 1024 * _field(_PROC / "meminfo", "SwapTotal:")
 
 
 def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, ...]]]]:

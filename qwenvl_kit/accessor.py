@@ -7,16 +7,15 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.columns import labels_of, pick_column, pick_labels, pick_prompts, pick_question
+from qwenvl_kit.columns import labels_of, pick_column, pick_prompts
 from qwenvl_kit.compare import Comparison
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import classify_rows, compare_rows, plan_rows, run_questions, run_rows, run_texts
+from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import FetchKeywords, Options
 from qwenvl_kit.signatures import expand_options
-from qwenvl_kit.structured_answers import Labels, Prompts, StructuredAnswers
-from qwenvl_kit.tasks.classify import Classification, check_single
+from qwenvl_kit.structured_answers import Prompts, StructuredAnswers
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -82,57 +81,6 @@ class FrameAccessor(StructuredAnswers):
         return run_texts(
             pick_column(self._frame, column), pick_prompts(self._frame, prompts), "caption", control, options
         )
-
-    @expand_options
-    def ask(
-        self,
-        column: Hashable,
-        question: Hashable | Mapping[str, Hashable],
-        *,
-        options: Labels | None = None,
-        control: Control | None = None,
-        **settings: Unpack[Options],
-    ) -> pd.Series | pd.DataFrame:
-        """Ask one or several questions about each image of a column.
-
-        Parameters
-        ----------
-        column : label
-            Column of images, as for `caption`.
-        question : str, label or mapping
-            A question, a column of this frame with one per row, or a mapping from names to either.
-        options : sequence of str, label or Series, optional
-            Possible answers, for all rows, or a column of lists: the likeliest is chosen, as by `classify`.
-        control, **settings
-            As for `caption`.
-
-        Returns
-        -------
-        Series or DataFrame of str
-            A column per question for a mapping. Each image is fetched once for all questions. With `options`, the
-            columns ``label`` and ``probability`` of `classify`.
-
-        Raises
-        ------
-        ColumnNotFound
-            The frame has no such column, or `question` is a single word that names none. Other errors as for `caption`.
-
-        Examples
-        --------
-        >>> df = pd.DataFrame({"image": [None]})
-        >>> questions = {"colour": "What colour is it?", "count": "How many are there?"}
-        >>> list(df.vl.ask("image", questions, backend="echo", progress=False).columns)
-        ['colour', 'count']
-        """
-        cells = pick_column(self._frame, column)
-        if options is not None:
-            check_single(question)
-            asked, labels = pick_question(self._frame, question), pick_labels(self._frame, options)
-            return classify_rows(cells, labels, asked, Classification(), control, settings)
-        if isinstance(question, Mapping):
-            questions = {name: pick_question(self._frame, one) for name, one in question.items()}
-            return run_questions(cells, questions, control, settings)
-        return run_texts(cells, pick_question(self._frame, question), "answer", control, settings)
 
     @expand_options
     def run(

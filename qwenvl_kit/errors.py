@@ -13,11 +13,13 @@
     ├── RowError                                error of one row; becomes a ``Result``
     ├── RowErrors                               failed rows under ``on_error="raise"``
     ├── ExportFailed       (RuntimeError)       an ONNX export that failed, or differs from its source
+    ├── InsufficientMemory (MemoryError)        a model that no memory of this machine can hold
     ├── BackendBusy        (RuntimeError)       a call on a model from inside its own run
     ├── ForkedProcess      (RuntimeError)       a call in a process forked with a loaded model or an active run
     └── BackendFailed      (RuntimeError)       error of the backend, for all rows
     Interrupted            (KeyboardInterrupt)  Ctrl-C ended the run
     QwenVLWarning          (UserWarning)
+    ├── CostWarning                             an image takes over a minute, or a model more than free memory
     ├── OptionWarning                           an explicit option is ignored, or the device computes slowly
     ├── RowErrorWarning                         failed rows of a finished run
     └── StoreWarning                            a store was moved aside, or parts of it left out
@@ -174,6 +176,10 @@ class ExportFailed(QwenVLError, RuntimeError):
     """An ONNX export could not be written, or differs from its source; its files are removed."""
 
 
+class InsufficientMemory(QwenVLError, MemoryError):
+    """The weights of a model exceed all memory of their device; nothing was loaded."""
+
+
 class BackendBusy(QwenVLError, RuntimeError):
     """A model was called from inside its own run, which would deadlock."""
 
@@ -223,6 +229,10 @@ class QwenVLWarning(UserWarning):
     """
 
     results: Any = None
+
+
+class CostWarning(QwenVLWarning):
+    """An image takes more than a minute on this device, or a model more memory than is free."""
 
 
 class OptionWarning(QwenVLWarning):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import pandas as pd
@@ -20,7 +22,8 @@ from qwenvl_kit.tasks.classify import Classification, blank_cells, check_classif
 from qwenvl_kit.tasks.plan import Plan, plan_run
 
 if TYPE_CHECKING:
-    from qwenvl_kit.types import RowPrompt
+    from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.types import Result, RowPrompt
 
 _T = TypeVar("_T")
 _last: pd.DataFrame | Callable[[], pd.DataFrame] | None = None
@@ -132,7 +135,7 @@ def classify_rows(
         blank = None if classification.prior is None else _run_blank(cells, frame, asked, config, control)
         return classification.frame(frame, some, blank)
 
-    return _execute(cells.tolist(), asked, config, control, shape, index=cells.index)
+    return execute_rows(cells.tolist(), asked, config, control, shape, index=cells.index)
 
 
 def _run_blank(
@@ -206,12 +209,12 @@ def _ask(
     filled = [row_prompts(one, config.prompt, index) for one in prompts]
     flat_prompts = [column[row] for row in range(len(cells)) for column in filled]
     flat_cells = [cell for cell in cells.tolist() for _ in range(n_prompts)]
-    return _execute(
+    return execute_rows(
         flat_cells, flat_prompts, config, control, shape, index=index.repeat(n_prompts), n_prompts=n_prompts
     )
 
 
-def _execute(
+def execute_rows(
     cells: Sequence[object],
     prompts: Sequence[RowPrompt],
     config: Config,
@@ -220,8 +223,9 @@ def _execute(
     *,
     index: pd.Index,
     n_prompts: int = 1,
+    checked: Callable[[Result], Result] | None = None,
 ) -> _T:
-    """Run a prompt on each cell; return what `shape` makes of the frame under `index`."""
+    """Run a prompt on each cell; return what `shape` makes of the frame of `checked` results under `index`."""
     with InterruptGuard(len(cells), control) as guard:
         try:
             run = execute(cells, prompts, config, control=guard.control)
@@ -229,9 +233,17 @@ def _execute(
         except KeyboardInterrupt:
             guard.hold()
             run = guard.rescued(config)
+        if checked is not None:
+            run = _with_results(run, [checked(result) for result in run.results])
         remember(functools.partial(result_frame, run, index))
         frame = result_frame(run, index)
         remember(frame)
         results = shape(frame)
         run = guard.finished(run)
     return return_or_raise(run, frame, results, on_error=config.on_error, n_prompts=n_prompts)
+
+
+def _with_results(run: Run, results: list[Result]) -> Run:
+    """Return a run with other results, counted anew in its record."""
+    rows = dict(Counter(result.status for result in results))
+    return replace(run, results=results, record={**run.record, "rows": rows})

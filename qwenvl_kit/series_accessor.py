@@ -7,11 +7,19 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.frame_run import classify_rows, plan_rows, run_questions, run_rows, run_texts
+from qwenvl_kit.constrained_run import constrained_texts, extract_rows
+from qwenvl_kit.frame_run import (
+    classify_rows,
+    plan_rows,
+    run_questions,
+    run_rows,
+    run_texts,
+)
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
-from qwenvl_kit.tasks.classify import Classification, Normalize, Prior, check_single
+from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
+from qwenvl_kit.tasks.extract import check_form
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -46,16 +54,34 @@ class SeriesAccessor:
         question: str | pd.Series | Sequence[str | None] | Mapping[str, str | pd.Series],
         *,
         options: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         control: Control | None = None,
         **settings: Unpack[Options],
     ) -> pd.Series | pd.DataFrame:
         """Ask one or several questions about each image of the series; see `FrameAccessor.ask`."""
-        if options is not None:
-            check_single(question)
-            return classify_rows(self._series, options, question, Classification(), control, settings)
+        form = check_form(question, options, regex, choices)
         if isinstance(question, Mapping):
             return run_questions(self._series, dict(question), control, settings)
-        return run_texts(self._series, question, "answer", control, settings)
+        if form == "options":
+            return classify_rows(self._series, options, question, Classification(), control, settings)
+        if form is None:
+            return run_texts(self._series, question, "answer", control, settings)
+        return constrained_texts(self._series, question, "answer", control, settings, regex=regex, choices=choices)
+
+    @expand_options
+    def extract(
+        self,
+        schema: object,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        constrain: bool = True,
+        flatten: bool = False,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """Describe each image by the fields of a schema, a column each; see `FrameAccessor.extract`."""
+        return extract_rows(self._series, schema, prompts, control, options, constrain=constrain, flatten=flatten)
 
     @expand_options
     def classify(

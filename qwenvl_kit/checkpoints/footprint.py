@@ -10,10 +10,12 @@ from qwenvl_kit.checkpoints.weight_files import TensorHeader, read_headers, weig
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
+    from qwenvl_kit.checkpoints.resolve import ResolvedConfig
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of one number, by the value of the option ``dtype``."""
 
+_EXPORTED = (".onnx", ".data", ".npy")
 _FLOATS = {"F64", "F32", "F16", "BF16"}  # which a loader converts to the dtype asked for
 _STORED_BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16, "F4": 4}
 
@@ -53,6 +55,19 @@ def weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     if checkpoint.config.get("tie_word_embeddings", text.get("tie_word_embeddings")):
         headers.pop("lm_head.weight", None)  # the embeddings serve instead
     return sum(_tensor_bytes(header, dtype) for header in headers.values())
+
+
+def file_bytes(checkpoint: Checkpoint, *, is_export: bool) -> int:
+    """Return the bytes of the files that hold the weights."""
+    suffixes = _EXPORTED if is_export else (".safetensors",)
+    return sum(file.stat().st_size for file in checkpoint.path.iterdir() if file.suffix in suffixes)
+
+
+def loaded_bytes(checkpoint: Checkpoint, resolved: ResolvedConfig) -> int:
+    """Return the bytes of a model's weights once loaded: of a checkpoint, or of an export, which stays as it is."""
+    if resolved.provider is not None:
+        return file_bytes(checkpoint, is_export=True)
+    return weight_bytes(checkpoint, resolved.dtype)
 
 
 def text_field(config: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -154,7 +154,7 @@ class _Work:
         self._report_start, self._report_result = on_start, on_result
         self._lock = threading.Lock()
         self._n_done = self._n_failed = 0
-        self._tick: Tick = lambda _done, _failed: None
+        self._tick: Tick = lambda _done, _failed, _text: None
         self.cache: FetchCache | None = None
         self.run = GridRun()
 
@@ -219,7 +219,7 @@ class _Work:
         with self._lock:
             self._n_done += 1
             self._n_failed += result.status == "error"
-            self._tick(self._n_done, self._n_failed)
+            self._tick(self._n_done, self._n_failed, "")
         if self._control.on_result is not None:
             self._control.on_result(result)
         if self._report_result is not None:

@@ -20,6 +20,7 @@ from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
 from qwenvl_kit.pipeline.collector import ResultCollector
 from qwenvl_kit.pipeline.plan import make_plan
 from qwenvl_kit.pipeline.prefetch import ImagePrefetcher
+from qwenvl_kit.pipeline.progress import StageProgress
 from qwenvl_kit.pipeline.run import collect, generate
 from qwenvl_kit.pipeline.run_record import RunClock, make_record
 from qwenvl_kit.pipeline.source_index import SourceIndex
@@ -153,9 +154,10 @@ def run_spec(
         cancel=control.cancel,
     )
     release_openmp_threads()
-    run_control = RunControl(control.cancel, control.on_token, notes.append)
+    progress = StageProgress()
+    run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report)
     work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
-    outcome = collect(work, collector, control.cancel, show_progress=config.progress)
+    outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
     record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.checkpoints.library_errors import first_line, is_device_lost, is_out_of_memory, release_frames
 from qwenvl_kit.errors import BackendFailed, ForkedProcess
 from qwenvl_kit.executors.base import refuse_nested_run
+from qwenvl_kit.executors.memory_check import check_memory
 from qwenvl_kit.inference.cancellation import Cancelled
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class ModelCache:
         ------
         Cancelled
             `control` was cancelled while another run used the model, or while it was loaded.
+        InsufficientMemory
+            The weights exceed all memory of their device; see `check_memory`.
         BackendFailed
             Memory ran out while the model was loaded, or the GPU was lost during the run.
         """
@@ -71,6 +74,7 @@ class ModelCache:
         try:
             if self._backend is None or self._identity != spec.identity:
                 self._drop()
+                check_memory(spec, note=None if control is None else control.note)
                 self._backend, self._identity = _load(spec, control), spec.identity
             yield self._backend
         except RuntimeError as error:

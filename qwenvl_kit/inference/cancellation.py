@@ -67,12 +67,16 @@ def bound_advance() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def points_before(modules: Iterable[Any]) -> Iterator[None]:
-    """Call `advance` before each forward of some torch modules; outside of `cancellable` they stay as they are."""
+def points_before(modules: Iterable[Any], parts: Iterable[Any] = ()) -> Iterator[None]:
+    """Call `advance` before each forward of some torch modules, and `check` before those of `parts` of them.
+
+    Outside of `cancellable` they stay as they are.
+    """
     if _current.get() is None:
         yield
         return
     hooks = [module.register_forward_pre_hook(lambda *_: advance()) for module in modules]
+    hooks += [part.register_forward_pre_hook(lambda *_: check()) for part in parts]
     try:
         yield
     finally:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from qwenvl_kit.calibration import Calibration, read_calibration
+from qwenvl_kit.checkpoints.devices import hardware_label
 from qwenvl_kit.inference.cache_size import CacheSize, capacity_step
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.label_scoring import LabelScorer
+from qwenvl_kit.inference.long_images import LongImages
 from qwenvl_kit.inference.oom import free_memory, is_out_of_memory
 from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.sampler import Sampler
@@ -87,7 +90,8 @@ class Engine:
         memory: CacheMemory | None = None,
     ) -> None:
         self._model_runner, self._encoder_cache = model_runner, encoder_cache
-        self._queue, self._control = queue, control
+        self._long_images = LongImages(control, model_runner.device, _calibration_of(resolved))
+        self._queue, self._control = queue, self._long_images.control
         reserve, step = resolved.rows_in_flight == "auto", capacity_step(model_runner.device)
         size = CacheSize(memory, reserve=reserve, step=step)
         self._slots = SlotManager(model_runner, size)
@@ -155,6 +159,7 @@ class Engine:
         """Return the sequences whose images are good, and the visual tokens of each; the others get an `error`."""
         good: list[Sequence] = []
         tensors: list[Tensor] = []
+        self._long_images.begin(sequences)
         for sequence, features in zip(sequences, self._encoder_cache.encode(sequences), strict=True):
             if isinstance(features, Exception):
                 sequence.error = features
@@ -184,6 +189,10 @@ class Engine:
         self._encoder_cache.clear()
         free_memory()
         return results
+
+
+def _calibration_of(resolved: ResolvedConfig) -> Calibration | None:
+    return read_calibration(resolved.fingerprint, hardware_label(resolved.device, resolved.threads))
 
 
 def _unless_out_of_memory(work: Callable[[], _T]) -> _T | None:

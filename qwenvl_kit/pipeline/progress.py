@@ -3,27 +3,78 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-Tick = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from qwenvl_kit.inference.backend import Stage
+
+Tick = Callable[[int, int, str], None]
+_STAGES: dict[Stage, str] = {
+    "load": "loading {}/{}",
+    "encode": "image: layer {}/{}",
+    "prefill": "prompt: layer {}/{}",
+}
+_SHOWN_AFTER_S = 1.0  # what is sooner done would only flicker
+
+
+class StageProgress:
+    """How far the model is within a row: `report` is called from its thread, `text` from the one that shows it.
+
+    Examples
+    --------
+    >>> now = [0.0]
+    >>> progress = StageProgress(lambda: now[0])
+    >>> progress.report("encode", 1, 32)
+    >>> progress.text()
+    ''
+    >>> now[0] = 2.0
+    >>> progress.report("encode", 12, 32)
+    >>> progress.text()
+    'image: layer 12/32'
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._started = clock, 0.0
+        self._last: tuple[Stage, int, int] | None = None
+
+    def report(self, stage: Stage, done: int, total: int) -> None:
+        """Keep how many steps of a stage are done or under way."""
+        if self._last is None or self._last[0] != stage or done <= self._last[1]:
+            self._started = self._clock()
+        self._last = stage, done, total
+
+    def text(self) -> str:
+        """Return the stage and its steps; empty where it ends soon, or there is none."""
+        last = self._last
+        if last is None or last[1] >= last[2] or self._clock() - self._started < _SHOWN_AFTER_S:
+            return ""
+        stage, done, total = last
+        return _STAGES[stage].format(done, total)
 
 
 @contextlib.contextmanager
 def progress_bar(n_rows: int, *, shown: bool) -> Iterator[Tick]:
-    """Yield a function of the numbers of rows that are done and that failed; it updates a bar where `shown`.
+    """Yield a function of the rows that are done, of those that failed and of a text; it updates a bar where `shown`.
 
     tqdm estimates the time left from the recent pace.
     """
     if not shown or not n_rows:
-        yield lambda _done, _failed: None
+        yield lambda _done, _failed, _text: None
         return
     from tqdm.auto import tqdm
 
     with tqdm(total=n_rows, unit="row", smoothing=0.1) as bar:
+        shown_before = ""
 
-        def tick(done: int, failed: int) -> None:
-            if failed:
-                bar.set_postfix(errors=failed, refresh=False)
+        def tick(done: int, failed: int, text: str) -> None:
+            nonlocal shown_before
+            words = ", ".join([*([f"errors={failed}"] if failed else []), *([text] if text else [])])
+            bar.set_postfix_str(words, refresh=False)
             bar.update(done - bar.n)
+            if words != shown_before:  # also where no row is done meanwhile
+                bar.refresh()
+            shown_before = words
 
         yield tick

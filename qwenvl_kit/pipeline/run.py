@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qwenvl_kit.checkpoints.library_errors import release_frames
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference.cancellation import Cancelled
-from qwenvl_kit.pipeline.progress import progress_bar
+from qwenvl_kit.pipeline.progress import StageProgress, progress_bar
 from qwenvl_kit.pipeline.run_record import missing
 from qwenvl_kit.pipeline.threads import worker
 
@@ -64,7 +64,12 @@ class Outcome(NamedTuple):
 
 
 def collect(
-    work: Callable[[], None], collector: ResultCollector, cancel: threading.Event, *, show_progress: bool
+    work: Callable[[], None],
+    collector: ResultCollector,
+    cancel: threading.Event,
+    *,
+    progress: StageProgress | None = None,
+    show_progress: bool,
 ) -> Outcome:
     """Run `work` in a thread and wait until it ends; an exception of it is the outcome's failure.
 
@@ -74,7 +79,7 @@ def collect(
     interrupted = False
     try:
         if background.start():
-            background.wait(collector, show_progress=show_progress)
+            background.wait(collector, progress or StageProgress(), show_progress=show_progress)
     except KeyboardInterrupt:
         interrupted = True
         cancel.set()
@@ -102,12 +107,12 @@ class _Background:
             return False
         return True
 
-    def wait(self, collector: ResultCollector, *, show_progress: bool) -> None:
+    def wait(self, collector: ResultCollector, progress: StageProgress, *, show_progress: bool) -> None:
         """Wait until the work has ended, and show progress."""
         with progress_bar(collector.n_rows, shown=show_progress) as tick:
             while not self._ended.wait(_REFRESH_S):
-                tick(collector.n_done, collector.counts["error"])
-            tick(collector.n_done, collector.counts["error"])
+                tick(collector.n_done, collector.counts["error"], progress.text())
+            tick(collector.n_done, collector.counts["error"], "")
 
     def _run(self) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -113,12 +113,6 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     powers: NDArray[np.float64] = np.exp(scores - scores.max())
     shares: NDArray[np.float64] = powers / powers.sum()
     return shares
-
-
-def check_single(question: object) -> None:
-    """Raise ConfigError for several questions at once."""
-    if isinstance(question, Mapping):
-        raise ConfigError("options belong to one question. Call ask once for each of the questions.")
 
 
 def check_classifiable(config: Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 
 from qwenvl_kit._memory import in_words
+from qwenvl_kit._words import duration
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, warn_ignored_options
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.html import render
-from qwenvl_kit.images import Sizing
-from qwenvl_kit.tasks.plan_fit import Case, problems, rows_in_flight_of
-from qwenvl_kit.tasks.plan_memory import ModelMemory, free_memory_of
+from qwenvl_kit.tasks.plan_fit import Case, case_of, problems
 from qwenvl_kit.tasks.plan_rows import PlannedRow, plan_rows
 from qwenvl_kit.tasks.plan_time import PlannedTime, planned_time
 
@@ -120,9 +119,9 @@ class Plan:
             return "no model"
         if self.time is None:
             return f"unknown: run qwenvl-kit bench --model-name {self.resolved.model}"
-        vision, prompts, answers = map(_duration, (self.time.vision_s, self.time.prompt_s, self.time.decode_s))
+        vision, prompts, answers = map(duration, (self.time.vision_s, self.time.prompt_s, self.time.decode_s))
         return (
-            f"at most {_duration(self.time.total_s)}: images {vision}, prompts {prompts}, answers up to {answers} "
+            f"at most {duration(self.time.total_s)}: images {vision}, prompts {prompts}, answers up to {answers} "
             f"(measured {self.time.measured_at})"
         )
 
@@ -148,8 +147,7 @@ def plan_run(cells: pd.Series, prompts: Sequence[str | None], config: Config) ->
     warn_ignored_options(config, spec.resolved)
     tokens = _Tokens(_processor(spec), config)
     rows = plan_rows(cells.tolist(), prompts, config, spec.geometry, tokens.counter, tokens.check)
-    model = ModelMemory.of(spec)
-    case = None if model is None else _case(model, rows, config, spec)
+    case = case_of(spec, rows, config)
     in_flight = 1 if case is None else case.rows_in_flight
     time = planned_time(rows, spec, rows_in_flight=in_flight, max_new_tokens=config.max_caption_length)
     return Plan(
@@ -188,14 +186,6 @@ def _processor(spec: BackendSpec) -> InputProcessor | None:
 
     vocab_size = int(load_config(checkpoint).text_config.vocab_size)
     return InputProcessor(load_processor(checkpoint), checkpoint.context, vocab_size=vocab_size)
-
-
-def _case(model: ModelMemory, rows: list[PlannedRow], config: Config, spec: BackendSpec) -> Case:
-    devices = dict.fromkeys(("cpu", model.device))
-    free = {at: n for at in devices if (n := free_memory_of(at)) is not None}
-    sizing = Sizing.of(config.image, spec.geometry)
-    case = Case(model, rows, sizing, 1, config.max_caption_length, free)
-    return replace(case, rows_in_flight=rows_in_flight_of(case, spec.resolved))
 
 
 def _memory_frame(case: Case | None) -> pd.DataFrame:
@@ -244,17 +234,3 @@ def _rows_in_words(rows: pd.DataFrame) -> str:
         if len(values):
             lines.append(f"{what}: {values.min()} to {values.max()} a row, {values.sum()} in all")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as people read it.
-
-    Examples
-    --------
-    >>> _duration(0.25), _duration(95), _duration(7300)
-    ('0.2 s', '1 min 35 s', '2 h 2 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

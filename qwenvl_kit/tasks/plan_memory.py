@@ -15,7 +15,7 @@ from qwenvl_kit.checkpoints.activations import (
     prompt_pass_bytes,
     vision_pass_bytes,
 )
-from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token, weight_bytes
+from qwenvl_kit.checkpoints.footprint import file_bytes, kv_bytes_per_token, loaded_bytes
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference.cache_size import capacity_of, capacity_step
 from qwenvl_kit.inference.packing import (
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.tasks.plan_rows import PlannedRow
 
 _WAITING_BYTES = 192 * 2**20  # pixels that wait for the model: see RequestBuffer
-_EXPORTED = (".onnx", ".data", ".npy")
 _CUDA_CONTEXT = 600 * 2**20  # of the driver and its kernels; an estimate, not yet tried on a GPU
 
 
@@ -139,14 +138,12 @@ class ModelMemory:
         from qwenvl_kit.checkpoints.loading import load_config
 
         is_export = resolved.provider is not None
-        suffixes = _EXPORTED if is_export else (".safetensors",)
-        files = sum(file.stat().st_size for file in checkpoint.path.iterdir() if file.suffix in suffixes)
         return cls(
             shape=ModelShape.of(load_config(checkpoint)),
             device=resolved.device,
             dtype=cast("DType", resolved.dtype),
-            weights=files if is_export else weight_bytes(checkpoint, resolved.dtype),
-            files=files,
+            weights=loaded_bytes(checkpoint, resolved),
+            files=file_bytes(checkpoint, is_export=is_export),
             kv_per_token=kv_bytes_per_token(checkpoint.config, resolved.dtype),
             patch=spec.geometry.patch,
             is_prepacked=not is_export and resolved.device == "cpu" and resolved.dtype == "float32",

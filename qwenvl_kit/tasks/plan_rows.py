@@ -136,7 +136,7 @@ def _read_sizes(sources: Sequence[ImageSource], reader: HeaderReader, *, shown: 
         with progress_bar(len(sources), shown=shown and len(sources) > 1) as tick:
             for source, size in _sizes_of(sources, reader, pool):
                 found[source.key] = size
-                tick(len(found), 0)
+                tick(len(found), 0, "")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         ImageLoader.close_idle()

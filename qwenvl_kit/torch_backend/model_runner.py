@@ -132,7 +132,9 @@ class TorchModelRunner:
             for turn in in_pieces(chunks, limit, image_id=self._image_id)
             for batch in _pack_chunks([piece for _, piece in turn], limit, one_by_one=self._masks.is_flash)
         ]
-        with stage("prefill", len(passes) * len(self._text.layers)), points_before(self._text.layers):
+        layers = self._text.layers  # of a 3B with 640 tokens: 0.1 TFLOP, most of it in the gated network
+        points = points_before(layers, [layer.mlp for layer in layers])
+        with stage("prefill", len(passes) * len(layers)), points:
             for batch in passes:
                 for (at, _), row in zip(batch, self._prefill_batch([piece for _, piece in batch]), strict=True):
                     logits[at] = row

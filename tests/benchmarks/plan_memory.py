@@ -73,7 +73,7 @@ def _measure(folder: Path, dtype: str, n_rows: int, sides: tuple[int, int]) -> d
         "dtype": dtype,
         "batch_size": n_rows,
         "rows_in_flight": n_rows,
-        "max_caption_length": 64,
+        "max_caption_length": 8,
         "progress": False,
     }
     images = [np.random.default_rng(seed).integers(0, 256, (*sides, 3), dtype=np.uint8) for seed in range(n_rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import time
@@ -344,6 +345,8 @@ UNUSABLE: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("what", UNUSABLE)
 def test_an_unusable_checkpoint_is_refused_with_its_folder_and_the_cause(folder: Path, what: str) -> None:
+    if what == "compressed-tensors" and importlib.util.find_spec("compressed_tensors"):
+        pytest.skip("the package that reads it is installed, as vLLM does")
     change, cause = UNUSABLE[what]
     change(folder)
 

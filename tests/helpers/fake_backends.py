@@ -77,6 +77,10 @@ class ScriptedSpec:
     def identity(self) -> str:
         return f"scripted:{id(self.script)}"
 
+    @property
+    def checkpoint(self) -> None:
+        """None: there is no model."""
+
     def load(self, control: RunControl | None = None) -> Backend:
         self.script.n_loads += 1
         return ScriptedBackend(self.script)

@@ -195,10 +195,12 @@ def test_a_grammar_that_grows_beyond_limits_is_that_rows_error() -> None:
         sequence(Constraint("regex", "b{90}")),
         sequence(None),
     )
-    sampler = Sampler(resolved_of(), eos_ids(), lambda: small)
-    for _ in range(5):
-        running = [one for one in (broken, good, free) if one.error is None]
-        for one, token in zip(running, sampler.sample(torch.randn(len(running), 1100), running), strict=True):
+    sampler, draws = Sampler(resolved_of(), eos_ids(), lambda: small), torch.Generator().manual_seed(0)
+    for _ in range(50):
+        running = [one for one in (broken, good, free) if not one.is_finished]
+        for one, token in zip(
+            running, sampler.sample(torch.randn(len(running), 1100, generator=draws), running), strict=True
+        ):
             one.append_token(token, (), stop_repetition=False)
 
     assert good.error is None

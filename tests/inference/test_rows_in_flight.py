@@ -155,3 +155,31 @@ def test_where_little_memory_is_left_few_rows_run_and_all_are_answered() -> None
     assert {result.status for result in results} == {"ok"}
     assert machine.n_most_decoded == 3
     assert machine.n_most_held == 3 * 64
+
+
+def test_first_tokens_are_emitted_and_cancel_is_looked_at_between_groups_of_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Prefilling(Machine):
+        n_chunks = 0
+
+        def prefill(self, chunks: Any) -> Any:
+            self.n_chunks += len(chunks)
+            return super().prefill(chunks)
+
+    monkeypatch.setattr("qwenvl_kit.inference.packing._IMAGE_PATCHES", {"cpu": 100})  # an image has 16
+    machine, cancel = Prefilling(), threading.Event()
+    seen: list[int] = []
+
+    def on_token(row: int, text: str) -> None:
+        seen.append(machine.n_chunks)
+        cancel.set()
+
+    queue = ListQueue(requests_of([(level, 0, 9) for level in range(40)]))
+    encoder_cache = EncoderCache(machine, TOKENIZATION.processor.patchify)
+    resolved, control = resolved_of(batch_size=40), RunControl(cancel, on_token)
+    results = list(generate(machine, encoder_cache, TOKENIZATION, queue, resolved, control, cast(CacheMemory, machine)))
+
+    assert seen
+    assert machine.n_chunks <= 8, "and not a prompt more after the first tokens"
+    assert len(results) + len(queue.requests) == 40

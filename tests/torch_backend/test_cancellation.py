@@ -60,6 +60,24 @@ def test_a_prompt_pass_ends_between_two_layers(model_runner: TorchModelRunner) -
     assert run.seen == [("prefill", 1, n_layers), ("prefill", 2, n_layers)]
 
 
+def test_a_prompt_pass_ends_before_the_larger_half_of_a_layer(
+    model_runner: TorchModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = RunControl(threading.Event())
+    update = model_runner.cache.update
+
+    def cancelled(*given: Any, **options: Any) -> Any:
+        control.cancel.set()
+        return update(*given, **options)
+
+    monkeypatch.setattr(model_runner.cache, "update", cancelled)
+    monkeypatch.setattr(model_runner._text.layers[0].mlp, "forward", lambda *_: pytest.fail("went on"))
+    model_runner.resize_cache(1, 128)
+
+    with cancellable(control), pytest.raises(Cancelled):
+        model_runner.prefill([_chunk(100)])
+
+
 def test_a_vision_pass_ends_between_two_blocks(model_runner: TorchModelRunner) -> None:
     run = Run("encode", 1)
 

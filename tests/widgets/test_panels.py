@@ -210,12 +210,21 @@ def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.nd
     assert panel.to_config().resized_height == 56
 
 
+@pytest.mark.parametrize(("value", "n_rows"), [("auto", "auto"), ("32", 32), ("", None)])
+def test_rows_in_flight_are_a_number_or_auto(value: str, n_rows: int | str | None) -> None:
+    panel = Playground([gray(1)], prompt="Hm?", backend="echo", rows_in_flight=7)
+    panel.controls.by_name["rows_in_flight"].value = value
+
+    assert panel.to_config().rows_in_flight == n_rows
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
         ("resized_height", "tall", "resized_height='tall' is invalid. Use an integer of at least 1, in pixels"),
         ("resized_height", "-3", "resized_height=-3 is invalid"),
         ("top_k", "-1", "top_k=-1 is invalid"),
+        ("rows_in_flight", "many", "rows_in_flight='many' is invalid. Use an integer of at least 1, 'auto'"),
         ("rank", "1.5", "rank=1.5 is invalid"),
     ],
 )

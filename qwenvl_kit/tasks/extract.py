@@ -1,0 +1,289 @@
+"""Columns of a schema: what each row is asked, and what its answer holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from qwenvl_kit.errors import ConfigError, RowError, printable
+from qwenvl_kit.inference.constraints import check_constraint
+from qwenvl_kit.tasks.lenient_json import ParsedJson, parse_json
+from qwenvl_kit.tasks.schema import AnswerSchema, Field, kinds_of, read_schema
+from qwenvl_kit.types import Constraint, Prompt, Result
+
+if TYPE_CHECKING:
+    from qwenvl_kit.options import Config
+
+_TEXT = pd.StringDtype(na_value=np.nan)
+_OWN = ("raw", "repaired", "status", "error")  # columns beside the schema's
+_SHOWN = 60
+_CUT = {"length": "max_caption_length", "repetition": "stop_repetition"}
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """How answers become columns.
+
+    Attributes
+    ----------
+    schema : AnswerSchema
+        Of an answer.
+    constrain : bool
+        Answers are constrained while they are generated; else read leniently afterwards.
+    flatten : bool
+        Properties of nested objects have columns of their own, with dotted names.
+    """
+
+    schema: AnswerSchema
+    constrain: bool = True
+    flatten: bool = False
+
+    @classmethod
+    def of(cls, schema: object, config: Config, *, constrain: bool = True, flatten: bool = False) -> Extraction:
+        """Check a schema against the options of a call, before anything loads.
+
+        Raises
+        ------
+        ConfigError
+            The schema, or an option with it, is invalid; see `read_schema` and `check_constrainable`.
+        MissingExtra
+            llguidance is not installed.
+        """
+        found = cls(read_schema(schema), constrain, flatten)
+        if taken := sorted({one.name for one in found.fields} & set(_OWN)):
+            raise ConfigError(f"The field {taken[0]!r} is also a column of the result. Rename it in the schema.")
+        if found.constraint is not None:
+            check_constrainable(config)
+            check_constraint(found.constraint)
+        return found
+
+    @property
+    def fields(self) -> list[Field]:
+        """What becomes a column."""
+        return self.schema.fields(flatten=self.flatten)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What answers must match while they are generated."""
+        return Constraint("json", self.schema.source) if self.constrain else None
+
+    def prompts(self, texts: Sequence[str | None], *, is_own: bool) -> list[Prompt | None]:
+        """Return each row's prompt with the constraint; a prompt that names the fields unless the caller wrote them."""
+        asked = texts if is_own else [self.schema.prompt()] * len(texts)
+        return [None if text is None else Prompt(text, constraint=self.constraint) for text in asked]
+
+    def checked(self, result: Result) -> Result:
+        """Return a result as an error, with its text, where the answer is cut or holds no JSON."""
+        if result.status != "ok":
+            return result
+        parsed = self._parsed(result.text, result.finish_reason)
+        if parsed is None:
+            text = printable(repr(result.text), _SHOWN)
+            return _failed(result, f"The answer holds no JSON: {text}. Use constrain=True, or another prompt.")
+        if parsed.cut is not None and result.finish_reason != "stop":
+            return truncated(result)
+        return result
+
+    def frame(self, results: pd.DataFrame) -> pd.DataFrame:
+        """Return the columns of the schema, ``raw``, ``repaired``, ``status`` and ``error``.
+
+        Parameters
+        ----------
+        results : DataFrame
+            Of a run whose results are `checked`.
+        """
+        rows = [
+            _Row(self, self._parsed(text, reason))
+            for text, reason in zip(results["text"].tolist(), results["finish_reason"].tolist(), strict=True)
+        ]
+        columns: dict[str, pd.Series] = {
+            one.name: _column([row.values[at] for row in rows], one.dtype, results.index)
+            for at, one in enumerate(self.fields)
+        }
+        columns["raw"] = results["text"]
+        columns["repaired"] = pd.Series([row.repaired for row in rows], index=results.index, dtype=_TEXT)
+        columns |= {name: results[name] for name in ("status", "error")}
+        frame = pd.DataFrame(columns, index=results.index)
+        frame.attrs = {**results.attrs, "extract": {"schema": self.schema.source, "constrain": self.constrain}}
+        return frame
+
+    def _parsed(self, text: object, finish_reason: object) -> ParsedJson | None:
+        return parse_json(text, is_cut=finish_reason != "stop") if isinstance(text, str) else None
+
+
+class _Row:
+    """The values of an answer, one per field, and what was done to read them."""
+
+    def __init__(self, extraction: Extraction, parsed: ParsedJson | None) -> None:
+        self._repairs: dict[str, None] = {}
+        if parsed is None:
+            self.values: list[Any] = [None] * len(extraction.fields)
+            return
+        self._repairs = dict.fromkeys(parsed.repairs)
+        if parsed.cut is not None:
+            place = ".".join(map(str, parsed.cut)) or "its beginning"
+            self._repairs[f"ends within {place}; kept what is complete"] = None
+        value = parsed.value if extraction.schema.is_object else {"value": parsed.value}
+        self.values = [self._value(value, one, parsed) for one in extraction.fields]
+
+    @property
+    def repaired(self) -> str | None:
+        """What was repaired, for a column."""
+        return "; ".join(self._repairs) or None
+
+    def _value(self, value: Any, field: Field, parsed: ParsedJson) -> Any:
+        for name in field.path:
+            if not isinstance(value, Mapping) or name not in value:
+                if parsed.cut is None and value is not None:
+                    self._repairs[f"no {field.name}"] = None
+                return None
+            value = value[name]
+        kept, repair = _fitted(value, field)
+        if repair is not None:
+            self._repairs[f"{field.name}: {repair}"] = None
+        return kept
+
+
+def check_form(question: object, options: object, regex: object, choices: object) -> str | None:
+    """Return which of the three gives the form of an answer, or None.
+
+    Raises
+    ------
+    ConfigError
+        There is more than one, or one with several questions.
+    """
+    given = {"options": options, "regex": regex, "choices": choices}
+    forms = [name for name, value in given.items() if value is not None]
+    if len(forms) > 1:
+        raise ConfigError(f"{' and '.join(forms)} exclude each other. Pass only one of them.")
+    if not forms:
+        return None
+    if isinstance(question, Mapping):
+        raise ConfigError(f"{forms[0]} belong to one question. Call ask once for each of the questions.")
+    return forms[0]
+
+
+def check_constrainable(config: Config) -> None:
+    """Raise ConfigError for options of the caller under which no answer can be constrained."""
+    if config.backend == "echo":
+        raise ConfigError(
+            "backend='echo' generates no tokens, so its answers cannot be constrained. Use backend='torch' or 'onnx'."
+        )
+    if config.num_beams > 1:
+        raise ConfigError(
+            f"Beam search does not support constrained answers (num_beams={config.num_beams}). Use num_beams=1."
+        )
+
+
+def text_constraint(regex: str | None, choices: object) -> Constraint:
+    """Return the constraint of a regular expression, else of choices.
+
+    Raises
+    ------
+    ConfigError
+        It is invalid, or llguidance refuses it.
+    MissingExtra
+        llguidance is not installed.
+
+    Examples
+    --------
+    >>> text_constraint(None, ["yes", "no"]).source
+    '["yes", "no"]'
+    """
+    if regex is not None:
+        _require_text("regex", regex)
+        constraint = Constraint("regex", regex)
+    else:
+        constraint = Constraint("choices", json.dumps(_choices(choices), ensure_ascii=False))
+    check_constraint(constraint)
+    return constraint
+
+
+def checked_text(result: Result) -> Result:
+    """Return a result as an error, with its text, where the answer is cut and so need not match its constraint."""
+    return truncated(result) if result.status == "ok" and result.finish_reason != "stop" else result
+
+
+def truncated(result: Result) -> Result:
+    """Return a cut answer as that row's error; its text stays."""
+    option = _CUT.get(result.finish_reason or "", "a limit")
+    return _failed(
+        result, f"truncated: {option} ended the answer after {result.new_tokens} tokens. Raise max_caption_length."
+    )
+
+
+def _failed(result: Result, message: str) -> Result:
+    error = RowError("generate", message)
+    return replace(result, status="error", error=error.message, stage=error.stage)
+
+
+def _choices(choices: object) -> list[str]:
+    if isinstance(choices, str | bytes) or not isinstance(choices, Sequence | pd.Series | pd.Index | np.ndarray):
+        raise ConfigError(f"choices must be a list of texts; got {printable(repr(choices), _SHOWN)}.")
+    found = list(dict.fromkeys(choices))
+    for one in found:
+        _require_text("choices", one)
+    if not found:
+        raise ConfigError("choices is empty. Pass at least one text.")
+    return found
+
+
+def _require_text(name: str, text: object) -> None:
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{name} must be text that is not empty; got {printable(repr(text), _SHOWN)}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} contains an unpaired surrogate at index {error.start}. Remove it.") from error
+
+
+def _fitted(value: Any, field: Field) -> tuple[Any, str | None]:
+    """Return a value as its column takes it, and what was changed; None where it does not fit."""
+    kinds, allowed = kinds_of(field.schema), field.schema.get("enum")
+    if value is None or (allowed is not None and value in allowed):
+        return value, None
+    shown = printable(repr(value), _SHOWN)
+    fitted = _as_kind(value, field.dtype) if kinds else value
+    if fitted is None or (allowed is not None and fitted not in allowed):
+        return None, f"{shown} is left out"
+    if field.dtype == "object" and not _is_kind(value, kinds):
+        return None, f"{shown} is left out"
+    is_same = fitted is value or (fitted == value and not isinstance(value, bool | str))
+    return fitted, None if is_same else f"read {shown}"
+
+
+def _as_kind(value: Any, dtype: str) -> Any:
+    """Return a value of a column's type; a number may be written as text. None where it is none."""
+    if dtype == "object":
+        return value
+    if dtype == "string":
+        return value if isinstance(value, str) else None
+    if dtype == "boolean":
+        return {"true": True, "yes": True, "false": False, "no": False}.get(str(value).strip().lower())
+    try:
+        number = float(value) if not isinstance(value, bool) and isinstance(value, int | float | str) else None
+    except (ValueError, OverflowError):
+        return None
+    if number is None or dtype == "Float64":
+        return number
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else None
+
+
+def _is_kind(value: Any, kinds: set[str]) -> bool:
+    names = {"array": list, "object": dict, "string": str, "boolean": bool, "integer": int, "number": int | float}
+    return not kinds or any(isinstance(value, names[kind]) for kind in kinds if kind in names)
+
+
+def _column(values: list[Any], dtype: str, index: pd.Index) -> pd.Series:
+    if dtype == "object":
+        column = pd.Series([None] * len(values), index=index, dtype=object)
+        column[:] = np.fromiter(values, dtype=object, count=len(values))
+        return column
+    return pd.Series(values, index=index, dtype=_TEXT if dtype == "string" else dtype)

@@ -1,0 +1,33 @@
+"""The bar moves within a row that takes long."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwenvl_kit.pipeline.progress import StageProgress, progress_bar
+
+
+def test_the_bar_shows_layers_while_no_row_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    progress = StageProgress(lambda: now[0])
+    with progress_bar(3, shown=True) as tick:
+        for layer in (1, 12, 32):
+            progress.report("encode", layer, 32)
+            now[0] += 5.0
+            tick(0, 0, progress.text())
+        tick(1, 1, progress.text())
+
+    shown = capsys.readouterr().err
+    assert "image: layer 1/32" in shown
+    assert "image: layer 12/32" in shown
+    assert "32/32" not in shown, "it ends soon, and no one reports its end"
+    assert "errors=1" in shown
+
+
+def test_a_short_stage_does_not_flicker() -> None:
+    now = [0.0]
+    progress = StageProgress(lambda: now[0])
+    for _ in range(3):
+        progress.report("prefill", 1, 36)
+        now[0] += 0.9
+        assert progress.text() == ""
