@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from qwenvl_kit._cpu import available_cpus
+from qwenvl_kit._memory import in_words
 from qwenvl_kit._version import __version__
 from qwenvl_kit.cli.options import add_options, config_of
 from qwenvl_kit.errors import QwenVLError
@@ -19,6 +20,7 @@ from qwenvl_kit.errors import QwenVLError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+    from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.options import Config
 
 _EXTRAS = {
@@ -103,12 +105,35 @@ def _extras() -> Iterator[str]:
 def _plan(config: Config) -> Iterator[str]:
     from qwenvl_kit.executors.specs import make_spec
 
-    resolved = make_spec(config).resolved
+    spec = make_spec(config)
+    resolved = spec.resolved
     yield f"{resolved.model} on {resolved.backend}, {resolved.device}"
     yield f"dtype {resolved.dtype}, attention {resolved.attention}"
     yield f"batch_size {resolved.batch_size}, rows_in_flight {resolved.rows_in_flight}"
     if resolved.provider is not None:
         yield f"{resolved.provider}, weights {resolved.quantization or 'not quantised'}"
     yield f"images of {resolved.min_pixels} to {resolved.max_pixels} pixels"
+    yield from _memory(spec, config)
     yield from (f"ignored: {note}" for note in resolved.notes)
     yield from (f"slow: {advice}" for advice in resolved.advice)
+
+
+def _memory(spec: BackendSpec, config: Config) -> Iterator[str]:
+    """Say what fits: the weights, in the other dtype too, and one image of the largest size."""
+    from qwenvl_kit.tasks.plan_fit import largest_image, problems
+
+    found = largest_image(spec, config)
+    if found is None:
+        return
+    row, case = found
+    model = case.model
+    other = "bfloat16" if model.dtype == "float32" else "float32"
+    in_other = model.weights // 2 if other == "bfloat16" else 2 * model.weights
+    checkpoint = spec.checkpoint
+    is_fixed = checkpoint is None or spec.resolved.provider is not None or "quantization_config" in checkpoint.config
+    more = "" if is_fixed else f" ({in_words(in_other)} in {other})"
+    free = ", ".join(f"{device} has {in_words(n)} free" for device, n in case.free.items()) or "free memory is unknown"
+    yield f"weights of {in_words(model.weights)} in {model.dtype}{more}; {free}"
+    (height, width), needed = row.resized[0], sum(part.n_bytes for part in case.parts())
+    fits = " ".join(problems(case)) or ("fits" if case.free else "unknown whether it fits")
+    yield f"an image of {width}×{height} pixels, {row.visual_tokens} visual tokens: at most {in_words(needed)}; {fits}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,7 @@ from qwenvl_kit._words import duration
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, warn_ignored_options
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.html import render
-from qwenvl_kit.images import Sizing
-from qwenvl_kit.tasks.plan_fit import Case, problems, rows_in_flight_of
-from qwenvl_kit.tasks.plan_memory import ModelMemory, free_memory_of
+from qwenvl_kit.tasks.plan_fit import Case, case_of, problems
 from qwenvl_kit.tasks.plan_rows import PlannedRow, plan_rows
 from qwenvl_kit.tasks.plan_time import PlannedTime, planned_time
 
@@ -149,8 +147,7 @@ def plan_run(cells: pd.Series, prompts: Sequence[str | None], config: Config) ->
     warn_ignored_options(config, spec.resolved)
     tokens = _Tokens(_processor(spec), config)
     rows = plan_rows(cells.tolist(), prompts, config, spec.geometry, tokens.counter, tokens.check)
-    model = ModelMemory.of(spec)
-    case = None if model is None else _case(model, rows, config, spec)
+    case = case_of(spec, rows, config)
     in_flight = 1 if case is None else case.rows_in_flight
     time = planned_time(rows, spec, rows_in_flight=in_flight, max_new_tokens=config.max_caption_length)
     return Plan(
@@ -189,14 +186,6 @@ def _processor(spec: BackendSpec) -> InputProcessor | None:
 
     vocab_size = int(load_config(checkpoint).text_config.vocab_size)
     return InputProcessor(load_processor(checkpoint), checkpoint.context, vocab_size=vocab_size)
-
-
-def _case(model: ModelMemory, rows: list[PlannedRow], config: Config, spec: BackendSpec) -> Case:
-    devices = dict.fromkeys(("cpu", model.device))
-    free = {at: n for at in devices if (n := free_memory_of(at)) is not None}
-    sizing = Sizing.of(config.image, spec.geometry)
-    case = Case(model, rows, sizing, 1, config.max_caption_length, free)
-    return replace(case, rows_in_flight=rows_in_flight_of(case, spec.resolved))
 
 
 def _memory_frame(case: Case | None) -> pd.DataFrame:

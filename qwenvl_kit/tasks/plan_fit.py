@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwenvl_kit._memory import in_words
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images import Sizing
 from qwenvl_kit.inference.packing import MAX_ROWS
-from qwenvl_kit.tasks.plan_memory import ModelMemory, Part, Workload, by_device, room_of
+from qwenvl_kit.tasks.plan_memory import ModelMemory, Part, Workload, by_device, free_memory_of, room_of
+from qwenvl_kit.tasks.plan_rows import PlannedRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
-    from qwenvl_kit.images import Sizing
-    from qwenvl_kit.tasks.plan_rows import PlannedRow
+    from qwenvl_kit.inference.backend import BackendSpec
+    from qwenvl_kit.options import Config
+
+_TEXT_TOKENS = 64  # of a prompt beside its visual tokens, with the template
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,27 @@ class Case:
         least = min(geometry.min_pixels, max_pixels)
         sizing = replace(self.sizing, geometry=replace(geometry, min_pixels=least, max_pixels=max_pixels))
         return replace(self, sizing=sizing, rows=[_resized(row, sizing) for row in self.rows])
+
+
+def case_of(spec: BackendSpec, rows: Sequence[PlannedRow], config: Config) -> Case | None:
+    """Return the case of a config's options; None where there is no model."""
+    model = ModelMemory.of(spec)
+    if model is None:
+        return None
+    free = {at: n for at in dict.fromkeys(("cpu", model.device)) if (n := free_memory_of(at)) is not None}
+    case = Case(model, rows, Sizing.of(config.image, spec.geometry), 1, config.max_caption_length, free)
+    return replace(case, rows_in_flight=rows_in_flight_of(case, spec.resolved))
+
+
+def largest_image(spec: BackendSpec, config: Config) -> tuple[PlannedRow, Case] | None:
+    """Return the row of one image of the most pixels that the options allow, and its case; None without a model."""
+    sizing = Sizing.of(config.image, spec.geometry)
+    side = math.isqrt(sizing.geometry.max_pixels)
+    size = sizing.target((side, side))
+    n_visual = size[0] * size[1] // sizing.geometry.factor**2
+    row = PlannedRow(0, "ok", (size,), (size,), n_visual, n_visual + _TEXT_TOKENS)
+    case = case_of(spec, [row], config)
+    return None if case is None else (row, case)
 
 
 def rows_in_flight_of(case: Case, resolved: ResolvedConfig) -> int:

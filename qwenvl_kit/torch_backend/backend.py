@@ -23,11 +23,11 @@ from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.cache_memory import CacheMemory
-from qwenvl_kit.inference.cancellation import cancellable
+from qwenvl_kit.inference.cancellation import cancellable, check
 from qwenvl_kit.inference.encoder_cache import EncoderCache
 from qwenvl_kit.inference.engine import generate
 from qwenvl_kit.inference.oom import free_memory
-from qwenvl_kit.inference.preflight import check_checkpoint
+from qwenvl_kit.inference.preflight import Tokens, check_checkpoint
 from qwenvl_kit.inference.processor import Tokenization
 from qwenvl_kit.torch_backend.attention import without_cudnn
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
@@ -96,15 +96,17 @@ class TorchBackend:
         checkpoint = read(spec.folder)
         with contextlib.ExitStack() as held, silence_transformers():
             processor = load_processor(checkpoint)
+            check()  # the published tokenizers take seconds
             self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held)
             self._held = held.pop_all()
         self._converted_from = _converted_from(self._model, checkpoint)
         compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
-        if read(spec.folder).digest != spec.digest:
+        try:
+            tokens = self._checked(spec, checkpoint)
+        except BaseException:
             self._free()
-            raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
-        tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
+            raise
         self.tokenization = Tokenization.of(processor, checkpoint, eos_ids=tokens.eos_ids, vocab_size=tokens.vocab_size)
         patchify = functools.partial(self.tokenization.processor.patchify, device=self.model_runner.device)
         self.encoder_cache = EncoderCache(self.model_runner, patchify)
@@ -112,6 +114,15 @@ class TorchBackend:
         self._cache_memory = CacheMemory(
             kv_bytes_per_token(checkpoint.config, spec.resolved.dtype), self.model_runner.cache_devices()
         )
+
+    def _checked(self, spec: TorchSpec, checkpoint: Checkpoint) -> Tokens:
+        """Check again what is loaded, and return its special tokens."""
+        if read(spec.folder).digest != spec.digest:
+            raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
+        check()
+        tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
+        check()
+        return tokens
 
     def generate(self, queue: RequestQueue, resolved: ResolvedConfig, control: RunControl) -> Iterator[Result]:
         """Yield the results of a queue's requests."""

@@ -67,3 +67,35 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_the_remedy(
     for told in (machine, planned):
         assert "needs driver 580 or newer" in told
         assert "Update the driver" in told
+
+
+def test_the_doctor_says_what_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwenvl_kit.tasks import plan_fit
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(plan_fit, "free_memory_of", lambda device: 2**30)
+    assert main(["doctor", "--model-name", "demo", "--dtype", "float32"]) == 0
+    told = capsys.readouterr().out
+    assert "weights of 9 MiB in float32 (5 MiB in bfloat16); cpu has 1.0 GiB free" in told
+    assert "9 visual tokens: at most" in told
+    assert "; fits" in told
+
+    monkeypatch.setattr(plan_fit, "free_memory_of", lambda device: 2**20)
+    main(["doctor", "--model-name", "demo", "--dtype", "float32"])
+    assert "does not fit: cpu needs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_half_download_is_not_called_runnable(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, damage: str
+) -> None:
+    from helpers.checkpoints import make_published
+
+    shard = make_published(tmp_path / "half") / "model-00001-of-00002.safetensors"
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-1000])
+
+    assert main(["doctor", "--model-name", str(tmp_path / "half")]) == 1
+    assert "What would run\n  nothing: " in capsys.readouterr().out
