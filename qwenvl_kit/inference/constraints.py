@@ -123,13 +123,12 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, *, vocab_size: int, eos_ids: Sequence[int], name: str) -> None:
         require_llguidance("constraining answers")
-        from llguidance import LLParserLimits
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLParserLimits, LLTokenizer
 
         try:
             # Ids without a token get no text, so no grammar allows them.
             n_tokens = max(vocab_size, max(tokenizer.get_vocab().values()) + 1)
-            self._tokenizer = from_tokenizer(tokenizer, n_vocab=n_tokens, eos_token=list(eos_ids))
+            self._tokenizer = LLTokenizer(_serialized(tokenizer), n_vocab=n_tokens, eos_token=list(eos_ids))
         except Exception as error:  # whatever the library raises for a file of others
             raise ConfigError(
                 f"{name}: llguidance cannot read its tokenizer ({type(error).__name__}: "
@@ -188,6 +187,16 @@ class AnswerMatcher:
         if len(output_ids) > self._n_consumed:
             self.matcher.consume_tokens(list(output_ids[self._n_consumed :]))
             self._n_consumed = len(output_ids)
+
+
+def _serialized(tokenizer: Any) -> str:
+    """Return a fast tokenizer as JSON, without its normalizer.
+
+    llguidance tokenizes texts that a grammar forces. NFC, which Qwen's tokenizers apply, would give tokens of other
+    characters (U+F900 becomes U+8C48), which the grammar then refuses.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**parts, "normalizer": None, "padding": None, "truncation": None})
 
 
 def _grammar(constraint: Constraint) -> str:

@@ -132,6 +132,15 @@ def test_free_rows_beside_constrained_ones_keep_their_logits() -> None:
     assert logits[0].isneginf().any()
 
 
+@pytest.mark.parametrize("text", ["\uf900", "e\u0301", "\u212b", "\u2126x"], ids=ascii)
+def test_texts_that_a_tokenizer_would_normalize_are_said_as_the_schema_has_them(text: str) -> None:
+    one = sequence(Constraint("json", json.dumps({"enum": [text]})))
+
+    (said,) = answer([one], seed=0, vocab_size=1100)
+
+    assert (one.error, json.loads(said)) == (None, text)
+
+
 def test_an_answer_that_can_only_end_needs_no_end_token() -> None:
     one = sequence(Constraint("regex", "[0-9]"), n_most=1)
     answer([one], seed=0, vocab_size=1100)
