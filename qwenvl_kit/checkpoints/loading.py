@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoProcessor, Qwen2_5_VLConfig
 
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.library_errors import named_errors
-from qwenvl_kit.checkpoints.weight_files import AGAIN, refuse_lfs_pointer
+from qwenvl_kit.checkpoints.weight_files import AGAIN, read_headers, refuse_lfs_pointer, weight_files
 from qwenvl_kit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
 
 FROM_BASE = "Copy {} from the base model"
+_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  # safetensors' names
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
@@ -62,6 +64,12 @@ def load_config(checkpoint: Checkpoint) -> Any:
         silence_transformers(),
     ):
         return Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the dtype of all tensors in a checkpoint's files; float32 if they have several."""
+    dtypes = {header.dtype for header in read_headers(weight_files(checkpoint.path, checkpoint.config)).values()}
+    return _STORED.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
 
 
 def _require_vocabulary(folder: Path) -> None:

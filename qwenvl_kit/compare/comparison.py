@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qwenvl_kit.compare.statistics import bootstrap_interval, paired_p_value
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_AGREEMENT = ("same", "chrf", "right", "truth_chrf")
 _MEASURES = {
     "right": ("right", "share of answers that are right"),
     "truth_chrf": ("truth_chrf", "chrF against the truth"),
@@ -57,8 +59,15 @@ class Comparison:
     complete: bool
     record: dict[str, Any] = field(repr=False)
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self, level: float | None = None) -> pd.DataFrame:
         """Return one row per setting: means over images and repeats, indexed by the varied options.
+
+        Parameters
+        ----------
+        level : float, optional
+            Add the interval of each mean agreement, such as ``right_low`` and ``right_high``, from bootstrap samples
+            of the images; and, with a truth, p-values of the difference to the reference setting, such as
+            ``right_p``, from a sign-flip test over images. In (0, 1); 0.95 is usual.
 
         Returns
         -------
@@ -66,7 +75,14 @@ class Comparison:
             ``n`` (answers), ``errors``, then the means of ``same``, ``chrf``, with a truth ``right`` and
             ``truth_chrf``, and of ``seconds`` (uncached rows), ``visual_tokens``, ``new_tokens`` and the largest
             ``peak_mib``.
+
+        Raises
+        ------
+        ConfigError
+            `level` is not between 0 and 1.
         """
+        if level is not None and not 0 < level < 1:
+            raise ConfigError(f"level must be between 0 and 1; got {level!r}. Pass 0.95 for 95 % intervals.")
         frame = self.frame.assign(
             seconds=self.frame["seconds"].where((self.frame["status"] == "ok") & ~self.frame["cached"]),
             n=self.frame["status"] == "ok",
@@ -77,7 +93,33 @@ class Comparison:
         ]
         frame[means] = frame[means].astype("Float64")
         how = {"n": "sum", "errors": "sum", **dict.fromkeys(means, "mean"), "peak_mib": "max"}
-        return frame.groupby(list(self.varied), sort=False, dropna=False).agg(how)
+        summary = frame.groupby(list(self.varied), sort=False, dropna=False).agg(how)
+        return summary if level is None else self._with_intervals(summary, level)
+
+    def to_latex(self, level: float | None = None) -> str:
+        """Return the summary as a LaTeX table of the booktabs package, with three digits.
+
+        Parameters
+        ----------
+        level : float, optional
+            As of `summary`; an interval stands behind its mean.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> found = df.vl.compare("image", vary={"max_caption_length": [8, 16]}, backend="echo", progress=False)
+        >>> "toprule" in found.to_latex()
+        True
+        """
+        summary = self.summary(level)
+        ends = tuple(f"{name}_{end}" for name in _AGREEMENT for end in ("low", "high"))
+        cells = {str(name): summary[name].map(_rounded) for name in summary if name not in ends}
+        for name in [one for one in _AGREEMENT if f"{one}_low" in summary]:
+            low, high = (summary[f"{name}_{end}"].map(_rounded) for end in ("low", "high"))
+            cells[name] = cells[name] + " [" + low + ", " + high + "]"
+        table: str = pd.DataFrame(cells).reset_index().to_latex(index=False, escape=True)
+        return table
 
     def plot(
         self, quality: str | None = None, cost: str = "seconds", *, ax: Axes | None = None, annotate: bool = True
@@ -118,5 +160,39 @@ class Comparison:
         labels = {name: _MEASURES.get(name, (name, name))[1] for name in (quality, cost)}
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
 
+    def _with_intervals(self, summary: pd.DataFrame, level: float) -> pd.DataFrame:
+        """Insert intervals and p-values behind the means of agreement."""
+        columns: dict[Any, Any] = dict(summary.items())
+        for name in [one for one in _AGREEMENT if one in summary]:
+            by_image = self._by_image(name)
+            ends = [bootstrap_interval(by_image[setting], level) for setting in summary.index]
+            columns[f"{name}_low"], columns[f"{name}_high"] = zip(*ends, strict=True)
+            if name in ("right", "truth_chrf"):  # the others are relative to the reference already
+                columns[f"{name}_p"] = [
+                    paired_p_value(by_image[setting] - by_image[self._reference_of(setting)])
+                    for setting in summary.index
+                ]
+        order = [one for name in summary for one in (name, *(f"{name}_{end}" for end in ("low", "high", "p")))]
+        return pd.DataFrame({name: columns[name] for name in order if name in columns}, index=summary.index)
+
+    def _by_image(self, name: str) -> pd.DataFrame:
+        """Return a measure's mean over repeats: a row per image, a column per setting, in the order of the summary."""
+        values = self.frame.assign(**{name: self.frame[name].astype("Float64").astype("float64")})
+        means = values.groupby([*self.varied, "row"], sort=False, dropna=False)[name].mean()
+        return means.unstack(list(self.varied), sort=False)
+
+    def _reference_of(self, setting: Any) -> Any:
+        """Return the setting that another one is compared with, as a label of the summary."""
+        values = dict(zip(self.varied, setting if len(self.varied) > 1 else [setting], strict=True))
+        named = {name: value for name, value in self.reference.items() if name in values}
+        found = tuple({**values, **named}.values())
+        return found if len(self.varied) > 1 else found[0]
+
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
+
+
+def _rounded(value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

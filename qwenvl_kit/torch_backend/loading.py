@@ -17,9 +17,9 @@ from safetensors import safe_open
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.checkpoints.library_errors import named_errors
-from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.checkpoints.loading import load_config, stored_dtype
 from qwenvl_kit.checkpoints.preflight import refuse_gaps
-from qwenvl_kit.checkpoints.weight_files import AGAIN, read_headers, weight_files
+from qwenvl_kit.checkpoints.weight_files import AGAIN, weight_files
 from qwenvl_kit.inference.cancellation import bound_advance, stage
 from qwenvl_kit.torch_backend.onednn.linear import can_prepack, has_onednn
 from qwenvl_kit.torch_backend.onednn.text import prepack_text
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.options import ModelOptions
-
-_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  # safetensors' names
 
 
 def load_model(
@@ -66,7 +64,7 @@ def load_model(
     dtype: torch.dtype = getattr(torch, resolved.dtype)
     is_plain = options.device_map is None and checkpoint.config.get("quantization_config") is None
     may_pack = is_plain and resolved.device == "cpu" and dtype == torch.float32 and has_onednn()
-    loaded = _stored_dtype(checkpoint) if may_pack else dtype
+    loaded = stored_dtype(checkpoint) if may_pack else dtype
     if is_plain:
         model = _load_watched(checkpoint, resolved, loaded)
     else:
@@ -157,12 +155,6 @@ def _watched_tensors(checkpoint: Checkpoint) -> Iterator[dict[str, _WatchedTenso
         with stage("load", len(named)):
             advance = bound_advance()
             yield {name: _WatchedTensor(file.get_slice(name), advance) for name, file in named.items()}
-
-
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return the dtype of all tensors in the files; float32 if they have several."""
-    dtypes = {header.dtype for header in read_headers(weight_files(checkpoint.path, checkpoint.config)).values()}
-    return _STORED.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
 
 
 def _optimize(model: Any, *, packs: bool, compiles: bool) -> None:

@@ -1,14 +1,14 @@
 """Compare an export with its checkpoint, row by row and step by step.
 
-Rows go through torch one at a time, and then through the export in batches of several sizes, left-padded. They show
-images of mixed sizes, some rows several. At each step both models continue with torch's token, so every step is
-compared. Only one of the two models is in memory at a time.
+Rows go through the export in batches of several sizes, left-padded, and then through torch one at a time. They show
+images of mixed sizes, some rows several. At each step both models continue with the token that the export chose first,
+so every step is compared. Only one of the two models is in memory at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from qwenvl_kit.checkpoints.loading import load_config, load_processor
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.inference.oom import free_memory
 from qwenvl_kit.onnx_backend.export.parity_bars import TOLERANCE, judge_exact, judge_rounded, rounding_bound
-from qwenvl_kit.onnx_backend.export.parity_reference import Reference, greedy, references
+from qwenvl_kit.onnx_backend.export.parity_reference import greedy, references
 from qwenvl_kit.onnx_backend.export.parity_rows import CompareRow, draw_images, images_of, make_rows, model_inputs
 from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 from qwenvl_kit.onnx_backend.manifest import read_export
@@ -149,14 +149,19 @@ def verify(
     with torch.inference_mode(), silence_transformers():
         processor = load_processor(read(export.path, weights="*.onnx"))
         rows = make_rows(processor, draw_images(n_rows) if images is None else images)
-        answers = references(torch_dir, processor, rows, n_tokens)
-        free_memory()  # of torch's model, before the export is loaded
         exported = OnnxQwenVL.from_pretrained(onnx_dir, threads=threads)
+        runs = [_run(exported, rows, batch_sizes[0], n_tokens, None)]
+        tokens = list(runs[0].argmax(dim=-1))  # (T,) of each row
+        runs += [_run(exported, rows, batch_size, n_tokens, tokens) for batch_size in batch_sizes[1:]]
+        del exported
+        free_memory()  # of the export, before torch's model is loaded
+        wanted = references(torch_dir, processor, rows, tokens)
+        prompts = [model_inputs(processor, [row])["input_ids"].shape[1] for row in rows]
         frame = pd.DataFrame(
-            one
-            for batch_size in batch_sizes
-            for start in range(0, len(rows), batch_size)
-            for one in _compare(exported, rows, answers, range(start, min(start + batch_size, len(rows))), batch_size)
+            {"batch_size": batch_size, "row": at, "sizes": _sizes(row), "prompt_tokens": prompts[at]}
+            | _differences(run[at], wanted[at])
+            for batch_size, run in zip(batch_sizes, runs, strict=True)
+            for at, row in enumerate(rows)
         )
     if export.dtype == "float32" and export.quantize is None:
         passed, reason = judge_exact(frame, tolerance)
@@ -166,69 +171,63 @@ def verify(
     return Parity(frame, passed, reason)
 
 
-@dataclass(slots=True, eq=False)
-class _Differences:
-    """Of each step, for each row of a batch: differences of logits, and whether the tokens are equal."""
+class _Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers' bases are untyped
+    """Record each step's logits, and force tokens (T, B), or without them the highest one that is no image's."""
 
-    largest: list[Tensor] = field(default_factory=list)
-    mean: list[Tensor] = field(default_factory=list)
-    relative: list[Tensor] = field(default_factory=list)
-    same: list[Tensor] = field(default_factory=list)
-
-
-class _Forced(LogitsProcessor):  # type: ignore[misc]  # transformers' bases are untyped
-    """Compare each step's logits with the reference, and force its tokens."""
-
-    def __init__(self, references: Sequence[Reference], seen: _Differences) -> None:
-        self._logits = torch.stack([one.logits for one in references], dim=1)  # (T, B, V)
-        self._tokens = torch.stack([one.tokens for one in references], dim=1)  # (T, B)
-        self._seen = seen
-        self._step = 0
+    def __init__(self, tokens: Tensor | None, image_ids: Sequence[int]) -> None:
+        self.logits: list[Tensor] = []
+        self._tokens, self._image_ids = tokens, list(image_ids)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (B, V) that allow torch's token only."""
-        wanted, token = self._logits[self._step], self._tokens[self._step]
-        difference = scores.float().cpu() - wanted
-        self._seen.largest.append(difference.abs().amax(dim=1))
-        self._seen.mean.append(difference.abs().mean(dim=1))
-        # softmax ignores what all logits have in common
-        self._seen.relative.append(difference.std(dim=1) / wanted.std(dim=1))
-        self._seen.same.append(scores.argmax(dim=1).cpu() == token)
-        self._step += 1
+        """Return scores (B, V) that allow one token only."""
+        step = scores.float().cpu()  # (B, V)
+        step[:, self._image_ids] = -torch.inf  # torch's one pass would look for their images
+        token = step.argmax(dim=1) if self._tokens is None else self._tokens[len(self.logits)]
+        self.logits.append(step)
         forced = torch.full_like(scores, -torch.inf)
         return forced.scatter_(1, token[:, None].to(scores.device), 0.0)
 
 
-def _compare(
-    exported: OnnxQwenVL, rows: Sequence[CompareRow], references: Sequence[Reference], chosen: range, batch_size: int
-) -> Iterator[dict[str, Any]]:
-    """Run one batch; yield the figures of each of its rows."""
-    seen = _Differences()
-    forced = _Forced([references[at] for at in chosen], seen)
+def _run(
+    exported: OnnxQwenVL, rows: Sequence[CompareRow], batch_size: int, n_tokens: int, tokens: Sequence[Tensor] | None
+) -> Tensor:
+    """Return the export's logits (n_rows, T, V), with -inf for tokens of images."""
+    config = exported.config
     exported.generation_config = GenerationConfig()
-    exported.generate(
-        **model_inputs(exported.processor, [rows[at] for at in chosen]),
-        generation_config=greedy(len(references[chosen[0]].tokens)),
-        logits_processor=LogitsProcessorList([forced]),
-    )
-    largest, mean, relative, same = (
-        torch.stack(each) for each in (seen.largest, seen.mean, seen.relative, seen.same)
-    )  # (T, B)
-    for column, at in enumerate(chosen):
-        best = references[at].logits.topk(2, dim=1).values  # (T, 2)
-        other = ~same[:, column]
-        ties = other & (best[:, 0] - best[:, 1] <= 2 * largest[:, column].max())
-        yield {
-            "batch_size": batch_size,
-            "row": at,
-            "sizes": ", ".join(f"{image.width}×{image.height}" for image in rows[at].images),
-            "prompt_tokens": references[at].prompt_tokens,
-            "new_tokens": len(same),
-            "largest_logit": float(references[at].logits.abs().max()),
-            "max_diff": float(largest[:, column].max()),
-            "mean_diff": float(mean[:, column].mean()),
-            "relative_error": float(relative[:, column].mean()),
-            "agreement": float(same[:, column].float().mean()),
-            "ties": int(ties.sum()),
-            "first_difference": int(other.int().argmax()) if bool(other.any()) else None,
-        }
+    found = []
+    for start in range(0, len(rows), batch_size):
+        chosen = range(start, min(start + batch_size, len(rows)))
+        forced = None if tokens is None else torch.stack([tokens[at] for at in chosen], dim=1)  # (T, B)
+        seen = _Recorder(forced, (config.image_token_id, config.video_token_id))
+        exported.generate(
+            **model_inputs(exported.processor, [rows[at] for at in chosen]),
+            generation_config=greedy(n_tokens),
+            logits_processor=LogitsProcessorList([seen]),
+        )
+        found.append(torch.stack(seen.logits, dim=1))  # (B, T, V)
+    return torch.cat(found)
+
+
+def _differences(found: Tensor, wanted: Tensor) -> dict[str, Any]:
+    """Return the figures of a row from logits (T, V)."""
+    compared = found[0] != -torch.inf  # NaN is compared, and fails
+    found, wanted = found[:, compared], wanted[:, compared]
+    difference = found - wanted
+    other = found.argmax(dim=1) != wanted.argmax(dim=1)
+    best = wanted.topk(2, dim=1).values  # (T, 2)
+    ties = other & (best[:, 0] - best[:, 1] <= 2 * difference.abs().max())
+    return {
+        "new_tokens": len(found),
+        "largest_logit": float(wanted.abs().max()),
+        "max_diff": float(difference.abs().max()),
+        "mean_diff": float(difference.abs().mean()),
+        # softmax ignores what all logits have in common
+        "relative_error": float((difference.std(dim=1) / wanted.std(dim=1)).mean()),
+        "agreement": 1 - float(other.float().mean()),
+        "ties": int(ties.sum()),
+        "first_difference": int(other.int().argmax()) if bool(other.any()) else None,
+    }
+
+
+def _sizes(row: CompareRow) -> str:
+    return ", ".join(f"{image.width}×{image.height}" for image in row.images)

@@ -10,14 +10,21 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from helpers.checkpoints import make_published
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qwenvl_kit.checkpoints.checkpoint import read
+from qwenvl_kit.checkpoints.loading import load_processor
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.export import to_onnx, verify
 from qwenvl_kit.onnx_backend.export import parity_reference
 from qwenvl_kit.onnx_backend.export.exporter import Quantize
 from qwenvl_kit.onnx_backend.export.parity_bars import judge_exact, judge_rounded, rounding_bound
+from qwenvl_kit.onnx_backend.export.parity_reference import greedy
+from qwenvl_kit.onnx_backend.export.parity_rows import draw_images, make_rows, model_inputs
+from qwenvl_kit.onnx_backend.generate import OnnxQwenVL
 
 WANTED_DIFFERENCE = 1e-4  # of logits up to 10; larger ones differ in proportion, as the spacing of float32 does
 
@@ -170,23 +177,38 @@ def test_a_rounded_export_of_random_weights_passes_and_one_with_a_fault_does_not
 def test_only_one_of_two_models_is_in_memory_while_they_are_compared(
     own_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models: list[weakref.ref[object]] = []
-    load = parity_reference._load
+    exports: list[weakref.ref[object]] = []
+    opened = OnnxQwenVL.from_pretrained
 
-    def loaded(checkpoint: Any) -> Any:
-        model = load(checkpoint)
-        models.append(weakref.ref(model))
-        return model
+    def watched(*given: Any, **options: Any) -> Any:
+        exported = opened(*given, **options)
+        exports.append(weakref.ref(exported.model_runner))
+        return exported
 
-    def opened(*given: Any, **options: Any) -> Any:
-        assert [model() for model in models] == [None], "torch's model is freed before the export is opened"
+    def load(_: object) -> None:
+        assert [exported() for exported in exports] == [None], "the export is freed before torch's model is loaded"
         raise StopIteration
 
-    monkeypatch.setattr(parity_reference, "_load", loaded)
-    monkeypatch.setattr("qwenvl_kit.onnx_backend.generate.OnnxQwenVL.from_pretrained", opened)
+    monkeypatch.setattr(OnnxQwenVL, "from_pretrained", watched)
+    monkeypatch.setattr(parity_reference, "_load", load)
 
     with pytest.raises(StopIteration):
         verify("demo", own_onnx, n_rows=1, n_tokens=1)
+
+
+def test_torchs_answers_are_those_of_the_whole_model_in_float32(tmp_path: Path) -> None:
+    source = make_published(tmp_path / "source", tied=True)
+    whole = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+    processor = load_processor(read(source))
+    (row,) = make_rows(processor, draw_images(1))
+    inputs = model_inputs(processor, [row])
+
+    with torch.inference_mode():
+        made = whole.generate(**inputs, generation_config=greedy(9), output_logits=True, return_dict_in_generate=True)
+        tokens = made.sequences[0, inputs["input_ids"].shape[1] :]
+        (found,) = parity_reference.references(source, processor, [row], [tokens])
+
+    torch.testing.assert_close(found, torch.cat(made.logits), atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_to_compare_is_refused(demo_onnx: Path) -> None:

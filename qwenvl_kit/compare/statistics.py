@@ -1,0 +1,121 @@
+"""Intervals and tests over images: how far a figure would move with other images of the same kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+N_SAMPLES = 2000
+"""Bootstrap samples of an interval."""
+
+_N_FLIPS = 10_000  # of a paired test; with up to 13 differences all sign patterns are counted instead
+_MOST_EXACT = 13
+_MAX_DRAWN = 4_000_000  # numbers in memory at a time
+
+
+def bootstrap_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of a mean over images (Efron 1979, https://doi.org/10.1214/aos/1176344552).
+
+    Parameters
+    ----------
+    values : array of float (n,)
+        One per image; missing ones are left out.
+    level : float
+        Coverage, in (0, 1).
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end; NaN without values. Equal calls give equal intervals.
+
+    Examples
+    --------
+    >>> bootstrap_interval([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    known = _known(values)
+    if not len(known):
+        return float("nan"), float("nan")
+    draw = np.random.default_rng(0)
+    n_at_once = max(1, _MAX_DRAWN // len(known))
+    means = [
+        known[draw.integers(len(known), size=(min(n_at_once, N_SAMPLES - done), len(known)))].mean(axis=1)
+        for done in range(0, N_SAMPLES, n_at_once)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_p_value(differences: ArrayLike) -> float:
+    """Return the two-sided p-value of a sign-flip test that paired differences have mean zero (Fisher 1935).
+
+    Parameters
+    ----------
+    differences : array of float (n,)
+        One per image; missing ones are left out.
+
+    Returns
+    -------
+    float
+        The share of sign patterns whose mean is at least as far from zero; NaN without differences.
+
+    Examples
+    --------
+    >>> paired_p_value([1.0, 1.0, 1.0, 1.0])
+    0.125
+    """
+    known = _known(differences)
+    if not len(known):
+        return float("nan")
+    known = known[known != 0]  # whose sign changes nothing
+    if not len(known):
+        return 1.0
+    least = abs(known.sum()) - 1e-9 * np.abs(known).sum()  # rounding may take as much from an equal sum
+    if len(known) <= _MOST_EXACT:
+        patterns = np.arange(2 ** len(known))[:, None] >> np.arange(len(known)) & 1
+        return float((_sums(patterns, known) >= least).mean())
+    draw = np.random.default_rng(0)
+    n_at_once = max(1, _MAX_DRAWN // len(known))
+    n_far = 0
+    for done in range(0, _N_FLIPS, n_at_once):
+        patterns = draw.integers(2, size=(min(n_at_once, _N_FLIPS - done), len(known)))
+        n_far += int((_sums(patterns, known) >= least).sum())
+    return (n_far + 1) / (_N_FLIPS + 1)  # the pattern that was seen is one of them
+
+
+def calibration_error(confidence: ArrayLike, right: ArrayLike, n_bins: int = 15) -> float:
+    """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+    Parameters
+    ----------
+    confidence : array of float (n,)
+        Probability of each answer, in [0, 1].
+    right : array of bool (n,)
+        Whether it is right.
+    n_bins : int
+        Bins of equal width.
+
+    Examples
+    --------
+    >>> calibration_error([1.0, 1.0, 0.5, 0.5], [True, True, True, False])
+    0.0
+    """
+    sure, true = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    bins = np.minimum((sure * n_bins).astype(int), n_bins - 1)
+    gaps = np.bincount(bins, sure - true, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(sure)) if len(sure) else float("nan")
+
+
+def _known(values: ArrayLike) -> NDArray[np.float64]:
+    given = np.asarray(values, np.float64)
+    known: NDArray[np.float64] = given[~np.isnan(given)]
+    return known
+
+
+def _sums(patterns: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    sums: NDArray[np.float64] = np.abs((2 * patterns - 1) @ values)
+    return sums
