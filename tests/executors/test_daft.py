@@ -19,13 +19,27 @@ from PIL import Image
 
 import qwenvl_kit
 from qwenvl_kit import ConfigError, Control, ModelNotFound, OptionWarning, RowErrors, StoreError, StoreWarning
-from qwenvl_kit.executors.daft_batches import DaftWorkers
+from qwenvl_kit.executors.daft_batches import DaftWorkers, _rows_in_flight
 from qwenvl_kit.executors.daft_worker import Worker
 from qwenvl_kit.executors.serialization import pack_error, unpack_error
 from qwenvl_kit.types import Result
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False, "engine": "daft"}
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize(
+    ("options", "n_rows"),
+    [
+        ({}, 16),
+        ({"batch_size": 2}, 2),
+        ({"rows_in_flight": 64}, 64),
+        ({"batch_size": 2, "rows_in_flight": 64}, 64),
+        ({"batch_size": 2, "rows_in_flight": "auto"}, 16),
+    ],
+)
+def test_batches_of_workers_follow_the_rows_in_flight(options: dict[str, Any], n_rows: int) -> None:
+    assert _rows_in_flight(qwenvl_kit.Config(**options)) == n_rows
 
 
 def told_same(here: pd.DataFrame, there: pd.DataFrame) -> None:

@@ -112,7 +112,7 @@ def test_sampling_waits_once_for_all_rows(options: dict[str, Any]) -> None:
     for at in range(3):
         logits = torch.randn(32, 151_936, device=DEVICE)
         with counted_waits() as waits:
-            tokens = sampler.sample(logits, sequences)
+            tokens = sampler.sample(logits, sequences).ids
         for token, sequence in zip(tokens, sequences, strict=True):
             sequence.append_token(token, (), stop_repetition=False)
         assert at == 0 or len(waits) == 1
