@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -22,6 +24,7 @@ from qwenvl_kit.errors import (
 if TYPE_CHECKING:
     from qwenvl_kit.options import OnError
     from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.types import Result
 
 _T = TypeVar("_T")
 _TEXT = pd.StringDtype(na_value=np.nan)  # pandas' own type for texts, missing ones included
@@ -55,7 +58,8 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     -------
     DataFrame
         Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width, seconds,
-        cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples in the order of the labels.
+        cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples in the order of the labels; with
+        ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {
@@ -66,8 +70,37 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     if any(result.label_logprobs is not None for result in run.results):
         for name in _LABEL_COLUMNS:
             frame[name] = pd.Series([getattr(result, name) for result in run.results], index=index, dtype=object)
+    if run.record.get("effective", {}).get("logprobs") is not None:
+        frame = frame.assign(**_logprob_columns(run.results, index))
     frame.attrs.update(run.record)
     return frame
+
+
+def _logprob_columns(results: Sequence[Result], index: pd.Index) -> dict[str, pd.Series]:
+    """Return sum and mean of each answer's log-probabilities, and its tokens with theirs; null where there are none."""
+    given = [result.token_logprobs or None for result in results]
+    sums = [None if one is None else math.fsum(one) for one in given]
+    means = [None if one is None or total is None else total / len(one) for one, total in zip(given, sums, strict=True)]
+    tokens = pd.Series([_tokens(result) for result in results], index=index, dtype=object)
+    return {
+        "logprob_sum": pd.Series(sums, index=index, dtype="Float64"),
+        "logprob_mean": pd.Series(means, index=index, dtype="Float64"),
+        "logprobs": tokens,
+    }
+
+
+def _tokens(result: Result) -> list[dict[str, Any]] | None:
+    """Return the tokens of an answer, each with its log-probability and the likeliest ones in its place."""
+    texts, logprobs = result.token_texts, result.token_logprobs
+    if not texts or logprobs is None:
+        return None
+    likeliest = _pairs(result.alternative_texts or (), result.alternative_logprobs or ())
+    n = len(likeliest) // len(texts)
+    return [{**one, "likeliest": likeliest[at * n : (at + 1) * n]} for at, one in enumerate(_pairs(texts, logprobs))]
+
+
+def _pairs(texts: Sequence[str], logprobs: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"token": text, "logprob": logprob} for text, logprob in zip(texts, logprobs, strict=True)]
 
 
 def text_series(frame: pd.DataFrame, name: str) -> pd.Series:

@@ -25,7 +25,14 @@ from qwenvl_kit.types import Result
 
 Access = Literal["write", "existing", "read"]
 _KEPT = ("text", "finish_reason", "prompt_tokens", "new_tokens", "height", "width", "flag")
-_LISTS = ("label_logprobs", "label_tokens")  # kept only where there are some
+_LISTS = {  # kept only where there are some
+    "label_logprobs": float,
+    "label_tokens": int,
+    "token_logprobs": float,
+    "token_texts": str,
+    "alternative_logprobs": float,
+    "alternative_texts": str,
+}
 _FINISHES = (None, "stop", "length", "repetition")
 _PAGE = 256  # rows that are fetched at once while others may use the store
 _OPENERS = {
@@ -249,7 +256,7 @@ def _is_result(values: dict[str, Any]) -> bool:
         and (values.get("flag") is None or _is_text(values["flag"]))
         and values.get("finish_reason") in _FINISHES
         and all(_is_count(values.get(name)) for name in ("prompt_tokens", "new_tokens", "height", "width"))
-        and all(_is_list(values[name], kind) for name, kind in zip(_LISTS, (float, int), strict=True) if name in values)
+        and all(_is_list(values[name], kind) for name, kind in _LISTS.items() if name in values)
     )
 
 

@@ -171,6 +171,13 @@ class Result:
         Whether the answer comes from an equal row or the store.
     flag : str or None
         Why an answer is doubtful, such as one that repeats a phrase to its end.
+    token_logprobs : tuple of float or None
+        Log-probability of each token of the answer, and of the one that ended it, before penalties and warping; None
+        unless ``logprobs`` was given.
+    token_texts : tuple of str or None
+        Text of each; empty for the token that ended the answer.
+    alternative_logprobs, alternative_texts : tuple or None
+        The same of the likeliest tokens in each place, place by place.
     label_logprobs : tuple of float or None
         Log-likelihood of each label of the prompt as the whole answer, end of turn included.
     label_tokens : tuple of int or None
@@ -190,6 +197,10 @@ class Result:
     seconds: float = 0.0
     cached: bool = False
     flag: str | None = None
+    token_logprobs: tuple[float, ...] | None = None
+    token_texts: tuple[str, ...] | None = None
+    alternative_logprobs: tuple[float, ...] | None = None
+    alternative_texts: tuple[str, ...] | None = None
     label_logprobs: tuple[float, ...] | None = None
     label_tokens: tuple[int, ...] | None = None
 

@@ -91,6 +91,7 @@ class ResolvedConfig:
     num_beams: int
     repetition_penalty: float
     stop_repetition: bool
+    logprobs: int | None = None
     quantization: str | None = None
     provider: str | None = None
     threads: int | None = None
@@ -115,6 +116,8 @@ def answer_fields(resolved: ResolvedConfig) -> dict[str, Any]:
     options = (*names_of(SamplingOptions), *names_of(ImageOptions))
     values = {name: getattr(resolved, name) for name in (_RECORDED.get(one, one) for one in options)}
     # Left out where there are none, so that results stored before these settings were honoured stay valid.
+    if resolved.logprobs is None:
+        del values["logprobs"]
     return {**values, "generation": dict(resolved.generation)} if resolved.generation else values
 
 
@@ -187,6 +190,7 @@ def resolve(
         num_beams=config.num_beams,
         repetition_penalty=_penalty(config, defaults),
         stop_repetition=config.stop_repetition,
+        logprobs=fixed.get("logprobs", config.logprobs),
         threads=config.threads,
         torch_compile=compiles,
         rows_in_flight=rows_in_flight,

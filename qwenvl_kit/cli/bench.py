@@ -52,6 +52,7 @@ def work(parsed: argparse.Namespace) -> int:
     _say(f"{config.model_name}: images of {parsed.side} pixels, for at most {parsed.budget} s")
     paces = _measure(parsed, config, started)
     if not paces:
+        _say("No pass ended within the budget. Pass a larger --budget.")
         return 1
     _say("backend  threads  batch_size  images/s  tokens/s")
     for pace in paces:

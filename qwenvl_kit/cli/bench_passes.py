@@ -35,18 +35,29 @@ class PassTimes:
         self.images: defaultdict[int, list[float]] = defaultdict(list)
         self.prompts: defaultdict[int, list[float]] = defaultdict(list)
         self.steps: defaultdict[int, list[float]] = defaultdict(list)
+        self._cold: tuple[dict[int, list[float]], ...] = ({}, {}, {})
         self._seen: set[Any] = set()
 
-    def forget(self) -> None:
-        """Drop what was timed so far, such as first passes."""
-        for samples in (self.images, self.prompts, self.steps):
+    def end_warm_up(self) -> None:
+        """Set aside what was timed so far: first passes of a process, which count only where no others follow."""
+        for samples, cold in zip((self.images, self.prompts, self.steps), self._cold, strict=True):
+            cold.update(samples)
             samples.clear()
+
+    def last_size(self) -> tuple[int, int]:
+        """Return the patches of the last image that was timed, and the tokens of the last prompt."""
+        images, prompts = (
+            next(reversed(warm or cold), 0)
+            for warm, cold in zip((self.images, self.prompts), self._cold[:2], strict=True)
+        )
+        return images, prompts
 
     def calibration(self, spec: BackendSpec) -> Calibration | None:
         """Return what `plan` reads; None until there is a sample of each kind."""
         resolved = spec.resolved
-        steps = {n: some[_FIRST_STEPS:] or some[-1:] for n, some in self.steps.items()}
-        if not (self.images and self.prompts and steps):
+        timed = (self.images, self.prompts, self.steps)
+        images, prompts, steps = (warm or cold for warm, cold in zip(timed, self._cold, strict=True))
+        if not (images and prompts and steps):
             return None
         return Calibration(
             device=hardware_label(resolved.device, resolved.threads),
@@ -54,9 +65,9 @@ class PassTimes:
             model=resolved.model,
             backend=resolved.backend,
             dtype=resolved.dtype,
-            vision_s=_medians(self.images),
-            prefill_s=_medians(self.prompts),
-            decode_s=_medians(steps),
+            vision_s=_medians(images),
+            prefill_s=_medians(prompts),
+            decode_s=_medians({n: some[_FIRST_STEPS:] or some[-1:] for n, some in steps.items()}),
         )
 
     def _image(self, sequences: list[Any]) -> tuple[Samples, int] | None:

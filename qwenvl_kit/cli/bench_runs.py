@@ -152,10 +152,10 @@ class ModelBench:
         """Time images of three sizes, and decode steps of each number of rows."""
         small, large = max(28, self._side // 2), 2 * self._side
         self._probe(1, small)
-        times.forget()  # first passes of a process
+        times.end_warm_up()
         for side in (small, self._side):
             self._probe(1, side)
-        self._size = (next(reversed(times.images), 0), next(reversed(times.prompts), 0))
+        self._size = times.last_size()
         seconds = sum(max(some) for some in times.images.values())
         if 5 * seconds < _LARGE_SHARE * self._budget.seconds:
             self._probe(1, large)

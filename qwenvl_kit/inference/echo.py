@@ -27,6 +27,12 @@ CAPABILITIES = Capabilities(
             instead="running in eager mode",
         ),
         FixedOption(
+            option="logprobs",
+            value=None,
+            reason="backend='echo' generates no tokens",
+            instead="answering without log-probabilities",
+        ),
+        FixedOption(
             option="rows_in_flight",
             value=None,
             reason="backend='echo' generates no tokens",

@@ -178,11 +178,13 @@ class Engine:
         return sequences, self._sample(sequences, logits, started)
 
     def _sample(self, sequences: list[Sequence], logits: Tensor, started: float) -> list[int | None]:
-        tokens = self._sampler.sample(logits, sequences)
+        sampled = self._sampler.sample(logits, sequences)
         seconds = (time.perf_counter() - started) / len(sequences)
         for sequence in sequences:
             sequence.seconds += seconds
-        return tokens
+        for sequence, logprobs in zip(sequences, sampled.logprobs or (), strict=False):
+            sequence.logprobs.append(logprobs)
+        return sampled.ids
 
     def _preempt_and_shrink(self) -> list[Result]:
         results = self._scheduler.preempt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.repetition import repeated_phrase
@@ -32,6 +32,7 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
     try:
         text = decode(ids)
         flag = None if phrase is None else f"repeats {decode(ids[-phrase:])!r} to its end"
+        logprobs = _logprobs(sequence, decode)
     except Exception as error:  # noqa: BLE001  # a tokenizer of one row's tokens; other rows are not touched
         return failed(request, error, "decoding the output tokens")
     return Result(
@@ -45,7 +46,22 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
         width=width,
         seconds=sequence.seconds,
         flag=flag,
+        **logprobs,
     )
+
+
+def _logprobs(sequence: Sequence, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """Return the fields of the log-probabilities of an answer; none where they were not asked for."""
+    if not sequence.logprobs:
+        return {}
+    chosen, *_ = zip(*sequence.logprobs, strict=True)
+    likeliest = [one for place in sequence.logprobs for one in place[1:]]
+    return {
+        "token_logprobs": tuple(logprob for _, logprob in chosen),
+        "token_texts": tuple(decode([token]) for token, _ in chosen),
+        "alternative_logprobs": tuple(logprob for _, logprob in likeliest),
+        "alternative_texts": tuple(decode([token]) for token, _ in likeliest),
+    }
 
 
 def _scored(sequence: Sequence) -> Result:

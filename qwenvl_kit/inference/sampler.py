@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,24 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.constraints import Grammars
     from qwenvl_kit.inference.sequence import Sequence
 
+_TokenLogprob = tuple[int, float]
 _MAX_PROMPT_LENGTHS = 256  # whose processors are kept
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """Tokens that were sampled in one step.
+
+    Attributes
+    ----------
+    ids : list of (int or None)
+        The token of each row; None where its logits were not finite.
+    logprobs : list of list of (int, float), or None
+        For each row the id and the log-probability of its token, and then of the likeliest ones; None unless asked for.
+    """
+
+    ids: list[int | None]
+    logprobs: list[list[_TokenLogprob]] | None = None
 
 
 class Sampler:
@@ -36,7 +54,8 @@ class Sampler:
     Parameters
     ----------
     resolved : ResolvedConfig
-        Its ``repetition_penalty``, ``generation``, ``do_sample``, ``temperature``, ``top_k`` and ``top_p``.
+        Its ``repetition_penalty``, ``generation``, ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and
+        ``logprobs``.
     eos_ids : tuple of int
         Tokens that end an answer.
     grammars : callable, optional
@@ -51,19 +70,19 @@ class Sampler:
     ) -> None:
         self._settings, self._eos_ids = dict(resolved.generation), eos_ids
         self._biases = biases(self._settings)
-        self._penalty = resolved.repetition_penalty
+        self._penalty, self._n_alternatives = resolved.repetition_penalty, resolved.logprobs
         self._by_prompt_len: dict[int, LogitsProcessorList] = {}
         self._warpers = logits_processors(resolved) if resolved.do_sample else None
         self._rows = SamplingRows(keeps_tokens=self._penalty != 1)
         self._masks = None if grammars is None else ConstraintMasks(grammars)
 
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int | None]:
-        """Return the next token of each sequence from float32 logits (B, V); None where they are not finite.
-
-        The logits are overwritten.
-        """
-        tokens: list[int] = self.choose(logits, sequences).tolist()
-        return [None if token < 0 else token for token in tokens]
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> SampledTokens:
+        """Return the next token of each sequence from float32 logits (B, V), which are overwritten."""
+        if self._n_alternatives is None:
+            return SampledTokens([_id(token) for token in self.choose(logits, sequences).tolist()])
+        # before constraints, penalties and warping
+        logprobs = logits.log_softmax(dim=-1)  # (B, V)
+        return _sampled(_with_logprobs(self.choose(logits, sequences), logprobs, self._n_alternatives).tolist())
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -117,6 +136,29 @@ def logits_processors(resolved: ResolvedConfig) -> LogitsProcessorList:
     if resolved.top_p is not None and resolved.top_p < 1:
         chain.append(TopPLogitsWarper(resolved.top_p))
     return chain
+
+
+@torch.inference_mode()
+def _with_logprobs(ids: Tensor, logprobs: Tensor, n_alternatives: int) -> Tensor:
+    """Return for each row its token, its log-probability, and those of the likeliest tokens: one transfer for all."""
+    values, likeliest = logprobs.topk(min(n_alternatives, logprobs.shape[1]))  # (B, k)
+    chosen = logprobs.gather(1, ids[:, None].clamp(min=0))
+    # float64 holds every id
+    return torch.cat([ids[:, None].double(), chosen.double(), likeliest.double(), values.double()], dim=1)
+
+
+def _sampled(rows: list[list[float]]) -> SampledTokens:
+    """Return the tokens of rows of `_with_logprobs`."""
+    n = len(rows[0]) // 2 - 1 if rows else 0
+    logprobs = [
+        [(int(row[0]), row[1]), *zip(map(int, row[2 : 2 + n]), row[2 + n :], strict=True)]  # its own, the likeliest
+        for row in rows
+    ]
+    return SampledTokens([_id(int(row[0])) for row in rows], logprobs)
+
+
+def _id(token: int) -> int | None:
+    return None if token < 0 else token
 
 
 def _ids(sequence: Sequence, scores: Tensor) -> Tensor:

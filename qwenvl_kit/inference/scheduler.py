@@ -168,7 +168,8 @@ class Scheduler:
             return
         self._noted_rows = n_rows
         if asked == "auto":
-            self._control.note(f"{n_rows} rows in flight ({in_words(n_bytes)} of keys and values).")
+            rows = "1 row" if n_rows == 1 else f"{n_rows} rows"
+            self._control.note(f"{rows} in flight ({in_words(n_bytes)} of keys and values).")
         else:
             self._control.note(
                 f"Out of memory for {asked} sequences; continuing with at most {n_rows} ({in_words(n_bytes)} of keys "

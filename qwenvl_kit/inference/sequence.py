@@ -63,6 +63,8 @@ class Sequence:
         Raised while its images were prepared.
     seconds : float
         Its share of the time so far.
+    logprobs : list of list of (int, float)
+        For each sampled token its id and log-probability, and then those of the likeliest ones; if asked for.
     seed : int
         Of its random numbers; a random one where the request has none.
     noise : SeededGumbelNoise or None
@@ -81,6 +83,7 @@ class Sequence:
         self.label_tokens: tuple[int, ...] = ()
         self.error: Exception | None = None
         self.seconds = 0.0
+        self.logprobs: list[list[tuple[int, float]]] = []
         self.seed = secrets.randbits(63) if request.seed is None else request.seed
         self.noise: SeededGumbelNoise | None = None
         self.matcher: AnswerMatcher | None = None

@@ -105,6 +105,7 @@ class SamplingOptions(Group):
     num_beams: int = option(1, Integer(1), "beams of beam search; 1 for none")
     repetition_penalty: float | None = option(None, Number(0, none="the checkpoint's own"), "above 1 discourages repetition; None for the checkpoint's own, which is recorded")
     stop_repetition: bool = option(False, FLAG, "stop an answer that repeats one phrase; such answers are flagged in any case")
+    logprobs: int | None = option(None, Integer(0, 100, none="no log-probabilities"), "log-probabilities of an answer's tokens in `run`, with so many likeliest alternatives for each; None for none")
 
     def _check_combinations(self) -> None:
         if self.do_sample and self.temperature <= 0:
@@ -115,6 +116,10 @@ class SamplingOptions(Group):
         if self.num_beams > 1 and self.stop_repetition:
             raise ConfigError(
                 f"Beam search (num_beams={self.num_beams}) does not support stop_repetition=True. Use num_beams=1."
+            )
+        if self.num_beams > 1 and self.logprobs is not None:
+            raise ConfigError(
+                f"Beam search (num_beams={self.num_beams}) does not support logprobs={self.logprobs}. Use num_beams=1."
             )
         if self.num_beams > 1 and self.do_sample:
             raise ConfigError(

@@ -43,6 +43,7 @@ class SamplingKeywords(TypedDict, total=False):
     num_beams: int
     repetition_penalty: float | None
     stop_repetition: bool
+    logprobs: int | None
 
 
 class ImageKeywords(TypedDict, total=False):

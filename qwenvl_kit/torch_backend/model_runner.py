@@ -5,11 +5,11 @@ So accelerate's hooks (device maps, offloading) and transformers' attentions kee
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,7 @@ from qwenvl_kit.torch_backend.kv_cache import (
 )
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
 from qwenvl_kit.torch_backend.slot_attention import kernel_fault
+from qwenvl_kit.torch_backend.text_layers import Layers, PlainText
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class TorchModelRunner:
         self._text = model.model.language_model
         self._image_id = int(model.config.image_token_id)
         is_prepacked = isinstance(self._text.layers[0], OneDNNLayer)
-        self._layers: _Layers = OneDNNText(self._text) if is_prepacked else _PlainText(self._text)
+        self._layers: Layers = OneDNNText(self._text) if is_prepacked else PlainText(self._text)
         self.step_kernel_fault = "steps are compiled" if compiles else kernel_fault(self._text)
         uses_kernel = self.step_kernel_fault is None
         self.cache = SlottedKVCache(is_token_major=uses_kernel)
@@ -143,8 +144,10 @@ class TorchModelRunner:
     @torch.inference_mode()
     def decode(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
         """Append a token to each of the first slots and return logits (B, V); see `ModelRunner.decode`."""
-        with step_attention(self._text):
-            return (self._steps or self._step)(ids, positions, lengths, max_len)
+        if not isinstance(self._steps, CompiledSteps):
+            return (self._steps or self._eager_step)(ids, positions, lengths, max_len)
+        with step_attention(self._text):  # outside of what is compiled
+            return self._steps(ids, positions, lengths, max_len)
 
     @torch.inference_mode()
     def score(self, slot: int, cached_len: int, position: int, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -186,7 +189,12 @@ class TorchModelRunner:
         is_hooked = any(hasattr(module, "_hf_hook") for module in self._model.modules())
         if device.type != "cuda" or is_hooked or any(one.device != device for one in self._model.parameters()):
             return None
-        return RecordedSteps(self._step, reads_whole_slots=self.step_kernel_fault is None)
+        return RecordedSteps(self._eager_step, reads_whole_slots=self.step_kernel_fault is None)
+
+    def _eager_step(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+        """Run `_step` with the attention of steps, which takes 65 µs to set; prepacked layers have their own."""
+        with step_attention(self._text) if isinstance(self._layers, PlainText) else contextlib.nullcontext():
+            return self._step(ids, positions, lengths, max_len)
 
     def _step(self, ids: Tensor, positions: Tensor, lengths: Tensor, max_len: int) -> Tensor:
         """Decode a step whose rows attend to the first `max_len` tokens of their slots; logits (B, V)."""
@@ -244,64 +252,6 @@ class TorchModelRunner:
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.lm_head(hidden)
         return logits.to(self.device, torch.float32)
-
-
-class _Layers(Protocol):
-    """The layers of the language model."""
-
-    def __call__(
-        self,
-        embedded: Tensor,
-        positions: Tensor,
-        masks: Mapping[str, Tensor | None],
-        cache: SlottedKVCache,
-        last: Tensor | None,
-    ) -> Tensor:
-        """Return hidden states (B, D) of token `last` (B,) of each row, or of its only one."""
-        ...
-
-    def all_states(
-        self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: SlottedKVCache
-    ) -> Tensor:
-        """Return hidden states (B, T, D) of all tokens."""
-        ...
-
-
-class _PlainText:
-    """Run transformers' own forward, whose hooks accelerate relies on."""
-
-    def __init__(self, text: Any) -> None:
-        self._text = text
-        # transformers 5.24 renamed the argument
-        self._cache_argument = "cache" if "cache" in inspect.signature(text.forward).parameters else "past_key_values"
-
-    def __call__(
-        self,
-        embedded: Tensor,
-        positions: Tensor,
-        masks: Mapping[str, Tensor | None],
-        cache: SlottedKVCache,
-        last: Tensor | None,
-    ) -> Tensor:
-        """Return hidden states (B, D) of token `last` (B,) of each row, or of its only one."""
-        states = self.all_states(embedded, positions, masks, cache)
-        if last is None:
-            return states[:, 0]
-        last = last.to(states.device)
-        return states[torch.arange(len(last), device=last.device), last]
-
-    def all_states(
-        self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: SlottedKVCache
-    ) -> Tensor:
-        """Return hidden states (B, T, D) of all tokens."""
-        states: Tensor = self._text(
-            inputs_embeds=embedded,
-            position_ids=positions,
-            attention_mask=masks,
-            use_cache=True,
-            **{self._cache_argument: cache},
-        ).last_hidden_state
-        return states
 
 
 def _device_of(layer: Any) -> torch.device | None:

@@ -108,6 +108,24 @@ def test_a_budget_that_is_spent_ends_what_runs(monkeypatch: pytest.MonkeyPatch) 
     assert not paces[0].is_measured
 
 
+def test_first_passes_count_where_the_budget_ends_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = ModelBench._probe
+    sides: list[int] = []
+
+    def once(self: ModelBench, n_rows: int, side: int) -> None:
+        sides.append(side)
+        if len(sides) == 1:
+            probe(self, n_rows, side)
+
+    monkeypatch.setattr(ModelBench, "_probe", once)
+    lines: list[str] = []
+    paces = run_bench(Spent(1000.0, lines=lines), lines, 1)
+
+    assert len(sides) > 1
+    assert [pace.is_measured for pace in paces] == [False]
+    assert paces[0].rows_per_s > 0
+
+
 def test_a_budget_that_loading_spends_gives_a_word_and_no_figures() -> None:
     lines: list[str] = []
 

@@ -199,7 +199,7 @@ def test_a_large_row_lets_others_pass_but_only_so_many() -> None:
     [
         ({}, 10_000, 16, "16 rows in flight (1 MiB of keys and values)."),
         ({}, 1000, 7, "7 rows in flight (0 MiB of keys and values)."),
-        ({}, 3, 1, "1 rows in flight (0 MiB of keys and values)."),
+        ({}, 3, 1, "1 row in flight (0 MiB of keys and values)."),
         ({"batch_size": 5}, 10_000, 5, None),
         ({"batch_size": 20}, 10_000, 20, None),
         ({"batch_size": 20, "rows_in_flight": "auto"}, 10_000, 20, "20 rows in flight (1 MiB of keys and values)."),

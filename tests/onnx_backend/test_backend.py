@@ -49,6 +49,15 @@ def test_answers_are_those_of_torch_in_any_batch(exported: Path, pictures: list[
         assert found[column].tolist() == wanted[column].tolist(), column
 
 
+def test_log_probabilities_are_those_of_torch(exported: Path, pictures: list[Image.Image]) -> None:
+    cells = pd.Series(pictures[:4], dtype=object)
+    wanted = cells.vl.run(**TORCH, logprobs=1)
+    found = cells.vl.run(**_onnx(exported, logprobs=1))
+
+    assert (found["logprob_sum"] - wanted["logprob_sum"]).abs().max() < 1e-3
+    assert (found["logprob_mean"] - wanted["logprob_mean"]).abs().max() < 1e-4
+
+
 def test_more_rows_generate_by_default_and_as_many_as_memory_allows(
     exported: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
