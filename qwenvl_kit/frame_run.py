@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -235,7 +234,7 @@ def execute_rows(
             run = guard.rescued(config)
         if checked is not None:
             run = _with_results(run, [checked(result) for result in run.results])
-        remember(functools.partial(result_frame, run, index))
+        remember(lambda: result_frame(run, index))
         frame = result_frame(run, index)
         remember(frame)
         results = shape(frame)

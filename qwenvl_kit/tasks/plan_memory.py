@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from qwenvl_kit.tasks.plan_rows import PlannedRow
 
 _WAITING_BYTES = 192 * 2**20  # pixels that wait for the model: see RequestBuffer
+# What the allocator keeps and libraries load during a run: 0 to 80 MiB in runs of three models and two dtypes.
+_SLACK = 80 * 2**20
 _CUDA_CONTEXT = 600 * 2**20  # of the driver and its kernels; an estimate, not yet tried on a GPU
 
 
@@ -173,6 +175,7 @@ class ModelMemory:
             Part(self.device, f"widest pass ({widest})", passes[widest]),
             Part(self.device, "visual tokens", min(features, MAX_FEATURE_BYTES) + features // max(1, work.n_rows)),
             Part("cpu", "images", _image_bytes(work)),
+            Part("cpu", "allocator and libraries", _SLACK),
         ]
         if self.device != "cpu":
             running.append(Part(self.device, "CUDA's context", _CUDA_CONTEXT))

@@ -77,7 +77,7 @@ def test_the_doctor_says_what_fits(capsys: pytest.CaptureFixture[str], monkeypat
     assert main(["doctor", "--model-name", "demo", "--dtype", "float32"]) == 0
     told = capsys.readouterr().out
     assert "weights of 9 MiB in float32 (5 MiB in bfloat16); cpu has 1.0 GiB free" in told
-    assert "9 visual tokens: at most" in told
+    assert "16 visual tokens: at most" in told
     assert "; fits" in told
 
     monkeypatch.setattr(plan_fit, "free_memory_of", lambda device: 2**20)

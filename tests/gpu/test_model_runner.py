@@ -130,7 +130,7 @@ def test_recorded_steps_give_the_logits_of_plain_ones(wide: Path) -> None:
             ids = torch.randint(20, 500, (n_rows,), generator=draw).to(DEVICE)
             held = torch.tensor([100 + 40 * slot + at for slot in range(n_rows)], device=DEVICE)
             ours = recorded(ids, held, held, 400 + at)
-            plain = runner._step(ids, held, held, 400 + at)
+            plain = runner._eager_step(ids, held, held, 400 + at)
             torch.testing.assert_close(ours, plain, atol=0.1, rtol=0.05)
 
         assert any("recorded as CUDA graphs" in note for note in runner.take_notes())

@@ -41,7 +41,7 @@ def replay_on_cpu() -> Iterator[list[tuple[int, ...]]]:
         patch.setattr(
             model_runner.TorchModelRunner,
             "_make_steps",
-            lambda runner, **_: RecordedSteps(runner._step, reads_whole_slots=runner.step_kernel_fault is None),
+            lambda runner, **_: RecordedSteps(runner._eager_step, reads_whole_slots=runner.step_kernel_fault is None),
         )
         Replay.made = []
         yield Replay.made
