@@ -130,7 +130,7 @@ def trained(file: Path) -> PreTrainedTokenizerFast:
             show_progress=False,
         )
         sources = sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py"))
-        tokenizer.train([str(one) for one in sources[::3]], trainer)
+        tokenizer.train([str(one) for one in sources[::5]], trainer)
         tokenizer.save(str(file))
     return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="<|im_end|>")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from transformers import AutoTokenizer
 
 from qwenvl_kit import Config, ConfigError, MissingExtra
 from qwenvl_kit.checkpoints.checkpoint import read
-from qwenvl_kit.demo import model_dir
+from qwenvl_kit.demo import draw, model_dir, sample_scenes
 from qwenvl_kit.executors import execute
+from qwenvl_kit.executors.daft_worker import Worker
 from qwenvl_kit.executors.serialization import WorkItem
 from qwenvl_kit.inference.constraints import Grammars, check_constraint, grammars_of
 from qwenvl_kit.inference.sampler import Sampler
@@ -275,10 +275,16 @@ def test_grammars_are_made_once_for_a_checkpoint() -> None:
 
 
 def test_constraints_travel_to_workers() -> None:
-    prompt = Prompt("What?", constraint=JSON)
+    prompts = tuple(Prompt("What?", constraint=one) for one in CONSTRAINTS)
+    (picture,) = (Image.fromarray(draw(scene)) for scene in sample_scenes(1, seed=2))
+    item = WorkItem(picture, prompts).pack()
 
-    assert WorkItem.unpack(WorkItem("a.png", (prompt,)).pack()).prompts == (prompt,)
-    assert pickle.loads(pickle.dumps(JSON)) == JSON
+    (there,) = Worker(Config(model_name="demo", max_caption_length=60, **EXACT)).answer([item])
+
+    assert WorkItem.unpack(item).prompts == prompts
+    here = run("demo", [picture] * len(prompts), list(prompts))
+    assert [one["text"] for one in there["results"]] == [one.text for one in here]
+    assert there["failure"] is None
 
 
 def test_constrained_answers_are_stored_and_found_again(tmp_path: Path, pictures: list[Image.Image]) -> None:

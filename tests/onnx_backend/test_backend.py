@@ -39,6 +39,21 @@ def _onnx(folder: Path, **options: object) -> dict[str, object]:
     return {"backend": "onnx", "model_name": str(folder), "progress": False, "use_flash_attention_2": False, **options}
 
 
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_constrained_answers_are_those_of_torch(exported: Path, pictures: list[Image.Image], batch_size: int) -> None:
+    cells = pd.Series(pictures[:5], dtype=object)
+    schema = {
+        "count": {"enum": [1, 2, 3]},
+        "colours": {"type": "array", "items": {"enum": ["red", "蓝"]}, "maxItems": 2},
+    }
+    wanted = cells.vl.extract(schema, **TORCH)
+
+    found = cells.vl.extract(schema, **_onnx(exported, batch_size=batch_size))
+
+    pd.testing.assert_frame_equal(found, wanted)
+    assert found["status"].tolist() == ["ok"] * 5
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_answers_are_those_of_torch_in_any_batch(exported: Path, pictures: list[Image.Image], batch_size: int) -> None:
     cells = pd.Series([*pictures, *pictures[:4]], dtype=object)
