@@ -1,8 +1,8 @@
 """Measure which share of a decode step the masks of constrained answers take, at 16 rows and 151,936 tokens.
 
 ``python tests/benchmarks/constrained_steps.py`` runs the benchmark model (94 M parameters) with a vocabulary of the
-published size over a byte-level tokenizer trained here. Times are CPU time of all threads, which other processes change little; prints and writes
-the figures beside their target; exit status 1 for a missed target. Five minutes on two cores, 3 GB.
+published size over a byte-level tokenizer trained here. Times are CPU time of all threads, which other processes change
+little. It prints and writes the figures beside their target; exit status 1 for a missed target. Five minutes, 3 GB.
 """
 
 from __future__ import annotations
