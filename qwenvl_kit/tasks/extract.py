@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from qwenvl_kit.errors import ConfigError, RowError, printable
 from qwenvl_kit.inference.constraints import check_constraint
 from qwenvl_kit.tasks.lenient_json import ParsedJson, parse_json
 from qwenvl_kit.tasks.schema import AnswerSchema, Field, kinds_of, read_schema
+from qwenvl_kit.tasks.token_spans import Span, overlapping, token_spans
 from qwenvl_kit.types import Constraint, Prompt, Result
 
 if TYPE_CHECKING:
@@ -55,7 +57,9 @@ class Extraction:
             llguidance is not installed.
         """
         found = cls(read_schema(schema), constrain, flatten)
-        if taken := sorted({one.name for one in found.fields} & set(_OWN)):
+        names = {one.name for one in found.fields}
+        own = {*_OWN, *(f"{name}_confidence" for name in names if config.logprobs is not None)}
+        if taken := sorted(names & own):
             raise ConfigError(f"The field {taken[0]!r} is also a column of the result. Rename it in the schema.")
         if found.constraint is not None:
             check_constrainable(config)
@@ -92,6 +96,8 @@ class Extraction:
     def frame(self, results: pd.DataFrame) -> pd.DataFrame:
         """Return the columns of the schema, ``raw``, ``repaired``, ``status`` and ``error``.
 
+        With log-probabilities, a column such as ``count_confidence`` follows those of the schema for each field.
+
         Parameters
         ----------
         results : DataFrame
@@ -105,6 +111,14 @@ class Extraction:
             one.name: _column([row.values[at] for row in rows], one.dtype, results.index)
             for at, one in enumerate(self.fields)
         }
+        if "logprobs" in results:
+            confidences = [
+                _confidences(row, text, tokens, self.fields)
+                for row, text, tokens in zip(rows, results["text"].tolist(), results["logprobs"].tolist(), strict=True)
+            ]
+            for at, one in enumerate(self.fields):
+                values = [row[at] for row in confidences]
+                columns[f"{one.name}_confidence"] = pd.Series(values, index=results.index, dtype="Float64")
         columns["raw"] = results["text"]
         columns["repaired"] = pd.Series([row.repaired for row in rows], index=results.index, dtype=_TEXT)
         columns |= {name: results[name] for name in ("status", "error")}
@@ -116,11 +130,28 @@ class Extraction:
         return parse_json(text, is_cut=finish_reason != "stop") if isinstance(text, str) else None
 
 
+def _confidences(row: _Row, text: object, tokens: object, fields: Sequence[Field]) -> list[float | None]:
+    """Return the probability of the tokens that wrote each field, before constraints and temperature."""
+    spans = None
+    if isinstance(text, str) and isinstance(tokens, list):
+        spans = token_spans([one["token"] for one in tokens], text)
+    if spans is None:
+        return [None] * len(fields)
+    logprobs = [one["logprob"] for one in cast("list[dict[str, Any]]", tokens)]
+    found: list[float | None] = []
+    for field, value in zip(fields, row.values, strict=True):
+        written = overlapping(spans, row.spans_of(field)) if value is not None else []
+        found.append(math.exp(math.fsum(logprobs[at] for at in written)) if written else None)
+    return found
+
+
 class _Row:
     """The values of an answer, one per field, and what was done to read them."""
 
     def __init__(self, extraction: Extraction, parsed: ParsedJson | None) -> None:
         self._repairs: dict[str, None] = {}
+        self._spans = {} if parsed is None else parsed.spans
+        self._is_object = extraction.schema.is_object
         if parsed is None:
             self.values: list[Any] = [None] * len(extraction.fields)
             return
@@ -130,6 +161,11 @@ class _Row:
             self._repairs[f"ends within {place}; kept what is complete"] = None
         value = parsed.value if extraction.schema.is_object else {"value": parsed.value}
         self.values = [self._value(value, one, parsed) for one in extraction.fields]
+
+    def spans_of(self, field: Field) -> list[Span]:
+        """Return where the values of a field stand in the text."""
+        path = field.path if self._is_object else field.path[1:]
+        return [span for place, span in self._spans.items() if place[: len(path)] == tuple(path)]
 
     @property
     def repaired(self) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import numpy as np
@@ -247,3 +248,29 @@ def test_empty_frames_have_the_columns() -> None:
 
     assert found.columns.tolist() == ["count", "colours", "place", "raw", "repaired", "status", "error"]
     assert str(found["count"].dtype) == "Int64"
+
+
+@pytest.mark.model
+def test_log_probabilities_give_a_confidence_per_field() -> None:
+    schema = {"colour": Literal["red", "blue"], "parts": {"count": Literal[1, 2, 3]}, "鹰": bool}
+    cells = images(3)["image"]
+    found = cells.vl.extract(schema, flatten=True, logprobs=0, **DEMO)
+
+    fields = ["colour", "parts.count", "鹰"]
+    assert [name for name in found if name.endswith("_confidence")] == [f"{name}_confidence" for name in fields]
+    for name in fields:
+        assert found[f"{name}_confidence"].between(0, 1).all()
+    run = qwenvl_kit.last_run()
+    assert run is not None
+    for row in range(3):
+        tokens, value = run["logprobs"].iloc[row], found["colour"].iloc[row]
+        text, total = "", 0.0
+        for one in tokens:
+            begin, text = len(text), text + one["token"]
+            at = run["text"].iloc[row].index(f'"{value}"')
+            if begin < at + len(value) + 2 and len(text) > at:
+                total += one["logprob"]
+            if len(text) >= at + len(value) + 2:
+                break
+        assert found["colour_confidence"].iloc[row] == pytest.approx(math.exp(total))
+    assert not [name for name in cells.vl.extract(schema, **DEMO) if "confidence" in name]
