@@ -163,30 +163,32 @@ class Comparison:
     def _with_intervals(self, summary: pd.DataFrame, level: float) -> pd.DataFrame:
         """Insert intervals and p-values behind the means of agreement."""
         columns: dict[Any, Any] = dict(summary.items())
+        references = self._reference_places(summary.index.tolist())
         for name in [one for one in _AGREEMENT if one in summary]:
             by_image = self._by_image(name)
-            ends = [bootstrap_interval(by_image[setting], level) for setting in summary.index]
+            ends = [bootstrap_interval(values, level) for values in by_image]
             columns[f"{name}_low"], columns[f"{name}_high"] = zip(*ends, strict=True)
             if name in ("right", "truth_chrf"):  # the others are relative to the reference already
                 columns[f"{name}_p"] = [
-                    paired_p_value(by_image[setting] - by_image[self._reference_of(setting)])
-                    for setting in summary.index
+                    paired_p_value(values - by_image[at]) for values, at in zip(by_image, references, strict=True)
                 ]
         order = [one for name in summary for one in (name, *(f"{name}_{end}" for end in ("low", "high", "p")))]
         return pd.DataFrame({name: columns[name] for name in order if name in columns}, index=summary.index)
 
-    def _by_image(self, name: str) -> pd.DataFrame:
-        """Return a measure's mean over repeats: a row per image, a column per setting, in the order of the summary."""
+    def _by_image(self, name: str) -> list[pd.Series]:
+        """Return, for each setting in the order of the summary, a measure's mean over the repeats of each image."""
         values = self.frame.assign(**{name: self.frame[name].astype("Float64").astype("float64")})
-        means = values.groupby([*self.varied, "row"], sort=False, dropna=False)[name].mean()
-        return means.unstack(list(self.varied), sort=False)
+        settings = values.groupby(list(self.varied), sort=False, dropna=False)
+        return [part.groupby("row")[name].mean() for _, part in settings]
 
-    def _reference_of(self, setting: Any) -> Any:
-        """Return the setting that another one is compared with, as a label of the summary."""
-        values = dict(zip(self.varied, setting if len(self.varied) > 1 else [setting], strict=True))
-        named = {name: value for name, value in self.reference.items() if name in values}
-        found = tuple({**values, **named}.values())
-        return found if len(self.varied) > 1 else found[0]
+    def _reference_places(self, settings: list[Any]) -> list[int]:
+        """Return for each setting the place of the one that it is compared with."""
+        known = [one if isinstance(one, tuple) else (one,) for one in settings]
+        places: list[int] = []
+        for setting in known:
+            wanted = [self.reference.get(name, value) for name, value in zip(self.varied, setting, strict=True)]
+            places.append(next(at for at, one in enumerate(known) if all(map(_is_same, one, wanted))))
+        return places
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
@@ -196,3 +198,12 @@ def _rounded(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values of an option are equal; None, as frames write it, is a missing value."""
+    is_missing = (
+        bool(pd.api.types.is_scalar(one) and pd.isna(one)),
+        bool(pd.api.types.is_scalar(other) and pd.isna(other)),
+    )
+    return all(is_missing) if any(is_missing) else bool(one == other)

@@ -62,7 +62,7 @@ def test_a_killed_worker_of_the_operators_job_costs_no_row(seen: dict[str, Any])
     [
         ("gpus", "exceeds the GPUs that there are (0). Pass num_gpus=0"),
         ("workers", "exceeds the CPUs of the cluster (2). Pass concurrency=2"),
-        ("rank", "this process sees none. Pass rank=None"),
+        ("rank", "This process sees none. Pass rank=None"),
         ("native", "which Daft cannot change"),
         ("model", "ModelNotFound: model_name='no/such'"),
         ("operator_rank", "Pass rank=0 or rank=None"),
