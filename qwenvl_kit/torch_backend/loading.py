@@ -69,6 +69,8 @@ def load_model(
         model = _load_watched(checkpoint, resolved, loaded)
     else:
         model = _load_placed(checkpoint, options, resolved, held)
+        if getattr(model, "hf_quantizer", None) is None:
+            _unify(model, dtype)
     packs = dtype == torch.float32 and can_prepack(model, loaded)
     _optimize(model, packs=packs, compiles=resolved.torch_compile)
     if loaded != dtype:
@@ -170,6 +172,13 @@ def _optimize(model: Any, *, packs: bool, compiles: bool) -> None:
         prepack_vision(visual)
         if not compiles:
             prepack_text(text)
+
+
+def _unify(model: Any, dtype: torch.dtype) -> None:
+    """Convert weights in another dtype: transformers 5.17 makes bfloat16 of FP8, whatever dtype was asked for."""
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.dtype != dtype and weight.device.type != "meta":
+            weight.data = weight.data.to(dtype)
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.fake_model_runner import TOKENIZATION, ListQueue, PlainProcessor, requests_of, resolved_of
+from helpers.needs import fake_cuda
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,6 +104,7 @@ def count_step(runner: TorchModelRunner, sequences: list[Sequence], penalty: flo
     return ops.counts
 
 
+@fake_cuda()
 @pytest.mark.parametrize("penalty", [1.0, 1.05])
 @pytest.mark.parametrize("options", [{}, SAMPLING], ids=["greedy", "sampling"])
 @pytest.mark.parametrize("fault", [None, "a reason"], ids=["flash", "sdpa"])
@@ -132,6 +134,7 @@ def test_a_step_transfers_once_each_way_and_costs_the_same_for_all_rows(
     assert counts[0]["aten.scaled_dot_product_attention.default"] == (n_layers if fault else 0)
 
 
+@fake_cuda()
 def test_steps_on_one_gpu_are_recorded_unless_hooks_or_devices_are_in_the_way(
     gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.checkpoints import make_published
+from helpers.needs import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -117,6 +118,7 @@ def test_waits_and_layouts_of_a_pass_do_not_grow_with_its_blocks(
     assert counted[0] == counted[1]
 
 
+@fake_cuda()
 @pytest.mark.parametrize("has_kernel", [True, False])
 def test_on_a_gpu_blocks_never_wait_and_the_flash_kernel_is_called_once_a_block(
     folder: Path, has_kernel: bool, monkeypatch: pytest.MonkeyPatch
