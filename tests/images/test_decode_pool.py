@@ -178,6 +178,7 @@ def test_slow_rows_and_quick_ones_are_all_answered_in_order() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system limits no memory of one process")
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000"])
 def test_the_memory_limit_by_the_header_is_enough_for_good_images(pool: DecodePool, form: str) -> None:
     for side in (8, 300, 2600):
