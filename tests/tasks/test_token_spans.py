@@ -21,7 +21,7 @@ def test_any_split_of_the_bytes_is_found_again(text: str, cuts: set[int], ends: 
     spans = token_spans(tokens, text)
 
     if spans is None:  # a piece ends one character and begins another: which of them is not known
-        assert any("\ufffd" in token and token.strip("\ufffd") for token in tokens) or "\ufffd" in "".join(tokens)
+        assert "\ufffd" in "".join(tokens)
         return
     assert len(spans) == len(tokens)
     covered = 0
