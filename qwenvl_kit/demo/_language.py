@@ -79,6 +79,11 @@ def kind_words(colour: str, shape: str, language: Language) -> str:
     return f"{_ZH[colour]}{_ZH[shape]}" if language == "zh" else f"{colour} {shape}"
 
 
+def thing_kind(thing: Thing, language: Language) -> str:
+    """Return colour and shape of an object as one phrase."""
+    return kind_words(*thing.kind, language)
+
+
 def thing_words(thing: Thing, language: Language) -> str:
     """Return an object with its size and article."""
     if language == "zh":

@@ -57,6 +57,28 @@ class Question:
     about: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A prompt whose answer lists objects.
+
+    Attributes
+    ----------
+    parts
+        Pieces of the answer; joined, they are the answer.
+    about
+        For each part, indices into `scene.things` of the objects that decide it.
+    """
+
+    prompt: str
+    parts: tuple[str, ...]
+    about: tuple[tuple[int, ...], ...]
+
+    @property
+    def answer(self) -> str:
+        """The whole answer."""
+        return "".join(self.parts)
+
+
 def questions(
     scene: Scene,
     rng: np.random.Generator,

@@ -12,8 +12,10 @@ from __future__ import annotations
 import warnings
 
 from ._drawing import RGB, Box, boxes, draw, image_size
+from ._grounding import Locate, Named, locate, resized_boxes, sample_names
 from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption, caption_parts, words
-from ._questions import KINDS, Asker, Question, questions
+from ._questions import KINDS, Asker, Listing, Question, questions
+from ._schemas import describe, sample_schema, scene_schema
 from ._world import (
     CELLS,
     LARGE_WORLD,
@@ -40,6 +42,9 @@ __all__ = [
     "Asker",
     "Box",
     "Language",
+    "Listing",
+    "Locate",
+    "Named",
     "Question",
     "Scene",
     "Split",
@@ -48,11 +53,17 @@ __all__ = [
     "boxes",
     "caption",
     "caption_parts",
+    "describe",
     "draw",
     "image_size",
+    "locate",
     "questions",
+    "resized_boxes",
+    "sample_names",
     "sample_scene",
     "sample_scenes",
+    "sample_schema",
+    "scene_schema",
     "split_of",
     "words",
 ]

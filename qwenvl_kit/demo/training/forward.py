@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+PLACED_LAYER = 1
 GUIDED_LAYER = 2
 GUIDED_HEADS = 2
 
@@ -26,6 +27,8 @@ class Hidden:
     ----------
     last
         (B, T, D) after the last layer, before the norm.
+    placed
+        (B, T, D) after the layer that knows the place of every object.
     middle
         (B, T, D) after the guided layer.
     scores
@@ -33,8 +36,18 @@ class Hidden:
     """
 
     last: Tensor
+    placed: Tensor
     middle: Tensor
     scores: Tensor
+
+    def float(self) -> Hidden:
+        """Return the same in float32."""
+        return Hidden(
+            last=self.last.float(),
+            placed=self.placed.float(),
+            middle=self.middle.float(),
+            scores=self.scores.float(),
+        )
 
 
 def run_vision(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, places: Tensor, windows: Tensor) -> Tensor:
@@ -98,7 +111,7 @@ def run_text(
     n_batch, n_tokens, _ = embeddings.shape
     cos, sin = (part.unsqueeze(1) for part in text.rotary_emb(embeddings, positions))  # (B, 1, T, d)
     bias = _bias(allowed.unsqueeze(1))
-    x, middle, scores = embeddings, embeddings, embeddings
+    x, placed, middle, scores = embeddings, embeddings, embeddings, embeddings
     for index, layer in enumerate(text.layers):
         attention = layer.self_attn
         normed = _norm(layer.input_layernorm, x)
@@ -109,10 +122,12 @@ def run_text(
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         x = x + attention.o_proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2))
         x = x + _gated(layer.mlp, _norm(layer.post_attention_layernorm, x))
+        if index == PLACED_LAYER:
+            placed = x
         if index == GUIDED_LAYER:
             middle = x
             scores = q[:, :GUIDED_HEADS] @ k[:, :GUIDED_HEADS].transpose(2, 3) * attention.scaling + bias
-    return Hidden(last=x, middle=middle, scores=scores)
+    return Hidden(last=x, placed=placed, middle=middle, scores=scores)
 
 
 def predict(model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor) -> Tensor:

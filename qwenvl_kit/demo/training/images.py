@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from qwenvl_kit.demo.scenes import LARGE_WORLD, Scene, boxes, draw
+from qwenvl_kit.demo.scenes import LARGE_WORLD, Scene, boxes, draw, resized_boxes
 
 from .checkpoint import MAX_PIXELS, MIN_PIXELS
 
@@ -33,7 +33,8 @@ LABELS = {
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 _PATCH = 14
-_TOKEN_SIDE = 2 * _PATCH
+#: Pixels of the side of a merged token.
+TOKEN_SIDE = 2 * _PATCH
 _WINDOW_TOKENS = 2
 _OWNED_SHARE = 0.25
 
@@ -52,6 +53,8 @@ class ImageBatch:
         (B, M) index of the object that a merged token shows, -1 for none and -100 for padding.
     labels
         (B, M) index of the shape, colour, size or background; -100 where there is none.
+    edges
+        (B, M, 4) left, top, right and bottom of the object, in pixels; no meaning without an object.
     """
 
     patches: Tensor
@@ -60,6 +63,14 @@ class ImageBatch:
     grids: list[tuple[int, int]]
     owners: Tensor
     labels: dict[str, Tensor]
+    edges: Tensor
+
+    def centres(self) -> Tensor:
+        """Return x, y, x, y of the centre of each merged token in pixels, (B, M, 4)."""
+        columns = torch.tensor([columns for _, columns in self.grids])[:, None]
+        at = torch.arange(IMAGE_TOKENS)
+        centre = torch.stack([at % columns, at // columns], dim=-1)
+        return (centre.repeat(1, 1, 2) + 0.5) * TOKEN_SIDE
 
 
 def pack_images(scenes: list[Scene]) -> ImageBatch:
@@ -69,14 +80,17 @@ def pack_images(scenes: list[Scene]) -> ImageBatch:
     places = np.zeros((len(scenes), n_patches, 2), dtype=np.int64)
     windows = np.full((len(scenes), n_patches), -1, dtype=np.int64)
     owners = np.full((len(scenes), IMAGE_TOKENS), IGNORED, dtype=np.int64)
+    edges = np.zeros((len(scenes), IMAGE_TOKENS, 4), dtype=np.float32)
     grids = []
     for row, scene in enumerate(scenes):
         pixels = _resized(draw(scene))
-        grid = (pixels.shape[0] // _TOKEN_SIDE, pixels.shape[1] // _TOKEN_SIDE)
+        grid = (pixels.shape[0] // TOKEN_SIDE, pixels.shape[1] // TOKEN_SIDE)
         n_tokens = grid[0] * grid[1]
         patches[row, : 4 * n_tokens] = _patches(pixels)
         places[row, : 4 * n_tokens], windows[row, : 4 * n_tokens] = _places(grid)
         owners[row, :n_tokens] = _owners(scene, grid)
+        placed = np.array(resized_boxes(scene, height=pixels.shape[0], width=pixels.shape[1]), dtype=np.float32)
+        edges[row, owners[row] >= 0] = placed[owners[row][owners[row] >= 0]]
         grids.append(grid)
     return ImageBatch(
         patches=torch.from_numpy(patches),
@@ -85,6 +99,7 @@ def pack_images(scenes: list[Scene]) -> ImageBatch:
         grids=grids,
         owners=torch.from_numpy(owners),
         labels={name: torch.from_numpy(label) for name, label in _labels(scenes, owners).items()},
+        edges=torch.from_numpy(edges),
     )
 
 
@@ -95,7 +110,7 @@ def _resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Cut (H, W, 3) into (N, 588); the four patches of a merged token are consecutive."""
-    rows, columns = pixels.shape[0] // _TOKEN_SIDE, pixels.shape[1] // _TOKEN_SIDE
+    rows, columns = pixels.shape[0] // TOKEN_SIDE, pixels.shape[1] // TOKEN_SIDE
     scaled: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - _MEAN) / _STD
     cut = scaled.reshape(rows, 2, _PATCH, columns, 2, _PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
     return cut.reshape(rows * columns * 4, -1)

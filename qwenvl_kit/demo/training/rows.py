@@ -15,17 +15,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LANGUAGES, Asker, Language, Question, Scene, World, caption_parts
+from qwenvl_kit.demo.scenes import (
+    CAPTION_PROMPTS,
+    LANGUAGES,
+    Asker,
+    Language,
+    Listing,
+    Locate,
+    Question,
+    Scene,
+    World,
+    caption_parts,
+    describe,
+    locate,
+    sample_names,
+    sample_schema,
+    scene_schema,
+)
 
-from .images import IMAGE_TOKENS, ImageBatch
+from .images import IMAGE_TOKENS, TOKEN_SIDE, ImageBatch
+from .tokenizer import number_ids
 
 #: Tokens in a row.
-ROW_TOKENS = 240
+ROW_TOKENS = 320
 
-CAPTION_WEIGHT = 1.0
-_QUESTION_WEIGHT = 1.5
+#: Forms of answers, in the order of their numbers in `RowBatch.forms`.
+FORMS = ("caption", "question", "schema", "place")
+_WEIGHTS = {"caption": 1.0, "question": 1.5, "schema": 0.6, "place": 0.6}  # an array's signs are soon known
+_COORDINATE_WEIGHT = 1.5
 _OTHER_PHRASING = 0.25
-_ONE_CAPTION = 0.5  # such rows have room for more questions
+_N_CAPTIONS = (0.2, 0.6, 0.2)  # shares of rows with none, one and two
+_SCHEMA = 0.45  # of rows; the others locate objects
+_WHOLE_SCHEMA = 0.3
+_ONE_MORE = 0.4  # of rows ask for one more place
+_BARE_ARRAY = 0.3
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
 _TURN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -45,8 +68,12 @@ class RowBatch:
         bool (B, T, T).
     where
         (K, 2) row and place of each prediction.
-    targets, weights
-        (K,) the token to predict and its weight.
+    targets, weights, forms
+        (K,) the token to predict, its weight, and the index of its form in `FORMS`.
+    beside
+        (K, 2) the tokens of the numbers below and above; the target itself if it is no coordinate.
+    numbers
+        (N,) the token of each number from 0 on.
     image_start
         Place of the first image token in every row.
     focus
@@ -59,6 +86,9 @@ class RowBatch:
     where: Tensor
     targets: Tensor
     weights: Tensor
+    forms: Tensor
+    beside: Tensor
+    numbers: Tensor
     focus: Tensor
     image_start: int
 
@@ -70,7 +100,7 @@ class _Answer:
     prompt: str
     parts: tuple[str, ...]
     about: tuple[tuple[int, ...], ...]
-    weight: float
+    form: str
 
 
 class RowPacker:
@@ -84,21 +114,23 @@ class RowPacker:
         self._turn = self._ids(_TURN)
         self._end = self._ids("<|im_end|>")
         self.image_start = len(self._prefix)
+        self._numbers = number_ids(tokenizer)
+        self._values = {token: value for value, token in enumerate(self._numbers)}
 
     def pack(self, scenes: list[Scene], images: ImageBatch, rng: np.random.Generator) -> RowBatch:
-        """Return one row per scene: one or two captions, and as many questions as fit."""
+        """Return one row per scene: at most two captions, JSON, and as many questions as fit."""
         shape = (len(scenes), ROW_TOKENS)
         tokens = np.zeros(shape, dtype=np.int64)
         positions = np.zeros((3, *shape), dtype=np.int64)
         segments = np.full(shape, -1, dtype=np.int64)
-        predictions: list[tuple[int, int, int, float]] = []
+        predictions: list[tuple[int, int, int, int]] = []
         focus: list[NDArray[np.bool_]] = []
         image = slice(self.image_start, self.image_start + IMAGE_TOKENS)
         for row, scene in enumerate(scenes):
             grid, owners = images.grids[row], images.owners[row].numpy()
             after = self._write_head(tokens[row], positions[:, row], segments[row], grid)
             cursor = image.stop + 1
-            for segment, answer in enumerate(self._answers(scene, rng), start=1):
+            for segment, answer in enumerate(self._answers(scene, grid, rng), start=1):
                 prompt = [*self._ids(answer.prompt), *self._turn]
                 ids, about = self._answer_ids(answer)
                 stop = cursor + len(prompt) + len(ids) - 1  # the end token is predicted, never an input
@@ -107,19 +139,30 @@ class RowPacker:
                 tokens[row, cursor:stop] = [*prompt, *ids[:-1]]
                 positions[:, row, cursor:stop] = after + np.arange(stop - cursor)
                 segments[row, cursor:stop] = segment
+                owned = {things: np.isin(owners, things) for things in set(about)}
                 for place, (target, things) in enumerate(zip(ids, about, strict=True)):
-                    predictions.append((row, cursor + len(prompt) - 1 + place, target, answer.weight))
-                    focus.append(np.isin(owners, things))
+                    predictions.append((row, cursor + len(prompt) - 1 + place, target, FORMS.index(answer.form)))
+                    focus.append(owned[things])
                 cursor = stop
         seen = segments[:, None, :] == segments[:, :, None]
         allowed = (seen | (segments[:, None, :] == 0)) & np.tri(ROW_TOKENS, dtype=bool)
+        targets = [target for _, _, target, _ in predictions]
+        forms = [form for _, _, _, form in predictions]
+        beside = [self._beside(target) if FORMS[form] == "place" else (target, target) for target, form in zip(targets, forms, strict=True)]
+        weights = [
+            _COORDINATE_WEIGHT if low != target else _WEIGHTS[FORMS[form]]
+            for target, form, (low, _) in zip(targets, forms, beside, strict=True)
+        ]
         return RowBatch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(positions),
             allowed=torch.from_numpy(allowed),
             where=torch.tensor([(row, place) for row, place, _, _ in predictions]),
-            targets=torch.tensor([target for _, _, target, _ in predictions]),
-            weights=torch.tensor([weight for _, _, _, weight in predictions]),
+            targets=torch.tensor(targets),
+            weights=torch.tensor(weights),
+            forms=torch.tensor(forms),
+            beside=torch.tensor(beside),
+            numbers=torch.tensor(self._numbers),
             focus=torch.from_numpy(np.stack(focus)),
             image_start=self.image_start,
         )
@@ -145,18 +188,42 @@ class RowPacker:
         segments[end] = 0
         return start + max(grid) + 1
 
-    def _answers(self, scene: Scene, rng: np.random.Generator) -> list[_Answer]:
-        answers = []
+    def _answers(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator) -> list[_Answer]:
+        """Return more prompts than fit into a row, the most wanted first."""
+        if rng.random() < _SCHEMA:
+            answers = [_listed(self._described(scene, rng), "schema")]
+        else:
+            answers = [_listed(self._located(scene, grid, rng, n_names=int(rng.integers(3))), "place")]
         languages = rng.permutation(LANGUAGES)
-        for language in languages[: 1 if rng.random() < _ONE_CAPTION else 2]:
+        for language in languages[: int(rng.choice(len(_N_CAPTIONS), p=_N_CAPTIONS))]:
             prompts = CAPTION_PROMPTS[language]
             chosen = int(rng.integers(1, len(prompts))) if rng.random() < _OTHER_PHRASING else 0
             about = ((), *((row,) for row in range(len(scene.things))))
-            answers.append(_Answer(prompts[chosen], tuple(caption_parts(scene, language)), about, CAPTION_WEIGHT))
+            answers.append(_Answer(prompts[chosen], tuple(caption_parts(scene, language)), about, "caption"))
+        if rng.random() < _ONE_MORE:
+            answers.append(_listed(self._located(scene, grid, rng, n_names=1), "place"))
         asked = [question for language in LANGUAGES for question in self._questions(scene, rng, language)]
         order = rng.permutation(len(asked))
-        answers += [_Answer(asked[i].prompt, (asked[i].answer,), (asked[i].about,), _QUESTION_WEIGHT) for i in order]
+        answers += [_Answer(asked[i].prompt, (asked[i].answer,), (asked[i].about,), "question") for i in order]
         return answers
+
+    def _described(self, scene: Scene, rng: np.random.Generator) -> Listing:
+        if rng.random() >= _WHOLE_SCHEMA:
+            return describe(scene, sample_schema(scene, rng, world=self._world))
+        names = ("shape", "colour", "place") if rng.random() < 0.5 else ()
+        return describe(scene, scene_schema(*names))
+
+    def _located(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator, *, n_names: int) -> Listing:
+        what: Locate = "detect" if rng.random() < 0.65 else "point"
+        return locate(
+            scene,
+            what,
+            LANGUAGES[int(rng.integers(len(LANGUAGES)))],
+            height=grid[0] * TOKEN_SIDE,
+            width=grid[1] * TOKEN_SIDE,
+            names=sample_names(scene, rng, n=n_names, world=self._world),
+            is_fenced=bool(rng.random() >= _BARE_ARRAY),
+        )
 
     def _questions(self, scene: Scene, rng: np.random.Generator, language: Language) -> list[Question]:
         asker = Asker(scene, rng, language, world=self._world, vary=bool(rng.random() < _OTHER_PHRASING))
@@ -171,12 +238,31 @@ class RowPacker:
 
     def _answer_ids(self, answer: _Answer) -> tuple[list[int], list[tuple[int, ...]]]:
         """Return the tokens of the answer with the end token, and the objects that decide each of them."""
-        encoded = self._tokenizer("".join(answer.parts), return_offsets_mapping=True)
+        text = "".join(answer.parts)
+        encoded = self._tokenizer(text, return_offsets_mapping=True)
         ends = np.cumsum([len(part) for part in answer.parts])
-        parts = [int(np.searchsorted(ends, stop)) for _, stop in encoded["offset_mapping"]]
-        return [*encoded["input_ids"], *self._end], [*(answer.about[part] for part in parts), ()]
+        ids: list[int] = []
+        about: list[tuple[int, ...]] = []
+        for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if text[start:stop].isdecimal() and start > 0 and text[start - 1].isdecimal():  # a number is one token
+                ids[-1] = self._numbers[10 * self._values[ids[-1]] + self._values[token]]
+                continue
+            ids.append(token)
+            about.append(answer.about[int(np.searchsorted(ends, stop))])
+        return [*ids, *self._end], [*about, ()]
+
+    def _beside(self, token: int) -> tuple[int, int]:
+        """Return the tokens of the numbers below and above; the token itself unless it is a number of its own token."""
+        value = self._values.get(token, 0)
+        if value < 10:
+            return token, token
+        return self._numbers[value - 1], self._numbers[min(value + 1, len(self._numbers) - 1)]
 
     @cache  # noqa: B019 - one packer lives as long as the training
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text)["input_ids"]
         return ids
+
+
+def _listed(listing: Listing, form: str) -> _Answer:
+    return _Answer(listing.prompt, listing.parts, listing.about, form)

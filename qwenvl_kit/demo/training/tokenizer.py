@@ -43,6 +43,10 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+#: Numbers with a token of their own. The model writes coordinates with them. Texts are never split into them, since the
+#: pattern of Qwen2 isolates digits.
+N_NUMBERS = 200
+
 _LARGEST_VOCABULARY = 4096
 _MULTIPLE = 128
 
@@ -58,6 +62,16 @@ system user assistant You ~are ~a ~an ~helpful ~assistant Describe ~this ~image 
 ~number ~digit ~with ~written ~Output ~JSON ~coordinates ~its ~it ~has ~and
 [{" bbox ": ~" label "} ] ~[ "}, ~{" _ []
 """
+_ZH_JSON = """
+检测 指出 图中所有的 图中所有的物体 ，以JSON格式输出坐标 、
+"""
+_EN_JSON = """
+Describe ~the ~image ~picture ~do ~you ~see ~as ~JSON ~with ~these ~fields whole ~whole ~number ~text text ~list ~of ~or ~one ~only ~in Answer
+Detect Point ~to ~every ~output ~coordinates ~format count background objects object shape shapes colour colours color
+colors size place places ~shapes ~colours ~colors ~places ~objects label bbox point json ~shape ~colour ~color ~size ~place ~count ~background
+{" [{" ":~ ": ~" ", "} "}, "}] "}]} ]} ], } ]~ [" "] ~[{" ~[" ~{" ~[ [ ] ), ~( ): : - ` ```
+"""
+_JSON_LINES = ("[\n", "[]\n", "]\n", '"},\n', '"}\n', ":\n", "),\n", ").\n", ")\n", '"\n', '")\n', '"),', '",', '")', '"]}', '"],', '"}],')
 _EN_MORE = ("ellipse", "rectangle", "pentagon", "hexagon", "crescent", "arrow", "medium")
 
 
@@ -73,8 +87,11 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.train_from_iterator(_words(), trainer)
     learned = json.loads(tokenizer.to_str())["model"]
+    vocabulary: dict[str, int] = learned["vocab"]
+    for number in range(10, N_NUMBERS):
+        vocabulary[str(number)] = len(vocabulary)
     built = Qwen2Tokenizer(
-        vocab=learned["vocab"],
+        vocab=vocabulary,
         merges=[tuple(merge) for merge in learned["merges"]],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -99,7 +116,17 @@ def _words() -> list[str]:
         *[f" {word}" for word in english],
         *[f" {word.capitalize()}" for word in english],
         *[word.capitalize() for word in english],
+        *_ZH_JSON.split(),
+        *(piece.replace("~", " ") for piece in _EN_JSON.split()),
+        *_JSON_LINES,
+        *english,
     ]
+
+
+def number_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token of each number from 0 on."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[str(number)] for number in range(N_NUMBERS)]
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

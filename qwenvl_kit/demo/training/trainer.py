@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.demo.scenes import Scene, World, sample_scene, split_of
 
 from .checkpoint import build_model, save_folder
 from .forward import run_vision
-from .images import pack_images
-from .losses import Figures, VisionHead, head_loss, row_loss
+from .images import ImageBatch, pack_images
+from .losses import Figures, PlaceHead, VisionHead, head_loss, row_loss
 from .muon import Optimiser, Rates, sum_over_processes
 from .rows import RowPacker
-from .tokenizer import build_tokenizer
+from .tokenizer import build_tokenizer, number_ids
+from .vocabulary import carry_embeddings, number_codes
 
 _VISION_BATCH = 48
 _VISION_THINGS = range(2, 8)  # the vision tower learns more from crowded images in the same time
@@ -34,9 +34,11 @@ _JOINT_VISION_SCALE = 0.5
 _HEAD_WEIGHTS = (0.5, 0.05)
 _SIDE_WEIGHT = 0.2  # of the middle layer's answers and of the guided attention
 _SIDE_UNTIL = 0.7
+_SPREAD = 0.5  # of a coordinate's target to its neighbours
 _WARM_UP_STEPS = 40
 _DECAY_FROM = 0.35
 _LAST_RATE = 0.01
+_EMBEDDINGS = "model.language_model.embed_tokens.weight"
 _SAVE_EVERY_S = 240.0
 
 
@@ -77,9 +79,11 @@ class Trainer:
         torch.manual_seed(plan.seed)
         self.tokenizer = build_tokenizer()
         self.model: Qwen2_5_VLForConditionalGeneration = build_model(self.tokenizer)
-        self.head = VisionHead(self.model.config.text_config.hidden_size)
+        width = self.model.config.text_config.hidden_size
+        self.head, self.place_head = VisionHead(width), PlaceHead(width)
+        self.heads = nn.ModuleDict({"vision": self.head, "place": self.place_head})
         self.packer = RowPacker(self.tokenizer, plan.world)
-        self.named = [*self.model.named_parameters(), *(("head." + n, p) for n, p in self.head.named_parameters())]
+        self.named = [*self.model.named_parameters(), *(("heads." + n, p) for n, p in self.heads.named_parameters())]
         self.seconds, self.step_index, self.stage = 0.0, 0, "vision"
         if plan.init is not None:
             self._load_weights(plan.init)
@@ -118,7 +122,7 @@ class Trainer:
         save_folder(self.plan.out / "model", self.model, self.tokenizer)
         state = {
             "model": self.model.state_dict(),
-            "head": self.head.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "seconds": self.seconds,
             "step": self.step_index,
@@ -129,7 +133,7 @@ class Trainer:
 
     def _vision_step(self, share: float) -> Figures:
         images = pack_images(self._scenes(_VISION_BATCH, _VISION_THINGS))
-        features = run_vision(self.model, images.patches, images.places, images.windows)
+        features = self._see(images)
         loss, accuracies = head_loss(self.head, features, images)
         self._apply(loss, share, vision_scale=1.0)
         return {"loss": loss.item(), **accuracies}
@@ -138,12 +142,24 @@ class Trainer:
         scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1))
         images = pack_images(scenes)
         rows = self.packer.pack(scenes, images, self.rng)
-        features = run_vision(self.model, images.patches, images.places, images.windows)
-        side_weight = _SIDE_WEIGHT * max(0.0, 1 - share / _SIDE_UNTIL)
-        loss, figures = row_loss(self.model, rows, features, side_weight=side_weight)
+        features = self._see(images)
+        early = max(0.0, 1 - share / _SIDE_UNTIL)
+        loss, figures = row_loss(
+            self.model,
+            self.place_head,
+            rows,
+            images,
+            features,
+            side_weight=_SIDE_WEIGHT * early,
+            spread=_SPREAD * early,
+        )
         named_loss, accuracies = head_loss(self.head, features, images)
         self._apply(loss + _faded(share, *_HEAD_WEIGHTS) * named_loss, share, vision_scale=_JOINT_VISION_SCALE)
         return {**figures, **accuracies}
+
+    def _see(self, images: ImageBatch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return run_vision(self.model, images.patches, images.places, images.windows).float()
 
     def _apply(self, loss: Tensor, share: float, *, vision_scale: float) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -162,7 +178,7 @@ class Trainer:
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         if self.stage == "joint":
             return self.named
-        return [(name, p) for name, p in self.named if "visual" in name or name.startswith("head.")]
+        return [(name, p) for name, p in self.named if "visual" in name or name.startswith("heads.vision")]
 
     def _scenes(self, n: int, counts: range) -> list[Scene]:
         shares = np.array([1.0 + count for count in counts])  # crowded scenes are hard
@@ -183,16 +199,22 @@ class Trainer:
 
     def _load_weights(self, source: Path) -> None:
         if source.is_dir():
-            self.model.load_state_dict(load_file(source / "model.safetensors"), strict=False)
+            weights = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).state_dict()
+            drawn = self.model.get_input_embeddings().weight.detach()
+            number_codes(drawn, number_ids(self.tokenizer))
+            former = AutoTokenizer.from_pretrained(source)
+            weights[_EMBEDDINGS] = carry_embeddings(weights[_EMBEDDINGS], former, drawn, self.tokenizer)
+            weights["lm_head.weight"] = weights[_EMBEDDINGS]
+            self.model.load_state_dict(weights)
             return
         state = torch.load(source, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
+        self.heads.load_state_dict(state["heads"])
 
     def _load_state(self) -> None:
         state = torch.load(self.plan.out / "state.pt", weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
+        self.heads.load_state_dict(state["heads"])
         self.seconds, self.step_index, self.stage = state["seconds"], state["step"], state["stage"]
         self.optimiser = Optimiser(self._trained())
         self.optimiser.load_state_dict(state["optimiser"])
