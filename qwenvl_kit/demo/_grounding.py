@@ -1,6 +1,7 @@
 """Ask for boxes and points of objects, in the prompts and the JSON of the published Qwen2.5-VL models.
 
-Coordinates are whole pixels of the image that the model gets, after resizing. An object's point is the centre of its box.
+Coordinates are whole pixels of the image that the model gets, after resizing. The point of an object is the centre of
+its box.
 """
 
 from __future__ import annotations
@@ -159,9 +160,7 @@ def _labels(scene: Scene, names: tuple[Named, ...], language: Language) -> list[
     """Return index and label of every object that a name fits."""
     if not names:
         return [(row, thing_kind(thing, language)) for row, thing in enumerate(scene.things)]
-    return [
-        (row, name.words(language)) for row, thing in enumerate(scene.things) for name in names if name.fits(thing)
-    ]
+    return [(row, name.words(language)) for row, thing in enumerate(scene.things) for name in names if name.fits(thing)]
 
 
 def _item(what: Locate, box: Box, label: str) -> str:

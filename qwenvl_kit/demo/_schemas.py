@@ -94,7 +94,12 @@ def _sample_thing(rng: np.random.Generator, world: World) -> dict[str, Any]:
     names = [name for name in ("shape", colour, "size", "place") if rng.random() < 0.8] or ["shape", colour]
     if rng.random() < 0.3:
         rng.shuffle(names)
-    values: dict[str, Sequence[object]] = {"shape": world.shapes, colour: world.colours, "size": world.sizes, "place": CELLS}
+    values: dict[str, Sequence[object]] = {
+        "shape": world.shapes,
+        colour: world.colours,
+        "size": world.sizes,
+        "place": CELLS,
+    }
     is_listed = rng.random() < _LISTED_VALUES
     return {name: _one_of(values[name], rng) if is_listed and rng.random() < 0.5 else _text() for name in names}
 

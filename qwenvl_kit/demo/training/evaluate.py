@@ -30,7 +30,9 @@ from qwenvl_kit.demo.scenes import (
     sample_scenes,
 )
 
+from .evaluate_json import judge_places, judge_schema
 from .metrics import Judged, score, table
+from .places import place_table, score_places
 
 HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
 _DEFAULTS: dict[str, object] = {
@@ -122,6 +124,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--heights", action=argparse.BooleanOptionalAction, default=True, help="what resized_height costs, too"
     )
+    parser.add_argument(
+        "--places", action=argparse.BooleanOptionalAction, default=True, help="JSON by a schema, boxes and points, too"
+    )
     parser.add_argument("--json", type=Path, help="write the scores and every wrong answer here")
     asked = parser.parse_args(arguments)
     world = WORLDS[asked.world] if asked.world else WORLD
@@ -131,8 +136,16 @@ def main(arguments: list[str] | None = None) -> None:
         options["model_name"] = str(asked.model.resolve())
     started = time.perf_counter()
     judged = evaluate(scenes, seed=asked.seed, world=world, **options)
+    exact = {**_DEFAULTS, **options}
+    if asked.places:
+        judged += judge_schema(scenes, exact)
     print(table(score(judged)))
     print(f"\n{len(judged)} answers in {time.perf_counter() - started:.0f} s ({asked.backend}, {asked.dtype})")
+    if asked.places:
+        for constrain in (False, True):
+            print(f"\nBoxes and points, {'constrained' if constrain else 'free'}:")
+            located = judge_places(scenes, exact, seed=asked.seed, world=world, constrain=constrain)
+            print(place_table(score_places(located)))
     if asked.heights:
         print("\nWhole Chinese captions by resized_height, min_pixels=784 and max_pixels=1000000:")
         print(by_height(scenes, options).to_string(float_format="{:.3f}".format))

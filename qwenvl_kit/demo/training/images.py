@@ -103,8 +103,14 @@ def pack_images(scenes: list[Scene]) -> ImageBatch:
     )
 
 
-def _resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def input_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return height and width in pixels after the processor has resized an image (H, W, 3)."""
     height, width = smart_resize(*pixels.shape[:2], min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    return height, width
+
+
+def _resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = input_size(pixels)
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 

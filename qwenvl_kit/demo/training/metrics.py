@@ -15,7 +15,7 @@ class Judged:
     Attributes
     ----------
     kind
-        "caption" or one of the kinds of questions.
+        "caption", "schema" or one of the kinds of questions.
     n_things
         Objects in the scene.
     hard
@@ -92,4 +92,4 @@ def _truth(answer: Judged) -> str:
 
 
 def _rank(group: str) -> tuple[int, str]:
-    return ("caption", *KINDS).index(group.partition(",")[0]), group
+    return ("caption", *KINDS, "schema").index(group.partition(",")[0]), group

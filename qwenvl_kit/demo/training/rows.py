@@ -148,10 +148,10 @@ class RowPacker:
         allowed = (seen | (segments[:, None, :] == 0)) & np.tri(ROW_TOKENS, dtype=bool)
         targets = [target for _, _, target, _ in predictions]
         forms = [form for _, _, _, form in predictions]
-        beside = [self._beside(target) if FORMS[form] == "place" else (target, target) for target, form in zip(targets, forms, strict=True)]
+        beside = [self._beside(target, FORMS[form]) for target, form in zip(targets, forms, strict=True)]
         weights = [
-            _COORDINATE_WEIGHT if low != target else _WEIGHTS[FORMS[form]]
-            for target, form, (low, _) in zip(targets, forms, beside, strict=True)
+            _WEIGHTS[FORMS[form]] if below == target else _COORDINATE_WEIGHT
+            for target, form, (below, _) in zip(targets, forms, beside, strict=True)
         ]
         return RowBatch(
             tokens=torch.from_numpy(tokens),
@@ -251,10 +251,10 @@ class RowPacker:
             about.append(answer.about[int(np.searchsorted(ends, stop))])
         return [*ids, *self._end], [*about, ()]
 
-    def _beside(self, token: int) -> tuple[int, int]:
-        """Return the tokens of the numbers below and above; the token itself unless it is a number of its own token."""
+    def _beside(self, token: int, form: str) -> tuple[int, int]:
+        """Return the tokens of the numbers below and above a coordinate, or the token twice if it is none."""
         value = self._values.get(token, 0)
-        if value < 10:
+        if form != "place" or value < 10:  # a single digit may belong to "bbox_2d"
             return token, token
         return self._numbers[value - 1], self._numbers[min(value + 1, len(self._numbers) - 1)]
 

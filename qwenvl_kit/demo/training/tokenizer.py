@@ -66,12 +66,16 @@ _ZH_JSON = """
 检测 指出 图中所有的 图中所有的物体 ，以JSON格式输出坐标 、
 """
 _EN_JSON = """
-Describe ~the ~image ~picture ~do ~you ~see ~as ~JSON ~with ~these ~fields whole ~whole ~number ~text text ~list ~of ~or ~one ~only ~in Answer
-Detect Point ~to ~every ~output ~coordinates ~format count background objects object shape shapes colour colours color
-colors size place places ~shapes ~colours ~colors ~places ~objects label bbox point json ~shape ~colour ~color ~size ~place ~count ~background
+Describe ~the ~image ~picture ~do ~you ~see ~as ~JSON ~with ~these ~fields whole ~whole ~number ~text text ~list ~of ~or
+~one ~only ~in Answer Detect Point ~to ~every ~output ~coordinates ~format
+count background objects object shape shapes colour colours color colors size place places
+~shapes ~colours ~colors ~places ~objects label bbox point json ~shape ~colour ~color ~size ~place ~count ~background
 {" [{" ":~ ": ~" ", "} "}, "}] "}]} ]} ], } ]~ [" "] ~[{" ~[" ~{" ~[ [ ] ), ~( ): : - ` ```
 """
-_JSON_LINES = ("[\n", "[]\n", "]\n", '"},\n', '"}\n', ":\n", "),\n", ").\n", ")\n", '"\n', '")\n', '"),', '",', '")', '"]}', '"],', '"}],')
+_JSON_LINES = (
+    *("[\n", "[]\n", "]\n", '"},\n', '"}\n', ":\n", "),\n", ").\n", ")\n", '"\n', '")\n'),
+    *('"),', '",', '")', '"]}', '"],', '"}],'),
+)
 _EN_MORE = ("ellipse", "rectangle", "pentagon", "hexagon", "crescent", "arrow", "medium")
 
 

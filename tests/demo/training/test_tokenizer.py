@@ -6,8 +6,23 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from qwenvl_kit.demo.scenes import LANGUAGES, LARGE_WORLD, caption, questions, sample_scenes
-from qwenvl_kit.demo.training.tokenizer import SPECIALS, build_tokenizer, vocabulary_size
+from qwenvl_kit.demo.scenes import (
+    LANGUAGES,
+    LARGE_WORLD,
+    caption,
+    describe,
+    locate,
+    questions,
+    sample_scenes,
+    scene_schema,
+)
+from qwenvl_kit.demo.training.tokenizer import (
+    N_NUMBERS,
+    SPECIALS,
+    build_tokenizer,
+    number_ids,
+    vocabulary_size,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +32,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def test_the_vocabulary_is_always_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
     assert build_tokenizer().get_vocab() == tokenizer.get_vocab()
-    assert vocabulary_size(tokenizer) == 1024
+    assert vocabulary_size(tokenizer) == 1408
 
 
 TEXTS = ["", "naïve café 🙂", "图像理解\n\t", '[{"bbox_2d": [12, 3, 45, 6], "label": "red circle"}]']
@@ -42,3 +57,20 @@ def test_sentences_of_the_large_world_are_short(tokenizer: PreTrainedTokenizerBa
         for language in LANGUAGES:
             answers = [question.answer for question in questions(scene, rng, language)]
             assert max(len(tokenizer(answer)["input_ids"]) for answer in answers) <= 6
+
+
+def test_numbers_are_tokens_of_answers_and_no_text_is_split_into_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = number_ids(tokenizer)
+    assert len(set(ids)) == N_NUMBERS
+    assert tokenizer.decode([ids[7], ids[42], ids[199]]) == "742199"
+    assert tokenizer("42")["input_ids"] == [ids[4], ids[2]]
+
+
+def test_json_of_the_large_world_has_one_token_for_each_word(tokenizer: PreTrainedTokenizerBase) -> None:
+    for scene in sample_scenes(20, world=LARGE_WORLD):
+        listing = describe(scene, scene_schema())
+        assert len(tokenizer(listing.prompt)["input_ids"]) <= 51
+        assert len(tokenizer(listing.answer)["input_ids"]) <= 18 + 27 * len(scene.things)
+        for language in LANGUAGES:
+            prompt = locate(scene, "detect", language, height=112, width=112).prompt
+            assert len(tokenizer(prompt)["input_ids"]) <= {"zh": 4, "en": 15}[language]
