@@ -136,7 +136,7 @@ def predict(model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor) -> Tensor
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.variance_epsilon)
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, LARGE_WORLD, Language, caption, draw, sample_scenes
+from qwenvl_kit.demo.scenes import LARGE_WORLD, draw, resized_boxes, sample_scenes
 from qwenvl_kit.demo.training import train
 from qwenvl_kit.demo.training.checkpoint import MAX_PIXELS, MIN_PIXELS, build_model, build_processor
 from qwenvl_kit.demo.training.forward import predict, run_text, run_vision
 from qwenvl_kit.demo.training.images import IGNORED, IMAGE_TOKENS, pack_images
 from qwenvl_kit.demo.training.muon import orthogonalise
-from qwenvl_kit.demo.training.rows import ROW_TOKENS, RowPacker
+from qwenvl_kit.demo.training.rows import FORMS, ROW_TOKENS, RowBatch, RowPacker
 from qwenvl_kit.demo.training.tokenizer import build_tokenizer
 
 SCENES = sample_scenes(6, seed=1, world=LARGE_WORLD, split="train")
@@ -34,19 +34,28 @@ def test_a_packed_row_gives_the_logits_that_the_stock_model_gives_alone() -> Non
         embeddings = torch.cat([words[:, :start], features, words[:, start + IMAGE_TOKENS :]], dim=1)
         packed = predict(model, run_text(model, embeddings, rows.positions, rows.allowed).last)
     processor = build_processor(tokenizer)
+    beginning = tokenizer.decode(packer._prefix) + "<|image_pad|><|vision_end|>"
     for index, scene in enumerate(SCENES):
-        prompt = tokenizer.decode(rows.tokens[index, start + IMAGE_TOKENS + 1 :]).split("<|im_end|>")[0]
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        language: Language = "zh" if prompt in CAPTION_PROMPTS["zh"] else "en"
-        inputs = processor(text=[text + caption(scene, language)], images=[draw(scene)], return_tensors="pt")
+        inputs = processor(text=[beginning], images=[draw(scene)], return_tensors="pt")
+        after_image = inputs["input_ids"].shape[1]
+        assert after_image == start + int(np.prod(images.grids[index])) + 1
+        segment = slice(start + IMAGE_TOKENS + 1, _end_of_first_segment(rows, index, start + IMAGE_TOKENS + 1))
+        ids = torch.cat([inputs["input_ids"][0], rows.tokens[index, segment]])[None]
         with torch.no_grad():
-            alone = model(**inputs).logits[0]
-        after_image = start + int(np.prod(images.grids[index])) + 1
-        length = len(alone) - after_image
-        same = packed[index, start + IMAGE_TOKENS + 1 :][:length]
+            alone = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == model.config.image_token_id).int(),
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+            ).logits[0]
         # The two resizers round some pixels differently, by one level of 255.
-        torch.testing.assert_close(same, alone[after_image:], atol=2e-3, rtol=0)
+        torch.testing.assert_close(packed[index, segment], alone[after_image:], atol=2e-3, rtol=0)
+
+
+def _end_of_first_segment(rows: RowBatch, row: int, head: int) -> int:
+    times = rows.positions[0, row]
+    return next(place for place in range(head + 1, ROW_TOKENS) if times[place] < times[place - 1])
 
 
 def test_every_image_of_the_claimed_aspects_fits_the_room_for_it() -> None:
@@ -68,11 +77,40 @@ def test_a_segment_sees_only_prefix_image_and_itself() -> None:
     head = packer.image_start + IMAGE_TOKENS + 1
     ends = torch.tensor(packer._turn)
     for row in range(len(SCENES)):
-        times = rows.positions[0, row]
-        second = next(place for place in range(head + 1, ROW_TOKENS) if times[place] < times[place - 1])
+        second = _end_of_first_segment(rows, row, head)
         assert not rows.allowed[row, second:, head:second].any()
         assert rows.allowed[row, second, : packer.image_start].all()
         assert (rows.tokens[row, head:second].unfold(0, len(ends), 1) == ends).all(dim=1).sum() == 1
+
+
+def test_a_coordinate_is_one_token_between_those_of_its_neighbours() -> None:
+    tokenizer = build_tokenizer()
+    packer, images = RowPacker(tokenizer, LARGE_WORLD), pack_images(SCENES)
+    rows = packer.pack(SCENES, images, np.random.default_rng(0))
+    is_coordinate = rows.beside[:, 0] != rows.targets
+    assert is_coordinate.any()
+    assert {FORMS[form] for form in rows.forms[is_coordinate].tolist()} == {"place"}
+    for target, (below, above) in zip(rows.targets[is_coordinate], rows.beside[is_coordinate], strict=True):
+        value = int(tokenizer.decode([target]))
+        assert (tokenizer.decode([below]), tokenizer.decode([above])) == (str(value - 1), str(value + 1))
+
+
+def test_rows_teach_all_forms_and_most_weight_stays_on_sentences() -> None:
+    packer, scenes = RowPacker(build_tokenizer(), LARGE_WORLD), SCENES * 6
+    rows = packer.pack(scenes, pack_images(scenes), np.random.default_rng(0))
+    weights = {form: float(rows.weights[rows.forms == at].sum()) for at, form in enumerate(FORMS)}
+    assert min(weights.values()) > 0
+    assert weights["caption"] + weights["question"] > sum(weights.values()) / 2
+
+
+def test_tokens_of_an_object_know_its_edges() -> None:
+    images = pack_images(SCENES)
+    for row, scene in enumerate(SCENES):
+        height, width = (28 * side for side in images.grids[row])
+        placed = torch.tensor(resized_boxes(scene, height=height, width=width))
+        owned = images.owners[row] >= 0
+        torch.testing.assert_close(images.edges[row][owned], placed[images.owners[row][owned]], check_dtype=False)
+        assert ((images.edges - images.centres())[row][owned].abs() < 56).all()
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
