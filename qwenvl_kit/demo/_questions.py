@@ -13,6 +13,9 @@ from ._world import CELLS, LARGE_WORLD, Scene, World
 #: Kinds of questions; `is_there` is yes as often as no.
 KINDS = ("count", "background", "colour", "shape", "what", "where", "is_there")
 
+#: Stands for the background among indices of objects.
+BACKGROUND = -1
+
 # The first phrasing of a question is the default one.
 _PROMPTS: dict[Language, dict[str, tuple[str, ...]]] = {
     "zh": {
@@ -66,7 +69,7 @@ class Listing:
     parts
         Pieces of the answer; joined, they are the answer.
     about
-        For each part, indices into `scene.things` of the objects that decide it.
+        For each part, indices into `scene.things` of the objects that decide it; `BACKGROUND` for the background.
     """
 
     prompt: str

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwenvl_kit.tasks.schema import read_schema
 
-from ._questions import Listing
+from ._questions import BACKGROUND, Listing
 from ._world import CELLS, LARGE_WORLD, Scene, Thing, World
 
 # Names of properties, and how their values are read from an object.
@@ -115,7 +115,7 @@ def _value(scene: Scene, name: str, schema: Mapping[str, Any]) -> Iterator[tuple
     if name == "count":
         yield str(len(scene.things)), every
     elif name == "background":
-        yield json.dumps(scene.background), ()
+        yield json.dumps(scene.background), (BACKGROUND,)
     elif name in _OF_THING:
         yield json.dumps(_OF_THING[name](scene.things[0])), (0,)
     else:

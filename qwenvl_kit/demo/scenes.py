@@ -13,7 +13,7 @@ import warnings
 
 from ._drawing import RGB, Box, boxes, draw, image_size
 from ._grounding import Locate, Named, locate, resized_boxes, sample_names
-from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption, caption_parts, words
+from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption, caption_parts, word, words
 from ._questions import KINDS, Asker, Listing, Question, questions
 from ._schemas import describe, sample_schema, scene_schema
 from ._world import (
@@ -65,6 +65,7 @@ __all__ = [
     "sample_schema",
     "scene_schema",
     "split_of",
+    "word",
     "words",
 ]
 

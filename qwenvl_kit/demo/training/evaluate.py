@@ -32,7 +32,7 @@ from qwenvl_kit.demo.scenes import (
 
 from .evaluate_json import judge_places, judge_schema
 from .metrics import Judged, score, table
-from .places import place_table, score_places
+from .places import PlaceScore, place_table, score_places
 
 HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
 _DEFAULTS: dict[str, object] = {
@@ -40,6 +40,7 @@ _DEFAULTS: dict[str, object] = {
     "dtype": "float32",
     "use_flash_attention_2": False,
     "batch_size": 32,
+    "rows_in_flight": 128,
     "progress": False,
 }
 
@@ -113,6 +114,30 @@ def ask_all(scene: Scene, language: Language, rng: np.random.Generator, *, world
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate from the command line."""
+    asked = _parser().parse_args(arguments)
+    world = WORLDS[asked.world] if asked.world else WORLD
+    scenes = sample_scenes(asked.scenes, seed=asked.seed, world=world)
+    options = {**_DEFAULTS, "backend": asked.backend, "dtype": asked.dtype, "batch_size": asked.batch_size}
+    if asked.model is not None:
+        options["model_name"] = str(asked.model.resolve())
+    started = time.perf_counter()
+    judged = evaluate(scenes, seed=asked.seed, world=world, **options)
+    if asked.json_answers:
+        judged += judge_schema(scenes, options)
+    print(table(score(judged)))
+    print(f"\n{len(judged)} answers in {time.perf_counter() - started:.0f} s ({asked.backend}, {asked.dtype})")
+    places: list[PlaceScore] = []
+    if asked.json_answers:
+        places = score_places(judge_places(scenes, options, seed=asked.seed, world=world))
+        print(f"\nBoxes and points:\n{place_table(places)}")
+    if asked.heights:
+        print("\nWhole Chinese captions by resized_height, min_pixels=784 and max_pixels=1000000:")
+        print(by_height(scenes, options).to_string(float_format="{:.3f}".format))
+    if asked.json is not None:
+        asked.json.write_text(_report(judged, places), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m qwenvl_kit.demo.training.evaluate", description=__doc__)
     parser.add_argument("--scenes", type=int, default=100, help="held-out scenes")
     parser.add_argument("--seed", type=int, default=0)
@@ -125,32 +150,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--heights", action=argparse.BooleanOptionalAction, default=True, help="what resized_height costs, too"
     )
     parser.add_argument(
-        "--places", action=argparse.BooleanOptionalAction, default=True, help="JSON by a schema, boxes and points, too"
+        "--json-answers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="JSON by a schema, boxes and points, too",
     )
     parser.add_argument("--json", type=Path, help="write the scores and every wrong answer here")
-    asked = parser.parse_args(arguments)
-    world = WORLDS[asked.world] if asked.world else WORLD
-    scenes = sample_scenes(asked.scenes, seed=asked.seed, world=world)
-    options: dict[str, object] = {"backend": asked.backend, "dtype": asked.dtype, "batch_size": asked.batch_size}
-    if asked.model is not None:
-        options["model_name"] = str(asked.model.resolve())
-    started = time.perf_counter()
-    judged = evaluate(scenes, seed=asked.seed, world=world, **options)
-    exact = {**_DEFAULTS, **options}
-    if asked.places:
-        judged += judge_schema(scenes, exact)
-    print(table(score(judged)))
-    print(f"\n{len(judged)} answers in {time.perf_counter() - started:.0f} s ({asked.backend}, {asked.dtype})")
-    if asked.places:
-        for constrain in (False, True):
-            print(f"\nBoxes and points, {'constrained' if constrain else 'free'}:")
-            located = judge_places(scenes, exact, seed=asked.seed, world=world, constrain=constrain)
-            print(place_table(score_places(located)))
-    if asked.heights:
-        print("\nWhole Chinese captions by resized_height, min_pixels=784 and max_pixels=1000000:")
-        print(by_height(scenes, options).to_string(float_format="{:.3f}".format))
-    if asked.json is not None:
-        asked.json.write_text(_report(judged), encoding="utf-8")
+    return parser
 
 
 def _captions(scenes: list[Scene], frame: pd.DataFrame, language: Language, options: dict[str, object]) -> list[Judged]:
@@ -203,10 +209,11 @@ def _text(answer: object) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def _report(judged: list[Judged]) -> str:
+def _report(judged: list[Judged], places: list[PlaceScore]) -> str:
     scores = [{"language": s.language, "group": s.group, "right": s.n_right, "of": s.n_total} for s in score(judged)]
     wrong = [vars(answer) for answer in judged if not answer.right]
-    return json.dumps({"scores": scores, "wrong": wrong}, ensure_ascii=False, indent=1)
+    report = {"scores": scores, "places": [vars(one) for one in places], "wrong": wrong}
+    return json.dumps(report, ensure_ascii=False, indent=1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qwenvl_kit.demo.scenes import (
     CAPTION_PROMPTS,
+    CELLS,
     LANGUAGES,
     Asker,
     Language,
@@ -31,6 +32,7 @@ from qwenvl_kit.demo.scenes import (
     sample_names,
     sample_schema,
     scene_schema,
+    word,
 )
 
 from .images import IMAGE_TOKENS, TOKEN_SIDE, ImageBatch
@@ -41,13 +43,13 @@ ROW_TOKENS = 320
 
 #: Forms of answers, in the order of their numbers in `RowBatch.forms`.
 FORMS = ("caption", "question", "schema", "place")
-_WEIGHTS = {"caption": 1.0, "question": 1.5, "schema": 0.6, "place": 0.6}  # an array's signs are soon known
-_COORDINATE_WEIGHT = 1.5
+_WEIGHTS = {"caption": 1.5, "question": 2.5, "schema": 0.5, "place": 0.5}  # an array's signs are soon known
+_VALUE_WEIGHT = 1.5  # of coordinates and names in JSON
 _OTHER_PHRASING = 0.25
-_N_CAPTIONS = (0.2, 0.6, 0.2)  # shares of rows with none, one and two
-_SCHEMA = 0.45  # of rows; the others locate objects
-_WHOLE_SCHEMA = 0.3
-_ONE_MORE = 0.4  # of rows ask for one more place
+_N_CAPTIONS = (0.45, 0.45, 0.1)  # shares of rows with none, one and two
+_SCHEMA = 0.75  # of rows
+_WHOLE_SCHEMA = 0.6  # of schemas
+_ONE_MORE = 0.5  # of rows ask for the place of one more name
 _BARE_ARRAY = 0.3
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -115,6 +117,7 @@ class RowPacker:
         self._end = self._ids("<|im_end|>")
         self.image_start = len(self._prefix)
         self._numbers = number_ids(tokenizer)
+        self._names = {self._ids(name)[0] for name in _names(world)}
         self._values = {token: value for value, token in enumerate(self._numbers)}
 
     def pack(self, scenes: list[Scene], images: ImageBatch, rng: np.random.Generator) -> RowBatch:
@@ -149,10 +152,7 @@ class RowPacker:
         targets = [target for _, _, target, _ in predictions]
         forms = [form for _, _, _, form in predictions]
         beside = [self._beside(target, FORMS[form]) for target, form in zip(targets, forms, strict=True)]
-        weights = [
-            _WEIGHTS[FORMS[form]] if below == target else _COORDINATE_WEIGHT
-            for target, form, (below, _) in zip(targets, forms, beside, strict=True)
-        ]
+        weights = [self._weight(target, FORMS[form]) for target, form in zip(targets, forms, strict=True)]
         return RowBatch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(positions),
@@ -190,10 +190,8 @@ class RowPacker:
 
     def _answers(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator) -> list[_Answer]:
         """Return more prompts than fit into a row, the most wanted first."""
-        if rng.random() < _SCHEMA:
-            answers = [_listed(self._described(scene, rng), "schema")]
-        else:
-            answers = [_listed(self._located(scene, grid, rng, n_names=int(rng.integers(3))), "place")]
+        answers = [_listed(self._described(scene, rng), "schema")] if rng.random() < _SCHEMA else []
+        answers.append(_listed(self._located(scene, grid, rng, n_names=int(rng.integers(3))), "place"))
         languages = rng.permutation(LANGUAGES)
         for language in languages[: int(rng.choice(len(_N_CAPTIONS), p=_N_CAPTIONS))]:
             prompts = CAPTION_PROMPTS[language]
@@ -251,6 +249,10 @@ class RowPacker:
             about.append(answer.about[int(np.searchsorted(ends, stop))])
         return [*ids, *self._end], [*about, ()]
 
+    def _weight(self, token: int, form: str) -> float:
+        is_value = form in ("schema", "place") and (token in self._names or self._values.get(token, 0) >= 10)
+        return _VALUE_WEIGHT if is_value else _WEIGHTS[form]
+
     def _beside(self, token: int, form: str) -> tuple[int, int]:
         """Return the tokens of the numbers below and above a coordinate, or the token twice if it is none."""
         value = self._values.get(token, 0)
@@ -262,6 +264,14 @@ class RowPacker:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text)["input_ids"]
         return ids
+
+
+def _names(world: World) -> set[str]:
+    """Return the words of all values in JSON; the second word of a place has a space before it."""
+    english = {*world.shapes, *world.colours, *world.backgrounds, *world.sizes}
+    places = {part for cell in CELLS for part in (cell.split()[0], *(f" {more}" for more in cell.split()[1:]))}
+    chinese = {word(name, "zh") for name in english}
+    return english | chinese | places | {f" {shape}" for shape in world.shapes}
 
 
 def _listed(listing: Listing, form: str) -> _Answer:
