@@ -108,7 +108,13 @@ def resized_boxes(scene: Scene, *, height: int, width: int) -> list[Box]:
 
 
 def sample_names(
-    scene: Scene, rng: np.random.Generator, *, n: int = 1, absent: float = 0.25, world: World = LARGE_WORLD
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    n: int = 1,
+    absent: float = 0.25,
+    several: float = 0.0,
+    world: World = LARGE_WORLD,
 ) -> tuple[Named, ...]:
     """Draw up to `n` names for one prompt, of which none fits an object of another.
 
@@ -122,21 +128,37 @@ def sample_names(
         Most names.
     absent
         Share of names that fit no object. They combine the colour of one object with another shape or the reverse.
+    several
+        Share of the other names that fit several objects, where the scene has such.
     world
         Shapes and colours of absent objects.
     """
     chosen: list[Named] = []
     for _ in range(n):
-        name = _absent_name(scene, rng, world) if rng.random() < absent else _present_name(scene, rng)
+        name = _absent_name(scene, rng, world) if rng.random() < absent else _present_name(scene, rng, several)
         taken = {row for other in chosen for row, thing in enumerate(scene.things) if other.fits(thing)}
         if name not in chosen and not any(name.fits(scene.things[row]) for row in taken):
             chosen.append(name)
     return tuple(chosen)
 
 
-def _present_name(scene: Scene, rng: np.random.Generator) -> Named:
+def _present_name(scene: Scene, rng: np.random.Generator, several: float) -> Named:
+    if rng.random() < several:
+        shared = _shared_names(scene)
+        if shared:
+            return shared[int(rng.integers(len(shared)))]
     colour, shape = scene.things[int(rng.integers(len(scene.things)))].kind
     return _generalised(colour, shape, rng)
+
+
+def _shared_names(scene: Scene) -> list[Named]:
+    """Return the names that fit several objects."""
+    names = {
+        name: sum(name.fits(thing) for thing in scene.things)
+        for colour, shape in (thing.kind for thing in scene.things)
+        for name in (Named(colour=colour, shape=shape), Named(colour=colour), Named(shape=shape))
+    }
+    return [name for name, n_things in names.items() if n_things > 1]
 
 
 def _absent_name(scene: Scene, rng: np.random.Generator, world: World) -> Named:

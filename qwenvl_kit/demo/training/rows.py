@@ -49,7 +49,9 @@ _OTHER_PHRASING = 0.25
 _N_CAPTIONS = (0.45, 0.45, 0.1)  # shares of rows with none, one and two
 _SCHEMA = 0.75  # of rows
 _WHOLE_SCHEMA = 0.6  # of schemas
-_ONE_MORE = 0.5  # of rows ask for the place of one more name
+_N_NAMES = (0.3, 0.45, 0.25)  # shares of prompts for all objects, for one name and for two
+_SEVERAL = 0.6  # of names fit several objects, where the scene has such: else these were rare
+_ONE_MORE = 0.8  # of rows ask for the place of one more name
 _BARE_ARRAY = 0.3
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -191,7 +193,9 @@ class RowPacker:
     def _answers(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator) -> list[_Answer]:
         """Return more prompts than fit into a row, the most wanted first."""
         answers = [_listed(self._described(scene, rng), "schema")] if rng.random() < _SCHEMA else []
-        answers.append(_listed(self._located(scene, grid, rng, n_names=int(rng.integers(3))), "place"))
+        answers.append(
+            _listed(self._located(scene, grid, rng, n_names=int(rng.choice(len(_N_NAMES), p=_N_NAMES))), "place")
+        )
         languages = rng.permutation(LANGUAGES)
         for language in languages[: int(rng.choice(len(_N_CAPTIONS), p=_N_CAPTIONS))]:
             prompts = CAPTION_PROMPTS[language]
@@ -219,7 +223,7 @@ class RowPacker:
             LANGUAGES[int(rng.integers(len(LANGUAGES)))],
             height=grid[0] * TOKEN_SIDE,
             width=grid[1] * TOKEN_SIDE,
-            names=sample_names(scene, rng, n=n_names, world=self._world),
+            names=sample_names(scene, rng, n=n_names, several=_SEVERAL, world=self._world),
             is_fenced=bool(rng.random() >= _BARE_ARRAY),
         )
 
