@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qwenvl_kit.boxes.frame import COORDINATES, checked, coordinates, label_order, make_frame, picture_labels
+from qwenvl_kit.boxes.frame import checked, coordinates, label_order, make_frame, picture_labels
 from qwenvl_kit.errors import ConfigError, MissingExtra
 
 _NAMES = "class_name"  # supervision's own key in Detections.data
