@@ -12,6 +12,7 @@ from qwenvl_kit.compare import Comparison
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
+from qwenvl_kit.grounded_answers import GroundedAnswers
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import FetchKeywords, Options
 from qwenvl_kit.signatures import expand_options
@@ -20,7 +21,7 @@ from qwenvl_kit.tasks.plan import Plan
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor(StructuredAnswers):
+class FrameAccessor(StructuredAnswers, GroundedAnswers):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -98,7 +99,8 @@ class FrameAccessor(StructuredAnswers):
         DataFrame
             Under the frame's index, with ``text``, ``status`` (``ok``, ``null_image``, ``error`` or ``cancelled``),
             ``error``, ``stage``, ``finish_reason``, ``prompt_tokens``, ``new_tokens``, ``height`` and ``width`` (pixels
-            of the model's input), ``seconds`` and ``cached``. ``attrs`` hold the record.
+            of the model's input), ``source_height`` and ``source_width`` (of the upright image before resizing),
+            ``seconds`` and ``cached``. ``attrs`` hold the record.
 
         Raises
         ------
