@@ -10,7 +10,7 @@ from qwenvl_kit.images.fetch.cache import FetchCache
 from qwenvl_kit.images.fetch.dispatch import Fetch, host_of
 from qwenvl_kit.images.fetch.fetched import Fetched, RetryAt
 from qwenvl_kit.images.load import DecodeCost, ImageLoader
-from qwenvl_kit.images.resize import ExactSize, MaxArea, Sizing, TargetSize
+from qwenvl_kit.images.resize import ExactSize, KeepSize, MaxArea, Sizing, TargetSize
 
 __all__ = [
     "DecodeCost",
@@ -19,6 +19,7 @@ __all__ = [
     "FetchCache",
     "Fetched",
     "ImageLoader",
+    "KeepSize",
     "MaxArea",
     "RetryAt",
     "Sizing",
