@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qwenvl_kit.compare.diff_html import diff_html
 from qwenvl_kit.compare.metrics import token_edits
 from qwenvl_kit.html import render
 from qwenvl_kit.thumbnails import Thumbnailer
-from qwenvl_kit.widgets.diff_html import diff_html
 from qwenvl_kit.widgets.images import model_input_uri, thumbnail_html
 
 if TYPE_CHECKING:
