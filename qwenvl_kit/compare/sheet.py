@@ -110,8 +110,8 @@ def comparison_sheet(
         ]
         made = render(
             _ROW,
-            is_image=image.startswith("data:"),
-            image=image,
+            is_image=image.size is not None,
+            image=image.text,
             label=plain(images.index[row], _LONGEST_NAME),
             has_truth=has_truth,
             truth=_text(_first(frame, "truth", row)) if has_truth else "",
