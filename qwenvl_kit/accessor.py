@@ -7,15 +7,17 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.columns import labels_of, pick_column, pick_prompts
+from qwenvl_kit.columns import labels_of, pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
+from qwenvl_kit.comparison_run import compare_rows
 from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
+from qwenvl_kit.frame_run import plan_rows, run_rows, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import FetchKeywords, Options
 from qwenvl_kit.signatures import expand_options
-from qwenvl_kit.structured_answers import Prompts, StructuredAnswers
+from qwenvl_kit.structured_answers import Labels, Prompts, StructuredAnswers
+from qwenvl_kit.tasks.classify import Normalize
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -139,6 +141,8 @@ class FrameAccessor(StructuredAnswers):
         vary: Mapping[str, Sequence[object]],
         reference: Mapping[str, object] | None = None,
         truth: Prompts | None = None,
+        labels: Labels | None = None,
+        normalize: Normalize = "sum",
         prompts: Prompts | None = None,
         repeats: int = 1,
         control: Control | None = None,
@@ -159,6 +163,8 @@ class FrameAccessor(StructuredAnswers):
             in these options only. Default: the first value of every option.
         truth : label, Series or sequence of str, optional
             The correct answers, one per row.
+        labels, normalize
+            As for `classify`: each answer is the likeliest label, with its probability.
         repeats : int
             Runs of each setting. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
         prompts, control, **options
@@ -168,12 +174,13 @@ class FrameAccessor(StructuredAnswers):
         -------
         Comparison
             ``.frame`` is tidy, a row per image, setting and repeat; ``.summary()`` has a row per setting; ``.plot()``
-            draws quality against cost.
+            draws quality against cost. With `labels` or ``logprobs=0``, and a `truth`, the summary has calibration
+            errors, and ``.plot_reliability()`` draws them.
 
         Raises
         ------
         ConfigError
-            `vary` or `reference` is invalid; raised before anything runs.
+            `vary`, `reference` or `labels` is invalid; raised before anything runs.
         MissingExtra
             sacrebleu, which computes chrF, is not installed.
         ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
@@ -194,6 +201,8 @@ class FrameAccessor(StructuredAnswers):
             vary,
             options,
             reference=reference,
+            labels=None if labels is None else pick_labels(self._frame, labels),
+            normalize=normalize,
             truth=pick_prompts(self._frame, truth),
             repeats=repeats,
             control=control,
