@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption
+from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption, check_fixed
 from qwenvl_kit.checkpoints.checkpoint import find_configs
 from qwenvl_kit.checkpoints.resolve import CheckpointDefaults, ResolvedConfig, resolve
 from qwenvl_kit.errors import ConfigError
@@ -69,7 +69,7 @@ class OpenAISpec:
     @property
     def identity(self) -> str:
         """Equal for configs that ask one server for one model."""
-        return f"openai:{self.server}:{self.resolved.model}:{sorted(self.refused)}"
+        return f"openai:{self.server}:{self.geometry}:{sorted(self.refused)}"
 
     @property
     def checkpoint(self) -> None:
@@ -96,7 +96,8 @@ class OpenAIBackend:
         """Answer what the queue gives."""
         from qwenvl_kit.openai_backend.run import generate
 
-        yield from generate(self._spec.server, self._spec.refused, queue, resolved, control)
+        spec = self._spec
+        yield from generate(spec.server, spec.geometry, spec.refused, queue, resolved, control)
 
     def close(self) -> None:
         """Do nothing: each run closes its connections."""
@@ -116,12 +117,14 @@ def spec(config: Config) -> OpenAISpec:
     """
     server = _server(config)
     check_extra_body(config.extra_body)
+    capabilities = capabilities_of(config)
+    check_fixed(config, capabilities)  # before anything is sent
     configs = find_configs(config.model)
     geometry = PatchGeometry() if configs is None else configs.geometry
     penalty = None if configs is None else configs.repetition_penalty
     model = find_model(server, config.model_name)
     defaults = CheckpointDefaults(model.name, model.fingerprint, geometry, penalty)
-    planned = resolve(config, Device("server"), defaults, capabilities_of(config))
+    planned = resolve(config, Device("server"), defaults, capabilities)
     planned = replace(
         planned,
         base_url=server.base_url,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TRANSPORT_ERRORS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 """What sending a request and reading its response may raise."""
 
+_TLS_ENDS = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _BUSY = frozenset({408, 425, 429, 502, 503, 504, 529})
 _MAX_LOSSES = 8  # a server that restarts twenty times loses a row once or twice; a row that kills its server ends here
 _MAX_FAILURES = 3
@@ -66,7 +67,7 @@ class StatusError(RowError):
 
 
 class CertificateError(RowError):
-    """The certificate of a server is not accepted."""
+    """The certificate of a server is not accepted, or it does not speak TLS."""
 
 
 class RedirectError(RowError):
@@ -89,8 +90,11 @@ def transport_error(error: BaseException, server: Server) -> Exception:
         )
     if isinstance(error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError):
         return Transient(f"No server answers at {server.base_url} ({reason}).", is_unreachable=True)
-    if any(isinstance(one, ssl.SSLError) for one in causes) and "record layer" in reason:
-        return CertificateError("generate", f"{server.base_url} does not speak TLS ({reason}). Use http:// instead.")
+    if any(isinstance(one, ssl.SSLError) and not isinstance(one, _TLS_ENDS) for one in causes):
+        return CertificateError(
+            "generate",
+            f"No TLS connection to {server.base_url} ({reason}). For a server without TLS, base_url begins with http://.",
+        )
     if any(isinstance(one, http.client.BadStatusLine) and not isinstance(one, ConnectionError) for one in causes):
         return NotOpenAIError("generate", f"{server.base_url} does not speak HTTP. Check host, port and scheme.")
     return Transient(f"The connection to {server.base_url} broke off ({reason}).", max_tries=_MAX_LOSSES)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.openai_backend.faults import Transient
     from qwenvl_kit.openai_backend.server import Server
 
-_FIRST_S, _MAX_S = 0.1, 5.0
+_FIRST_S, _MAX_S = 0.1, 2.0
 _random = random.Random()
 
 

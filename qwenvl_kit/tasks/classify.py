@@ -122,7 +122,7 @@ def check_classifiable(config: Config) -> None:
     if config.backend == "openai":
         raise ConfigError(
             "backend='openai' cannot score labels: servers return probabilities of the tokens that they generate, not "
-            "of given answers. Use backend='torch' or 'onnx', or generate one of the labels with df.vl.ask(…, choices=[…])."
+            "of given answers. Use backend='torch' or 'onnx', or generate one of them with df.vl.ask(…, choices=[…])."
         )
     for name, value in _GENERATING.items():
         given = getattr(config, name)

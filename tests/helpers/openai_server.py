@@ -73,6 +73,8 @@ class State:
     connections: set[Any] = field(default_factory=set)
     most_at_once: int = 0
     n_at_once: int = 0
+    is_gone: bool = False
+    released: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -94,19 +96,15 @@ def content_of(body: dict[str, Any]) -> list[dict[str, Any]]:
 def pixels_of(body: dict[str, Any]) -> list[np.ndarray]:
     """Images of a request, decoded."""
     urls = [part["image_url"]["url"] for part in content_of(body) if part["type"] == "image_url"]
-    return [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
-        for url in urls
-        if url[:5] == "data:"
-    ]
+    files = [base64.b64decode(url.partition(",")[2]) for url in urls if url.startswith("data:")]
+    return [np.asarray(Image.open(io.BytesIO(file))) for file in files]
 
 
 def expected(prompt: str, *images: np.ndarray) -> str:
     """What the server answers."""
-    seen = ", ".join(
-        f"{one.shape[1]}×{one.shape[0]} {hashlib.blake2b(one.tobytes()).hexdigest()[:8]}" for one in images
-    )
-    return f"{prompt} [{seen}]"
+    digests = [hashlib.blake2b(one.tobytes()).hexdigest()[:8] for one in images]
+    seen = (f"{one.shape[1]}×{one.shape[0]} {digest}" for one, digest in zip(images, digests, strict=True))
+    return f"{prompt} [{', '.join(seen)}]"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -133,12 +131,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._note()
+        if self.state.is_gone:
+            self.close_connection = True
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._is_admitted() or self._is_refused(body):
             return
         is_probe = content_of(body)[-1]["text"] == "?"
         (self.state.probes if is_probe else self.state.bodies).append(body)
-        fault = self.state.faults.pop(0) if self.state.faults and not is_probe else ""
+        with self.state.lock:
+            fault = self.state.faults.pop(0) if self.state.faults and not is_probe else ""
         with self._counted():
             self._answer(body, fault)
 
@@ -202,7 +204,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif fault == "drop":
             self.close_connection = True
         elif fault == "silent":
-            time.sleep(60)
+            self.state.released.wait(60)
         elif fault in ("plain", "no-choice", "refusal-plain") or not body.get("stream"):
             self._plain(body, fault)
         else:
@@ -211,13 +213,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _text(self, body: dict[str, Any]) -> str:
         if self.state.answer is not None:
             return self.state.answer
-        form = body.get("response_format") or body.get("structured_outputs")
-        if form and not self.state.ignores_constraints:
-            return (
-                {"response_format": '{"count": 3}'}.get(next(iter(form)), '{"count": 3}')
-                if "type" in form
-                else str((form.get("choice") or ["12"])[0])
-            )
+        if not self.state.ignores_constraints:
+            if "response_format" in body:
+                return '{"count": 3}'
+            if "structured_outputs" in body:
+                return str(body["structured_outputs"].get("choice", ["12"])[-1])
         return expected(content_of(body)[-1]["text"], *pixels_of(body))
 
     def _plain(self, body: dict[str, Any], fault: str) -> None:
@@ -350,6 +350,7 @@ def serve(state: State | None = None) -> Iterator[State]:
         try:
             yield state
         finally:
+            state.released.set()
             server.shutdown()
             thread.join(5)
 
