@@ -36,12 +36,9 @@ class InFlight:
 
     Examples
     --------
-    >>> seconds = iter(range(1000))
-    >>> in_flight = InFlight("auto", lambda: next(seconds))
-    >>> for _ in range(200):
-    ...     in_flight.count_row()
+    >>> in_flight = InFlight("auto")
     >>> in_flight.limit, in_flight.is_settled
-    (8, True)
+    (8, False)
     """
 
     def __init__(self, asked: RowsInFlight, clock: Callable[[], float] = time.monotonic) -> None:

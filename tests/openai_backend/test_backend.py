@@ -131,12 +131,12 @@ def test_a_local_folder_gives_the_sizes_and_the_penalty_of_the_served_model(serv
 
 
 def test_an_image_that_the_server_sizes_once_more_is_noted(server: State) -> None:
-    """Its rounded area is below the limit: 252×28 has 7056 pixels, and the embedded model wants 9408."""
+    """Its rounded area is below the limit: 280×28 has 7840 pixels, and the embedded model wants 9408."""
     server.models.append({"id": "demo"})
 
     frame = run(server, [noise(393, 60), noise(400, 400)], model_name="demo")
 
-    assert (frame["height"][0], frame["width"][0]) == (252, 28)
+    assert (frame["height"][0], frame["width"][0]) == (280, 28)
     (note,) = (one for one in frame.attrs["effective"]["notes"] if "once more" in one)
     assert "images of 1 rows once more, because their area is outside of its limits of 9408 to 14400 pixels" in note
 
