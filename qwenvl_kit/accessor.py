@@ -7,20 +7,21 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.columns import labels_of, pick_column, pick_prompts
+from qwenvl_kit.columns import pick_column, pick_prompts
 from qwenvl_kit.compare import Comparison
-from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
+from qwenvl_kit.grounded_answers import GroundedAnswers
+from qwenvl_kit.image_views import ImageViews
 from qwenvl_kit.inference.backend import Control
-from qwenvl_kit.options import FetchKeywords, Options
+from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
 from qwenvl_kit.structured_answers import Prompts, StructuredAnswers
 from qwenvl_kit.tasks.plan import Plan
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor(StructuredAnswers):
+class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -98,7 +99,8 @@ class FrameAccessor(StructuredAnswers):
         DataFrame
             Under the frame's index, with ``text``, ``status`` (``ok``, ``null_image``, ``error`` or ``cancelled``),
             ``error``, ``stage``, ``finish_reason``, ``prompt_tokens``, ``new_tokens``, ``height`` and ``width`` (pixels
-            of the model's input), ``seconds`` and ``cached``. ``attrs`` hold the record.
+            of the model's input), ``source_height`` and ``source_width`` (of the upright image before resizing),
+            ``seconds`` and ``cached``. ``attrs`` hold the record.
 
         Raises
         ------
@@ -198,51 +200,3 @@ class FrameAccessor(StructuredAnswers):
             repeats=repeats,
             control=control,
         )
-
-    @expand_options(only=SHOW_OPTIONS)
-    def show(
-        self,
-        column: Hashable | None = None,
-        captions: Hashable | Sequence[Hashable] | None = None,
-        *,
-        n_rows: int = 24,
-        max_bytes: int = MAX_BYTES,
-        **options: Unpack[FetchKeywords],
-    ) -> ContactSheet:
-        """Show the images of a column as thumbnails, with the texts of other columns.
-
-        Parameters
-        ----------
-        column : label, optional
-            Column of images; default: the first column with images.
-        captions : label or sequence of labels, optional
-            Columns to write below each image; default: all others.
-        n_rows : int
-            Maximum number of images; the rest is counted.
-        max_bytes : int
-            Maximum size of the HTML, which a notebook saves; images beyond are counted, not shown.
-        **options
-            Options that concern reading images; see below.
-
-        Returns
-        -------
-        ContactSheet
-            Displays itself in a notebook; ``.html`` is the HTML, with escaped texts.
-
-        Raises
-        ------
-        ColumnNotFound, ConfigError, UnknownOption
-            The frame has no such column, or none with images; an option is invalid, or not one of these.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> df = pd.DataFrame({"image": [np.zeros((56, 56, 3), np.uint8)], "caption": ["<b>black</b>"]})
-        >>> "&lt;b&gt;black" in df.vl.show().html
-        True
-        """
-        config = show_config(options)
-        named = None if captions is None else labels_of(self._frame, captions)
-        for name in [*(named or []), *([] if column is None else [column])]:
-            pick_column(self._frame, name)
-        return contact_sheet(self._frame, column, named, n_rows=n_rows, max_bytes=max_bytes, config=config)

@@ -185,15 +185,18 @@ def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[s
     return fill(_values("prompts", prompts, index), default, len(index))
 
 
-def _values(name: str, given: object, index: pd.Index) -> Sequence[object] | None:
-    if not isinstance(given, pd.Series):
-        return cast("Sequence[object] | None", given)
-    if not given.index.equals(index):
+def check_index(name: str, given: object, index: pd.Index) -> None:
+    """Raise ConfigError for a Series under another index than that of the images."""
+    if isinstance(given, pd.Series) and not given.index.equals(index):
         raise ConfigError(
             f"The index of {name} differs from the index of the images. Pass {name}.reindex(df.index), or "
             f"{name}.tolist() to match by position."
         )
-    return given.tolist()
+
+
+def _values(name: str, given: object, index: pd.Index) -> Sequence[object] | None:
+    check_index(name, given, index)
+    return given.tolist() if isinstance(given, pd.Series) else cast("Sequence[object] | None", given)
 
 
 def _ask(
@@ -222,7 +225,7 @@ def execute_rows(
     *,
     index: pd.Index,
     n_prompts: int = 1,
-    checked: Callable[[Result], Result] | None = None,
+    checked: Callable[[Run], list[Result]] | None = None,
 ) -> _T:
     """Run a prompt on each cell; return what `shape` makes of the frame of `checked` results under `index`."""
     with InterruptGuard(len(cells), control) as guard:
@@ -233,7 +236,7 @@ def execute_rows(
             guard.hold()
             run = guard.rescued(config)
         if checked is not None:
-            run = _with_results(run, [checked(result) for result in run.results])
+            run = _with_results(run, checked(run))
         remember(lambda: result_frame(run, index))
         frame = result_frame(run, index)
         remember(frame)

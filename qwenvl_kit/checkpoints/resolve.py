@@ -21,6 +21,7 @@ from qwenvl_kit.checkpoints.capabilities import (
     choose_attention,
     choose_rows_in_flight,
 )
+from qwenvl_kit.checkpoints.checkpoint import FAMILY
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.options import FORMER_NAMES, ImageOptions, SamplingOptions, names_of
@@ -53,6 +54,8 @@ class CheckpointDefaults:
         Its own generation settings that are honoured.
     notes : tuple of IgnoredOption
         Its own generation settings that are not.
+    family : str
+        The ``model_type`` of its config, which decides how its answers name places in an image.
     """
 
     model: str
@@ -61,6 +64,7 @@ class CheckpointDefaults:
     repetition_penalty: float | None = 1.0
     generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[IgnoredOption, ...] = ()
+    family: str = FAMILY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ class ResolvedConfig:
     image_encoding: str | None = None
     image_mode: str | None = None
     extra_body: Mapping[str, object] | None = None
+    family: str = FAMILY
     generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[IgnoredOption, ...] = field(default=())
     advice: tuple[str, ...] = field(default=())
@@ -204,6 +209,7 @@ def resolve(
         threads=config.threads,
         torch_compile=compiles,
         rows_in_flight=rows_in_flight,
+        family=defaults.family,
         generation=defaults.generation,
         notes=(*unattended, *unsupported, *uncompiled, *unsized, *check_sampling(config), *misplaced, *defaults.notes),
         advice=device.advice,

@@ -67,7 +67,8 @@ def compare(
         "chrf": chrf_signature,
     }
     against = dict(reference) if reference is not None else dict(settings[0].values)
-    comparison = Comparison(frame, tuple(vary), against, len(frame) == n_wanted, record)
+    fetch = settings[0].config.fetch
+    comparison = Comparison(frame, tuple(vary), against, len(frame) == n_wanted, record, cells, fetch)
     keep(frame)
     _end(run, comparison, n_wanted, on_error=settings[0].config.on_error)
     return comparison

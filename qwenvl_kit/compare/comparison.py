@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qwenvl_kit.compare.sheet import MAX_BYTES, ComparisonSheet, Only, comparison_sheet
 from qwenvl_kit.compare.statistics import bootstrap_interval, paired_p_value
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import FetchOptions
+from qwenvl_kit.thumbnails import Thumbnailer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +46,10 @@ class Comparison:
         False where the grid ended early.
     record : dict
         Resolved options by setting, loaded models and times, as JSON values.
+    images : Series
+        The compared column, for `show`.
+    fetch : FetchOptions
+        How `show` reads it.
 
     Examples
     --------
@@ -58,6 +65,8 @@ class Comparison:
     reference: dict[str, Any]
     complete: bool
     record: dict[str, Any] = field(repr=False)
+    images: pd.Series | None = field(default=None, repr=False)
+    fetch: FetchOptions = field(default_factory=FetchOptions, repr=False)
 
     def summary(self, level: float | None = None) -> pd.DataFrame:
         """Return one row per setting: means over images and repeats, indexed by the varied options.
@@ -95,6 +104,60 @@ class Comparison:
         how = {"n": "sum", "errors": "sum", **dict.fromkeys(means, "mean"), "peak_mib": "max"}
         summary = frame.groupby(list(self.varied), sort=False, dropna=False).agg(how)
         return summary if level is None else self._with_intervals(summary, level)
+
+    def show(
+        self, only: Only | None = None, *, page: int = 1, n_images: int = 24, max_bytes: int = MAX_BYTES
+    ) -> ComparisonSheet:
+        """Show images with their answers: a row per image, a column per setting.
+
+        Differences from the reference setting are marked ``[+…]`` and ``[−…]``; with a truth, ✓ or ✗ stands before
+        each answer. The heads count the answers that are equal to the reference, and right.
+
+        Parameters
+        ----------
+        only : {"differs", "wrong"}, optional
+            Images for which an answer differs from the reference, or is not the truth.
+        page : int
+            Which page of `n_images` images, from 1.
+        n_images : int
+            Images on a page.
+        max_bytes : int
+            Most bytes of HTML in the notebook; a page that takes more says so.
+
+        Returns
+        -------
+        ComparisonSheet
+            It shows itself in a notebook; ``.html`` is the fragment.
+
+        Raises
+        ------
+        ConfigError
+            `only` is something else, or ``"wrong"`` without a truth; `page` or `n_images` is less than 1.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> found = df.vl.compare("image", vary={"max_caption_length": [8, 16]}, backend="echo", progress=False)
+        >>> found.show()
+        ComparisonSheet(1 of 1 images; shows itself in a notebook)
+        """
+        for name, value in (("page", page), ("n_images", n_images)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r} is invalid. It must be an integer of at least 1.")
+        if self.images is None:
+            raise ConfigError("This comparison was made without its images. Use the result of df.vl.compare.")
+        return comparison_sheet(
+            self.frame,
+            self.varied,
+            self.reference,
+            self.images,
+            Thumbnailer.of(self.fetch),
+            only=only,
+            page=page,
+            n_images=n_images,
+            max_bytes=max_bytes,
+        )
 
     def to_latex(self, level: float | None = None) -> str:
         """Return the summary as a LaTeX table of the booktabs package, with three digits.

@@ -160,7 +160,7 @@ def run_spec(
     run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report)
     work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
     outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
-    record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
+    record = make_record(asked_record(config), prompts, spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
 
 

@@ -156,12 +156,12 @@ def row_labels(labels: object, n_rows: int) -> list[tuple[str, ...]]:
     if given is None:
         raise ConfigError(f"labels must be a list of texts, or one list per row; got {_shown(labels)}.")
     if all(isinstance(one, str) for one in given):
-        return [_checked(given, "labels")] * n_rows
+        return [checked_labels(given, "labels")] * n_rows
     if len(given) != n_rows:
         raise ConfigError(
             f"labels has {len(given)} entries for {n_rows} rows. Pass one list per row, or one list of texts for all."
         )
-    return [() if _is_missing(one) else _checked(one, f"labels of row {row}") for row, one in enumerate(given)]
+    return [() if is_missing(one) else checked_labels(one, f"labels of row {row}") for row, one in enumerate(given)]
 
 
 def label_prompts(
@@ -226,12 +226,20 @@ def _as_list(labels: object) -> list[object] | None:
     return list(cast("Sequence[object]", labels)) if is_many else None
 
 
-def _is_missing(labels: object) -> bool:
+def is_missing(labels: object) -> bool:
+    """Return whether the labels of a row are None, NaN or an empty list."""
     given = _as_list(labels)
     return not given if given is not None else labels is None or bool(pd.isna(cast("Any", labels)))
 
 
-def _checked(labels: object, what: str) -> tuple[str, ...]:
+def checked_labels(labels: object, what: str, *, n_least: int = 2) -> tuple[str, ...]:
+    """Return labels as a tuple.
+
+    Raises
+    ------
+    ConfigError
+        They are fewer than `n_least` or equal, or one is no text. The message calls them `what`.
+    """
     given = _as_list(labels)
     if given is None:
         raise ConfigError(f"{what} must be a list of texts; got {_shown(labels)}.")
@@ -242,7 +250,7 @@ def _checked(labels: object, what: str) -> tuple[str, ...]:
     twice = next((one for one, n in Counter(texts).items() if n > 1), None)
     if twice is not None:
         raise ConfigError(f"{what} contain {_shown(twice)} twice. Leave one of them out.")
-    if len(texts) < 2:
+    if len(texts) < n_least:
         raise ConfigError(f"{what} are {texts!r}. Pass at least two: probabilities are shared among them.")
     return tuple(texts)
 

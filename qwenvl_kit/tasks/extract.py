@@ -89,7 +89,7 @@ class Extraction:
         parsed = self._parsed(result.text, result.finish_reason)
         if parsed is None:
             text = printable(repr(result.text), _SHOWN)
-            return _failed(result, f"The answer holds no JSON: {text}. Use constrain=True, or another prompt.")
+            return failed_answer(result, f"The answer holds no JSON: {text}. Use constrain=True, or another prompt.")
         if parsed.cut is not None and result.finish_reason != "stop":
             return truncated(result)
         return result
@@ -250,12 +250,13 @@ def checked_text(result: Result) -> Result:
 def truncated(result: Result) -> Result:
     """Return a cut answer as that row's error; its text stays."""
     option = _CUT.get(result.finish_reason or "", "a limit")
-    return _failed(
+    return failed_answer(
         result, f"truncated: {option} ended the answer after {result.new_tokens} tokens. Raise max_caption_length."
     )
 
 
-def _failed(result: Result, message: str) -> Result:
+def failed_answer(result: Result, message: str) -> Result:
+    """Return an answer as that row's error; its text stays."""
     error = RowError("generate", message)
     return replace(result, status="error", error=error.message, stage=error.stage)
 
