@@ -65,3 +65,7 @@ __all__ = [
 ]
 
 _moved.install()
+
+
+def __dir__() -> list[str]:
+    return __all__
