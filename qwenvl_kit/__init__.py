@@ -67,3 +67,7 @@ __all__ = [
 ]
 
 _moved.install()
+
+
+def __dir__() -> list[str]:
+    return __all__
