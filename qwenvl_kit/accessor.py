@@ -34,6 +34,10 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
     ['null_image']
     """
 
+    def __repr__(self) -> str:
+        verbs = ", ".join(name for name in dir(self) if not name.startswith("_"))
+        return f"df.vl, Qwen2.5-VL over a column of images: {verbs}. Help: df.vl.caption?"
+
     @expand_options
     def caption(
         self,

@@ -63,11 +63,11 @@ class GroundedAnswers:
             A row per object, in the order of images and answers: ``row`` (index label of the image), ``label``, ``x0``,
             ``y0``, ``x1``, ``y1`` (pixels of the original; ``0 <= x0 < x1 <= width``), ``score`` (0 to 1; NaN where the
             backend gives no log-probabilities), ``text`` (of the answer), ``clipped`` (whether the box was clipped to
-            the image, or its corners put in order), ``width``, ``height`` (of the original). ``attrs["rows"]`` is a
-            frame under the index of the images: ``status``, ``error``, ``n_objects``, ``n_unread``, ``n_repeated``,
-            ``unread`` (texts that are no box in the image), ``raw`` (the answer), ``width``, ``height``. A row with
-            status ``ok`` and without objects was answered so. A cut answer has status ``error``, and its complete
-            boxes are kept.
+            the image, or its corners put in order), ``width``, ``height`` (of the original).
+            `qwenvl_kit.boxes.pictures` makes a frame of its ``attrs["rows"]``, under the index of the images:
+            ``status``, ``error``, ``n_objects``, ``n_unread``, ``n_repeated``, ``unread`` (texts that are no box in the
+            image), ``raw`` (the answer), ``width``, ``height``. A row with status ``ok`` and without objects was
+            answered so. A cut answer has status ``error``, and its complete boxes are kept.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class GroundedAnswers:
         >>> found = df.vl.detect("image", ["cat", "red car"], backend="echo", progress=False)
         >>> found.columns.tolist()
         ['row', 'label', 'x0', 'y0', 'x1', 'y1', 'score', 'text', 'clipped', 'width', 'height']
-        >>> found.attrs["rows"]["status"].tolist()
+        >>> found.attrs["rows"]["status"]
         ['null_image']
         """
         return self._ground("box", column, labels, prompts, control, options, constrain=constrain, language=language)

@@ -36,7 +36,7 @@ class StructuredAnswers:
     def ask(
         self,
         column: Hashable,
-        question: Hashable | Mapping[str, Hashable],
+        question: Hashable | Sequence[str | None] | Mapping[str, Hashable],
         *,
         options: Labels | None = None,
         regex: str | None = None,
@@ -50,8 +50,8 @@ class StructuredAnswers:
         ----------
         column : label
             Column of images, as for `caption`.
-        question : str, label or mapping
-            A question, a column of this frame with one per row, or a mapping from names to either.
+        question : str, label, list or mapping
+            A question, a column of this frame or a list with one per row, or a mapping from names to any of these.
         options : sequence of str, label or Series, optional
             Possible answers, for all rows, or a column of lists: the likeliest is chosen, as by `classify`.
         regex : str, optional

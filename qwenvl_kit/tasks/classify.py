@@ -117,9 +117,14 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_classifiable(config: Config) -> None:
-    """Raise ConfigError for a backend without a model, and for options of generated answers that the caller passed."""
+    """Raise ConfigError for a backend that scores no labels, and for explicit options of generated answers."""
     if config.backend == "echo":
         raise ConfigError("backend='echo' has no model to score labels with. Use backend='torch' or 'onnx'.")
+    if config.backend == "openai":
+        raise ConfigError(
+            "backend='openai' cannot score labels: servers return probabilities of the tokens that they generate, not "
+            "of given answers. Use backend='torch' or 'onnx', or generate one of them with df.vl.ask(…, choices=[…])."
+        )
     for name, value in _GENERATING.items():
         given = getattr(config, name)
         if name in config.explicit and given != value:

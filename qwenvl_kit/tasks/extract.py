@@ -189,7 +189,8 @@ def check_constrainable(config: Config) -> None:
     """Raise ConfigError for options of the caller under which no answer can be constrained."""
     if config.backend == "echo":
         raise ConfigError(
-            "backend='echo' generates no tokens, so its answers cannot be constrained. Use backend='torch' or 'onnx'."
+            "backend='echo' generates no tokens, so its answers cannot be constrained. Use backend='torch', 'onnx' or "
+            "'openai'."
         )
     if config.num_beams > 1:
         raise ConfigError(
