@@ -5,7 +5,7 @@ The steps are ``classify`` (kind of source) → ``fetch`` (bytes) → ``decode``
 """
 
 from qwenvl_kit._warnings import warn
-from qwenvl_kit.images.classify import classify, is_null
+from qwenvl_kit.images.classify import classify, count_images, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
 from qwenvl_kit.images.fetch.dispatch import Fetch, host_of
 from qwenvl_kit.images.fetch.fetched import Fetched, RetryAt
@@ -25,6 +25,7 @@ __all__ = [
     "Sizing",
     "TargetSize",
     "classify",
+    "count_images",
     "host_of",
     "is_null",
 ]

@@ -242,5 +242,7 @@ class State:
         return state.with_message(f"Done: {summary}.")
 
     def fail(self, message: str) -> State:
-        """Enter the failure of the run; finished answers are kept."""
-        return replace(self, phase="idle").with_message(message, "error")
+        """Enter the failure of the run; its answers are kept, or those of the run before where it has none."""
+        state = replace(self, phase="idle").with_message(message, "error")
+        has_answers = self.trial is not None and self.trial.n_done
+        return state if has_answers else replace(state, trial=self.before, before=None)
