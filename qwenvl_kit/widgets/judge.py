@@ -42,8 +42,8 @@ _PAIR = """<div class='pair'><figure>{% if is_image %}<img src='{{ image }}' alt
 class Judge(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types here
     """Ask a person which of two answers is better, pair by pair, by button or key.
 
-    1 prefers the first answer, 2 the second, 3 is a tie, space skips, z undoes. Each setting is compared with its reference
-    where the answers differ. The seed shuffles the pairs, and which of the two answers is shown first.
+    1 prefers the first answer, 2 the second, 3 is a tie, space skips, z undoes. Each setting meets its reference where
+    their answers differ. The seed shuffles the pairs, and which of the two answers is shown first.
 
     Parameters
     ----------
