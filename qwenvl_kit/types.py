@@ -55,6 +55,8 @@ class LoadedImage:
         A short name for messages, without secrets.
     version : str or None
         Validator of the source, such as an ETag, or time and size; equal while it is unchanged.
+    address : str or None
+        With ``image_mode="url"``: the URL to hand over; there are no pixels then.
     """
 
     pixels: NDArray[np.uint8]
@@ -62,6 +64,7 @@ class LoadedImage:
     source_size: tuple[int, int]
     label: str = ""
     version: str | None = None
+    address: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from qwenvl_kit.errors import ConfigError, RowError, printable
 from qwenvl_kit.images import is_null
+from qwenvl_kit.options import SamplingOptions, names_of
 from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
@@ -116,13 +117,26 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_classifiable(config: Config) -> None:
-    """Raise ConfigError for a backend without a model, and for options of generated answers that the caller passed."""
+    """Raise ConfigError for a backend that scores no labels, and for explicit options of generated answers."""
     if config.backend == "echo":
         raise ConfigError("backend='echo' has no model to score labels with. Use backend='torch' or 'onnx'.")
+    if config.backend == "openai":
+        raise ConfigError(
+            "backend='openai' cannot score labels: servers return probabilities of the tokens that they generate, not "
+            "of given answers. Use backend='torch' or 'onnx', or generate one of them with df.vl.ask(…, choices=[…])."
+        )
     for name, value in _GENERATING.items():
         given = getattr(config, name)
         if name in config.explicit and given != value:
             raise ConfigError(f"{name}={given!r} changes generated answers only, and labels are scored. Leave it out.")
+
+
+def check_varied(vary: Iterable[str]) -> None:
+    """Raise ConfigError for options of generated answers, of which scores of labels do not depend."""
+    if idle := [name for name in vary if name in names_of(SamplingOptions)]:
+        raise ConfigError(
+            f"vary[{idle[0]!r}] has no effect with labels, because it changes generated answers only. Leave it out."
+        )
 
 
 def row_labels(labels: object, n_rows: int) -> list[tuple[str, ...]]:
