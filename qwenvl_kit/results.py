@@ -38,6 +38,8 @@ _COLUMNS: dict[str, Any] = {
     "new_tokens": "Int64",
     "height": "Int64",
     "width": "Int64",
+    "source_height": "Int64",
+    "source_width": "Int64",
     "seconds": "float64",
     "cached": "bool",
     "flag": _TEXT,
@@ -57,9 +59,9 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width, seconds,
-        cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples in the order of the labels; with
-        ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
+        Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width,
+        source_height, source_width, seconds, cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples
+        in the order of the labels; with ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["boxes", "points"]
 COORDINATES: dict[Kind, list[str]] = {"boxes": ["x0", "y0", "x1", "y1"], "points": ["x", "y"]}
+TWICE = "Boxes are matched by index label, but the index has labels twice. Call reset_index(drop=True) first."
 _PICTURES = "rows"  # in attrs
 
 

@@ -71,7 +71,7 @@ class Sampler:
     ) -> None:
         self._settings, self._eos_ids = dict(resolved.generation), eos_ids
         self._biases = biases(self._settings)
-        self._penalty, self._n_alternatives = resolved.repetition_penalty, resolved.logprobs
+        self._penalty, self._n_alternatives = resolved.repetition_penalty or 1.0, resolved.logprobs
         self._by_prompt_len: dict[int, LogitsProcessorList] = {}
         self._warpers = logits_processors(resolved) if resolved.do_sample else None
         self._temperature, self._top_k, self._top_p = _temperature(resolved), resolved.top_k, resolved.top_p

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qwenvl_kit.compare.diff_html import diff_html
 from qwenvl_kit.compare.metrics import token_edits
 from qwenvl_kit.html import render
 from qwenvl_kit.thumbnails import Thumbnailer
-from qwenvl_kit.widgets.diff_html import diff_html
 from qwenvl_kit.widgets.images import model_input_uri, thumbnail_html
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ PANEL_STYLE = """<style>
 .qwenvl-panel { border: 1px solid rgba(128, 128, 128, .4); border-radius: 8px; padding: 12px; max-width: 1100px; }
 .qwenvl-panel .jupyter-widgets:not(.jupyter-button) { color: var(--jp-ui-font-color1, inherit); }
 .qwenvl-panel textarea, .qwenvl-panel input[type=text], .qwenvl-panel input[type=number], .qwenvl-panel select {
-  color: var(--jp-ui-font-color0, inherit); background: var(--jp-layout-color1, transparent); }
+  color: var(--jp-ui-font-color0, inherit); background-color: var(--jp-layout-color1, transparent); }
 .qwenvl-panel :is(button, input, select, textarea, [tabindex]):focus-visible {
   outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 .qwenvl-gone { display: none; }
@@ -57,15 +57,17 @@ PANEL_STYLE = """<style>
 </style>"""
 
 _TRIAL = """<div class='qwenvl qwenvl-figure'><figure>{{ image }}<figcaption>{{ name }}</figcaption></figure>
-<div><table><thead><tr><th class='setting'>setting</th><th>answer</th><th class='measures'>cost</th></tr></thead>
+<div><table><thead><tr><th class='setting' style='text-align: left'>setting</th><th style='text-align: left'>answer</th>
+<th class='measures' style='text-align: left'>cost</th></tr></thead>
 <tbody>
-{%- for row in rows %}<tr><td class='setting'>{{ row.head }}
-{%- if row.grid %}<img class='grid' src='{{ row.grid }}' alt='{{ row.alt }}'>{% endif %}</td><td>
+{%- for row in rows %}<tr><td class='setting' style='text-align: left'>{{ row.head }}
+{%- if row.grid %}<img class='grid' src='{{ row.grid }}' alt='{{ row.alt }}'>{% endif %}</td>
+<td style='text-align: left'>
 {%- if row.error %}<div class='error'>{{ row.error }}</div>{% else %}{{ row.answer }}{% endif %}
-{%- if row.verdict %}<br><small>{{ row.verdict }}</small>{% endif %}</td><td class='measures'>
+{%- if row.verdict %}<br><small>{{ row.verdict }}</small>{% endif %}</td><td class='measures' style='text-align: left'>
 {%- for measure in row.measures %}{{ measure }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>{% endfor %}
 </tbody></table></div></div>"""
-_SAVED = """<div class='qwenvl qwenvl-saved'><p><b>Prompt:</b> {{ prompt }}</p>
+_SAVED = """<div class='qwenvl qwenvl-saved'>{% if prompt %}<p><b>Prompt:</b> {{ prompt }}</p>{% endif %}
 {%- for part in parts %}{{ part }}{% endfor %}
 {%- if n_left_out %}<p>{{ n_left_out }} more images are not shown, to keep the notebook small.</p>{% endif %}
 {{ notes }}</div>"""

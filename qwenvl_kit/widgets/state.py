@@ -163,8 +163,8 @@ class State:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The fixed options, with the prompt."""
-        return {**self.options, "prompt": self.prompt}
+        """The fixed options, with the prompt unless it varies."""
+        return {**self.options} if "prompt" in self.vary else {**self.options, "prompt": self.prompt}
 
     def config(self) -> Config:
         """Return the config of the fixed options.
@@ -194,7 +194,7 @@ class State:
             return self.with_message("A run is in progress. Wait for its end, or press Cancel.", "error")
         if not self.chosen:
             return self.with_message("No image is chosen. Tick one above, or upload one.", "error")
-        if not self.prompt.strip():
+        if "prompt" not in self.vary and not self.prompt.strip():
             return self.with_message("The prompt is empty. Enter a prompt.", "error")
         try:
             settings = self.settings()
@@ -242,5 +242,7 @@ class State:
         return state.with_message(f"Done: {summary}.")
 
     def fail(self, message: str) -> State:
-        """Enter the failure of the run; finished answers are kept."""
-        return replace(self, phase="idle").with_message(message, "error")
+        """Enter the failure of the run; its answers are kept, or those of the run before where it has none."""
+        state = replace(self, phase="idle").with_message(message, "error")
+        has_answers = self.trial is not None and self.trial.n_done
+        return state if has_answers else replace(state, trial=self.before, before=None)
