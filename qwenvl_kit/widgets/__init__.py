@@ -15,6 +15,7 @@ except ImportError as error:
 
 from qwenvl_kit.widgets.box_compare import BoxCompare
 from qwenvl_kit.widgets.judge import Judge
+from qwenvl_kit.widgets.line_panels import ModelCompare, PromptCompare
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
 from qwenvl_kit.widgets.panels import DtypeCompare, Playground, ResizeCompare, SamplingCompare
 
@@ -23,7 +24,9 @@ __all__ = [
     "BoxCompare",
     "DtypeCompare",
     "Judge",
+    "ModelCompare",
     "Playground",
+    "PromptCompare",
     "ResizeCompare",
     "SamplingCompare",
     "TokenGrid",
