@@ -7,16 +7,18 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.columns import pick_column, pick_prompts
+from qwenvl_kit.columns import pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
+from qwenvl_kit.comparison_run import compare_rows
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
+from qwenvl_kit.frame_run import plan_rows, run_rows, run_texts
 from qwenvl_kit.grounded_answers import GroundedAnswers
 from qwenvl_kit.image_views import ImageViews
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
-from qwenvl_kit.structured_answers import Prompts, StructuredAnswers
+from qwenvl_kit.structured_answers import Labels, Prompts, StructuredAnswers
+from qwenvl_kit.tasks.classify import Normalize
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -145,6 +147,8 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         vary: Mapping[str, Sequence[object]],
         reference: Mapping[str, object] | None = None,
         truth: Prompts | None = None,
+        labels: Labels | None = None,
+        normalize: Normalize = "sum",
         prompts: Prompts | None = None,
         repeats: int = 1,
         control: Control | None = None,
@@ -165,6 +169,8 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
             in these options only. Default: the first value of every option.
         truth : label, Series or sequence of str, optional
             The correct answers, one per row.
+        labels, normalize
+            As for `classify`: each answer is the likeliest label, with its probability.
         repeats : int
             Runs of each setting. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
         prompts, control, **options
@@ -174,12 +180,13 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         -------
         Comparison
             ``.frame`` is tidy, a row per image, setting and repeat; ``.summary()`` has a row per setting; ``.plot()``
-            draws quality against cost.
+            draws quality against cost. With `labels` or ``logprobs=0``, and a `truth`, the summary has calibration
+            errors, and ``.plot_reliability()`` draws them.
 
         Raises
         ------
         ConfigError
-            `vary` or `reference` is invalid; raised before anything runs.
+            `vary`, `reference` or `labels` is invalid; raised before anything runs.
         MissingExtra
             sacrebleu, which computes chrF, is not installed.
         ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
@@ -200,6 +207,8 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
             vary,
             options,
             reference=reference,
+            labels=None if labels is None else pick_labels(self._frame, labels),
+            normalize=normalize,
             truth=pick_prompts(self._frame, truth),
             repeats=repeats,
             control=control,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import check_index, execute_rows, row_prompts
+from qwenvl_kit.frame_run import check_index, execute_rows, row_prompts, values_of
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.results import text_series
-from qwenvl_kit.tasks.extract import Extraction, check_constrainable, checked_text, text_constraint
+from qwenvl_kit.tasks.answer_forms import checked_text, constrained_prompts, row_constraints
+from qwenvl_kit.tasks.extract import Extraction, check_constrainable
 from qwenvl_kit.tasks.grounding import Grounding
-from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,18 +37,18 @@ def constrained_texts(
     regex: str | None,
     choices: object,
 ) -> pd.Series:
-    """Return answers that match a regular expression as a whole, or are one of `choices`; see `run_texts`.
+    """Return answers that match a regular expression as a whole, or are one of `choices`, of all rows or of each.
 
     Raises
     ------
     ConfigError
-        See `tasks.extract.text_constraint` and `tasks.extract.check_constrainable`.
+        See `tasks.answer_forms.row_constraints` and `tasks.extract.check_constrainable`.
     """
     config = Config(**options)
     check_constrainable(config)
-    constraint = text_constraint(regex, choices)
+    constraints = row_constraints(regex, values_of("choices", choices, cells.index), len(cells))
     texts = row_prompts(prompts, config.prompt, cells.index)
-    asked = [None if text is None else Prompt(text, constraint=constraint) for text in texts]
+    asked = constrained_prompts(texts, constraints)
 
     def shape(frame: pd.DataFrame) -> pd.Series:
         return text_series(frame, name).where(frame["status"] == "ok")

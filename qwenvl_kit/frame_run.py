@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import pandas as pd
 
-from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import execute
 from qwenvl_kit.inference.backend import Control
@@ -125,7 +124,7 @@ def classify_rows(
     config = Config(**options)
     check_classifiable(config)
     config = config.replace(max_caption_length=1)
-    some = row_labels(_values("labels", labels, cells.index), len(cells))
+    some = row_labels(values_of("labels", labels, cells.index), len(cells))
     classification.check_names(some)
     is_own = prompts is not None or "prompt" in config.explicit
     asked = label_prompts(row_prompts(prompts, config.prompt, cells.index), some, is_own=is_own)
@@ -147,31 +146,6 @@ def _run_blank(
     return return_or_raise(run, blank, blank, on_error="keep")
 
 
-def compare_rows(
-    cells: pd.Series,
-    prompts: object,
-    vary: Mapping[str, Sequence[object]],
-    options: Options,
-    *,
-    reference: Mapping[str, object] | None,
-    truth: object,
-    repeats: int,
-    control: Control | None,
-) -> Comparison:
-    """Return the comparison of all combinations of settings on all cells; `prompts` are left out where they vary."""
-    return compare(
-        cells,
-        None if "prompt" in vary else row_prompts(prompts, Config(**options).prompt, cells.index),
-        vary,
-        options,
-        reference=reference,
-        truths=None if truth is None else fill(_values("truth", truth, cells.index), None, len(cells)),
-        repeats=repeats,
-        control=control,
-        keep=remember,
-    )
-
-
 def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[str | None]:
     """Return one prompt per row; `default` where it is missing.
 
@@ -182,7 +156,7 @@ def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[s
     """
     if isinstance(prompts, str):
         return [prompts] * len(index)
-    return fill(_values("prompts", prompts, index), default, len(index))
+    return fill(values_of("prompts", prompts, index), default, len(index))
 
 
 def check_index(name: str, given: object, index: pd.Index) -> None:
@@ -194,7 +168,8 @@ def check_index(name: str, given: object, index: pd.Index) -> None:
         )
 
 
-def _values(name: str, given: object, index: pd.Index) -> Sequence[object] | None:
+def values_of(name: str, given: object, index: pd.Index) -> Sequence[object] | None:
+    """Return values that are given for each row, without an index; see `check_index`."""
     check_index(name, given, index)
     return given.tolist() if isinstance(given, pd.Series) else cast("Sequence[object] | None", given)
 

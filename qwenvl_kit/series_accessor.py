@@ -18,8 +18,8 @@ from qwenvl_kit.frame_run import (
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.answer_forms import check_form
 from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
-from qwenvl_kit.tasks.extract import check_form
 from qwenvl_kit.tasks.grounding_prompts import Language
 from qwenvl_kit.tasks.plan import Plan
 
@@ -56,7 +56,7 @@ class SeriesAccessor:
         *,
         options: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
         regex: str | None = None,
-        choices: Sequence[str] | None = None,
+        choices: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
         control: Control | None = None,
         **settings: Unpack[Options],
     ) -> pd.Series | pd.DataFrame:

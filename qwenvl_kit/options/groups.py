@@ -126,10 +126,6 @@ class SamplingOptions(Group):
             raise ConfigError(
                 f"Beam search (num_beams={self.num_beams}) does not support stop_repetition=True. Use num_beams=1."
             )
-        if self.num_beams > 1 and self.logprobs is not None:
-            raise ConfigError(
-                f"Beam search (num_beams={self.num_beams}) does not support logprobs={self.logprobs}. Use num_beams=1."
-            )
         if self.num_beams > 1 and self.do_sample:
             raise ConfigError(
                 f"num_beams={self.num_beams} and do_sample=True exclude each other, because sampled beams depend on "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from qwenvl_kit.errors import ConfigError, RowError, printable
 from qwenvl_kit.images import is_null
+from qwenvl_kit.options import SamplingOptions, names_of
 from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
@@ -128,6 +129,14 @@ def check_classifiable(config: Config) -> None:
         given = getattr(config, name)
         if name in config.explicit and given != value:
             raise ConfigError(f"{name}={given!r} changes generated answers only, and labels are scored. Leave it out.")
+
+
+def check_varied(vary: Iterable[str]) -> None:
+    """Raise ConfigError for options of generated answers, of which scores of labels do not depend."""
+    if idle := [name for name in vary if name in names_of(SamplingOptions)]:
+        raise ConfigError(
+            f"vary[{idle[0]!r}] has no effect with labels, because it changes generated answers only. Leave it out."
+        )
 
 
 def row_labels(labels: object, n_rows: int) -> list[tuple[str, ...]]:

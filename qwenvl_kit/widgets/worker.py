@@ -106,7 +106,7 @@ def run_trial(trial: Trial, listener: Listener, post: Post, control: Control) ->
     try:
         run = run_grid(
             [image.cell for image in trial.images],
-            None,
+            lambda prompt: [prompt] * len(trial.images),
             trial.settings,
             repeats=trial.repeats,
             control=control,
