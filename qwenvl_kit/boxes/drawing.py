@@ -59,9 +59,10 @@ _IMAGE = """<div class="qwenvl-image" role="group" aria-label="{{ said }}"><img 
 {%- for mark in marks %}<span class="{{ mark.classes }}" style="{{ mark.place }}" tabindex="0" role="img" aria-label="
 {{- mark.words }}" title="{{ mark.words }}"><b aria-hidden="true">{{ mark.number }}<i> {{ mark.label }}</i></b></span>
 {%- endfor %}</div>"""
-_OBJECTS = """<ol class="qwenvl-objects">{% for mark in marks %}<li><span class="{{ mark.swatch }}"></span>
-{{- mark.number }} {{ mark.label }}{% if mark.note %} <small>{{ mark.note }}</small>{% endif %}</li>{% endfor %}
-{%- if n_more %}<li>and {{ n_more }} more</li>{% endif %}</ol>"""
+_OBJECTS = """{% if marks %}<ol class="qwenvl-objects">{% for mark in marks %}<li><span class="
+{{- mark.swatch }}"></span>{{ mark.number }} {{ mark.label }}{% if mark.note %} <small>
+{{- mark.note }}</small>{% endif %}</li>{% endfor %}
+{%- if n_more %}<li>and {{ n_more }} more</li>{% endif %}</ol>{% endif %}"""
 _LEGEND = """<ul class="qwenvl-legend" aria-label="Labels">{% for swatch, label, n in entries %}<li><span class="
 {{- swatch }}"></span>{{ label }} ({{ n }})</li>{% endfor %}
 {%- if n_more %}<li>and {{ n_more }} more labels</li>{% endif %}</ul>"""

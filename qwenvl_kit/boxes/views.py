@@ -98,14 +98,15 @@ class Layer:
         return ", ".join(parts)
 
     def notes(self, row: Hashable, size: tuple[int, int] | None) -> list[str]:
-        """Return what else is to be said of an image: its error, unread text, missed objects, or another size."""
+        """Return what else is to be said of an image: its error, unread text, another size, missed objects."""
         said = []
-        if row in self.pictures.index:
-            about = self.pictures.loc[[row]].iloc[0]
-            if about["status"] == "error":
-                said.append(f"error: {printable(str(about.get('error')), _LONGEST_NOTE)}")
-            if about.get("n_unread", 0) > 0:
-                said.append(f"{about['n_unread']} objects could not be read")
+        about = self.pictures.loc[[row]].iloc[0].to_dict() if row in self.pictures.index else {}
+        if about.get("status") == "error":
+            said.append(f"error: {printable(str(about.get('error')), _LONGEST_NOTE)}")
+        elif size is not None and row not in self.places:
+            said.append("no objects")
+        if about.get("n_unread", 0) > 0:
+            said.append(f"pieces of the answer that are unread: {about['n_unread']}")
         if size is not None and not self.fits(row, size):
             width, height = self.objects[["width", "height"]].iloc[self.places[row][0]].astype(int)
             said.append(

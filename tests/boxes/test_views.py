@@ -179,7 +179,8 @@ def test_an_image_that_failed_is_told_apart_from_one_without_objects() -> None:
     page = df.vl.show(boxes=found).html
 
     assert page.count("0 objects") == 2
-    assert "3 objects could not be read" in page
+    assert "unread: 3" in page
+    assert page.count(">no objects<") == 1
     assert "error: out of memory" in page
     assert page.count("<img") == 2
 
