@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_a_run_without_its_server_ends() -> None:
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("fault", ["503", "503/30", "silent"])
+def test_rows_that_wait_for_a_server_are_cancelled_and_have_no_error(server: State, fault: str) -> None:
+    control = Control(on_result=lambda _: control.cancel.set())
+    server.faults = ["", *[fault] * 200]
+
+    frame = run(server, images(20), control=control, rows_in_flight=8)
+
+    assert frame["status"].value_counts().to_dict() == {"ok": 1, "cancelled": 19}
+    assert frame["error"].isna().all()
+
+
 class Killed:
     """A server in a process of its own, which is killed after every so many results and is back soon."""
 
@@ -167,6 +179,7 @@ class Killed:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
 def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
     """Each row is answered once, and stored answers are not asked again."""
     cells = [image(n % 256, 28 * (2 + n // 256)) for n in range(500)]
