@@ -22,7 +22,9 @@ from .conftest import options
 from .test_backend import image, images, run
 
 
-@pytest.mark.parametrize("fault", ["429", "503", "502", "500", "cut", "drop", "429/1"])
+@pytest.mark.parametrize(
+    "fault", ["429", "503", "502", "500", "cut", "drop", pytest.param("429/1", marks=pytest.mark.slow)]
+)
 def test_a_fault_that_passes_costs_no_row(server: State, fault: str) -> None:
     server.faults = [fault, "", fault]
 
@@ -32,6 +34,7 @@ def test_a_fault_that_passes_costs_no_row(server: State, fault: str) -> None:
     assert len(server.bodies) == 8
 
 
+@pytest.mark.slow
 def test_no_row_is_asked_before_the_time_that_the_server_names(server: State) -> None:
     server.faults = ["429/1"]
     started = time.monotonic()
@@ -89,6 +92,7 @@ def test_a_row_that_breaks_every_connection_gives_up(server: State, monkeypatch:
     assert sorted(frame["status"]) == ["error", "ok"]
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_costs_the_rows_time_and_no_more(server: State) -> None:
     server.faults = ["silent"]
     started = time.monotonic()
@@ -100,6 +104,7 @@ def test_a_server_that_says_nothing_costs_the_rows_time_and_no_more(server: Stat
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 def test_a_stream_that_never_ends_costs_the_rows_time_and_no_more(server: State) -> None:
     server.piece_s = 0.2
     server.answer = "word " * 1000
@@ -110,6 +115,7 @@ def test_a_stream_that_never_ends_costs_the_rows_time_and_no_more(server: State)
     assert frame["status"].tolist() == ["error"]
 
 
+@pytest.mark.slow
 def test_a_run_without_its_server_ends() -> None:
     """The rows in flight wait for its return; the others do not wait again."""
     state = State()
