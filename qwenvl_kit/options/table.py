@@ -28,7 +28,6 @@ FOREIGN_NAMES = {
     "max_num_seqs": "rows_in_flight",
     "api_base": "base_url",
     "api_key": "api_key_env",
-    "timeout": "request_timeout_s",
 }
 """Names of transformers, vLLM and openai, and the options here."""
 
