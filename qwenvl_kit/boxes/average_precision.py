@@ -13,7 +13,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 """At which COCO reads precision."""
 
 
-def average_precision(right: ArrayLike, scores: ArrayLike, n_true: float, weights: ArrayLike | None = None) -> float:
+def average_precision(right: ArrayLike, scores: ArrayLike, n_true: int) -> float:
     """Return COCO's average precision, interpolated at 101 recalls (https://cocodataset.org/#detection-eval).
 
     Precision at a recall is the highest at this recall or above, and 0 beyond the last one. Objects of equal score
@@ -26,10 +26,8 @@ def average_precision(right: ArrayLike, scores: ArrayLike, n_true: float, weight
         Whether each found object has a partner.
     scores : array of float (n,)
         NaN without a score.
-    n_true : float
+    n_true : int
         Number of true objects.
-    weights : array of float (n,), optional
-        How often each found object counts; default: once.
 
     Returns
     -------
@@ -43,14 +41,40 @@ def average_precision(right: ArrayLike, scores: ArrayLike, n_true: float, weight
     >>> round(average_precision([True, False, True], [0.5, 0.5, 0.5], 2), 4)
     0.6667
     """
-    if not n_true > 0:
-        return float("nan")
-    hits, ranks = np.asarray(right, bool), -np.asarray(scores, np.float64)  # NaN sorts last
-    counts = np.ones(len(hits)) if weights is None else np.asarray(weights, np.float64)
+    once = np.ones((1, len(np.asarray(scores))))
+    return float(average_precisions(right, scores, np.array([n_true]), once)[0])
+
+
+def average_precisions(
+    right: ArrayLike, scores: ArrayLike, n_true: ArrayLike, weights: ArrayLike
+) -> NDArray[np.float64]:
+    """Return `average_precision` of several samples of the same objects.
+
+    Parameters
+    ----------
+    right, scores : array (n,)
+        As of `average_precision`.
+    n_true : array of int (samples,)
+        Number of true objects in each sample.
+    weights : array of int (samples, n)
+        How often each found object counts in each sample.
+
+    Returns
+    -------
+    array of float64 (samples,)
+    """
+    ranks = -np.asarray(scores, np.float64)  # NaN sorts last
     order = np.argsort(ranks, kind="stable")
-    n_right, n_found = np.cumsum((hits * counts)[order]), np.cumsum(counts[order])
     ends = _ends_of_ties(ranks[order])
-    return _interpolated(n_right[ends], n_found[ends], n_true)
+    counts, n_true = np.asarray(weights, np.float64)[:, order], np.asarray(n_true, np.float64)[:, None]
+    n_right = np.cumsum(counts * np.asarray(right, bool)[order], axis=1)[:, ends]  # (samples, distinct scores)
+    n_found = np.cumsum(counts, axis=1)[:, ends]
+    precision = np.divide(n_right, n_found, out=np.zeros_like(n_right), where=n_found > 0)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recall = np.divide(n_right, n_true, out=np.zeros_like(n_right), where=n_true > 0)
+    n_read = np.diff(np.searchsorted(RECALLS, recall, side="right"), axis=1, prepend=0)  # recalls read at each score
+    found: NDArray[np.float64] = np.where(n_true[:, 0] > 0, (n_read * envelope).sum(axis=1) / len(RECALLS), np.nan)
+    return found
 
 
 def _ends_of_ties(ranks: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -58,10 +82,3 @@ def _ends_of_ties(ranks: NDArray[np.float64]) -> NDArray[np.bool_]:
     ends = np.ones(len(ranks), bool)
     ends[:-1] = (ranks[1:] != ranks[:-1]) & ~(np.isnan(ranks[1:]) & np.isnan(ranks[:-1]))
     return ends
-
-
-def _interpolated(n_right: NDArray[np.float64], n_found: NDArray[np.float64], n_true: float) -> float:
-    precision = np.divide(n_right, n_found, out=np.zeros_like(n_right), where=n_found > 0)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(n_right / n_true, RECALLS, side="left")
-    return float(np.append(envelope, 0.0)[at].mean())

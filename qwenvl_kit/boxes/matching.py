@@ -81,13 +81,16 @@ def pair(found: pd.DataFrame, truth: pd.DataFrame, least: float) -> pd.DataFrame
         Under the index of `found`: ``partner``, the position in `truth` or -1, and ``iou``, 0 without one.
     """
     partners, overlaps = np.full(len(found), -1), np.zeros(len(found))
+    shapes, boxes, scores = coordinates(found), coordinates(truth), found["score"].to_numpy(np.float64)
+    measure = _box_overlap if kind_of(found) == "boxes" else _point_overlap
     true_places = _places(truth)
     for key, places in _places(found).items():
-        if key not in true_places:
+        against = true_places.get(key)
+        if against is None:
             continue
-        overlap, true_at = _overlap(found.iloc[places], truth.iloc[true_places[key]])
-        partner, overlaps[places] = match(overlap, found["score"].to_numpy(np.float64)[places], least)
-        partners[places] = np.where(partner >= 0, true_places[key][true_at[partner]], -1)
+        overlap, order = measure(shapes[places], boxes[against])
+        partner, overlaps[places] = match(overlap, scores[places], least)
+        partners[places] = np.where(partner >= 0, against[order][partner], -1)
     return pd.DataFrame({"partner": partners, "iou": overlaps}, index=found.index)
 
 
@@ -99,10 +102,16 @@ def _places(objects: pd.DataFrame) -> dict[tuple[Hashable, str], NDArray[np.intp
     return {key: np.array(some, np.intp) for key, some in places.items()}
 
 
-def _overlap(found: pd.DataFrame, truth: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def _box_overlap(
+    found: NDArray[np.float64], truth: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Return the overlap (n, m), and the positions of the true boxes that its columns stand for."""
-    boxes = coordinates(truth)
-    if kind_of(found) == "boxes":
-        return iou(coordinates(found), boxes), np.arange(len(truth), dtype=np.intp)
-    order = np.argsort(-areas(boxes), kind="stable")  # the smallest box that has the point stands last
-    return inside(coordinates(found), boxes[order]).astype(np.float64), order
+    return iou(found, truth), np.arange(len(truth), dtype=np.intp)
+
+
+def _point_overlap(
+    found: NDArray[np.float64], truth: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return 1 where a point lies in a box; the smallest box stands last, since the last of equals is taken."""
+    order = np.argsort(-areas(truth), kind="stable")
+    return inside(found, truth[order]).astype(np.float64), order

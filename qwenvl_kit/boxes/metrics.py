@@ -11,7 +11,7 @@ import pandas as pd
 
 from qwenvl_kit.boxes.frame import checked, has_record, kind_of, label_order, picture_labels, pictures
 from qwenvl_kit.boxes.matching import pair
-from qwenvl_kit.boxes.tally import Objects, Tally
+from qwenvl_kit.boxes.tally import RATES, Objects, Tally
 from qwenvl_kit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def box_metrics(
     touching = pair(some, true, 0.0)
     overlaps = touching["iou"].to_numpy() if is_box else np.full(len(some), np.nan)
     least: dict[Hashable, float] = {one: one for one in iou} if is_box else {"inside": 1.0}
-    tallies = {
+    rates = {
         name: Tally(
             _objects(some, labels),
             _objects(true, labels),
@@ -121,12 +121,13 @@ def box_metrics(
             pair(some, true, one)["partner"].to_numpy() >= 0,
             overlaps,
             len(images),
-        )
+            len(labels),
+        ).rates(level)
         for name, one in least.items()
     }
-    overall: Rows = {name: tally.row(range(len(labels)), level) for name, tally in tallies.items()}
+    overall: Rows = {name: of_all for name, (of_all, _) in rates.items()}
     by_label: Rows = {
-        (label, name): tally.row([at], level) for at, label in enumerate(labels) for name, tally in tallies.items()
+        (label, name): of_labels[at] for at, label in enumerate(labels) for name, (_, of_labels) in rates.items()
     }
     return BoxMetrics(
         _table(overall, ["iou"], is_box=is_box),
@@ -164,7 +165,8 @@ def _table(rows: Rows, names: list[str], *, is_box: bool) -> pd.DataFrame:
     keys = [key if isinstance(key, tuple) else (key,) for key in rows]
     index = pd.MultiIndex.from_tuples(keys, names=names) if keys else pd.MultiIndex.from_arrays([[]] * len(names))
     table = pd.DataFrame(list(rows.values()), index=index if len(names) > 1 else index.get_level_values(0))
-    kept = [name for name in table if is_box or not str(name).startswith("mean_iou")]
+    ordered = [*_COUNTS, *(f"{name}{end}" for name in RATES for end in ("", "_low", "_high"))]
+    kept = [name for name in ordered if name in table and (is_box or not name.startswith("mean_iou"))]
     return table[kept].astype({name: "int64" for name in _COUNTS if name in table})
 
 

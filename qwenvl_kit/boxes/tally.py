@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qwenvl_kit.boxes.average_precision import average_precision
+from qwenvl_kit.boxes.average_precision import average_precisions
 from qwenvl_kit.compare.statistics import bootstrap_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+RATES = ("precision", "recall", "f1", "ap", "mean_iou")
+_MAX_WEIGHTS = 1_000_000  # numbers in memory at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +46,8 @@ class Tally:
         Whether a found object has a partner.
     overlaps : array of float64 (n_found,)
         Overlap with the true object that it touches; 0 without one, NaN of points.
-    n_images : int
-        Also those without objects.
+    n_images, n_labels : int
+        Also images without objects.
     """
 
     found: Objects
@@ -53,66 +56,92 @@ class Tally:
     right: NDArray[np.bool_]
     overlaps: NDArray[np.float64]
     n_images: int
+    n_labels: int
 
-    def row(self, labels: Sequence[int], level: float | None = None) -> dict[str, float]:
-        """Return counts and rates of the objects with these labels, with bootstrap intervals where `level` is given."""
+    def rates(self, level: float | None = None) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Return counts and rates of all objects together and of each label, with intervals where `level` is given."""
         once = np.ones((1, self.n_images), np.int64)
-        counts = self._sums(once, labels)
-        row = {name: float(counts[name][0]) for name in ("n_truth", "n_found", "n_right")}
-        rates = self._rates(once, labels)
-        if level is None:
-            return row | {name: float(value[0]) for name, value in rates.items()}
-        blocks = [self._rates(counts, labels) for counts in bootstrap_counts(self.n_images)]
-        for name, value in rates.items():
-            low, high = _interval(np.concatenate([block[name] for block in blocks]), level)
-            row |= {name: float(value[0]), f"{name}_low": low, f"{name}_high": high}
-        return row
+        known = self._samples(once)
+        samples = (
+            known if level is None else _joined([self._samples(counts) for counts in bootstrap_counts(self.n_images)])
+        )
+        rows = [
+            {name: float(value[0, at]) for name, value in known.items()}
+            | ({} if level is None else _intervals({name: value[:, at] for name, value in samples.items()}, level))
+            for at in range(self.n_labels + 1)
+        ]
+        return rows[-1], rows[:-1]
 
-    def _rates(self, counts: NDArray[np.int64], labels: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Return each rate (samples,) where each image counts so often (samples, n_images)."""
-        sums = self._sums(counts, labels)
-        by_label = np.array([self._average_precisions(counts, label) for label in labels])  # (labels, samples)
-        is_known = ~np.isnan(by_label)
-        ap = np.where(is_known, by_label, 0.0).sum(axis=0), is_known.sum(axis=0)
+    def _samples(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Return counts and rates where each image counts so often (samples, n_images).
+
+        Returns
+        -------
+        dict of array (samples, n_labels + 1)
+            The last column is all labels together.
+        """
+        n_truth, n_found, n_right, overlap = (
+            _with_sum(counts @ self._by_image(objects, values))
+            for objects, values in (
+                (self.truth, None),
+                (self.found, None),
+                (self.found, self.right),
+                (self.found, self.overlaps),
+            )
+        )
         return {
-            "precision": _ratio(sums["n_right"], sums["n_found"]),
-            "recall": _ratio(sums["n_right"], sums["n_truth"]),
-            "f1": _ratio(2 * sums["n_right"], sums["n_found"] + sums["n_truth"]),
-            "ap": _ratio(*ap) if len(labels) else np.full(len(counts), np.nan),
-            "mean_iou": _ratio(sums["overlap"], sums["n_truth"]),
+            "n_truth": n_truth,
+            "n_found": n_found,
+            "n_right": n_right,
+            "precision": _ratio(n_right, n_found),
+            "recall": _ratio(n_right, n_truth),
+            "f1": _ratio(2 * n_right, n_found + n_truth),
+            "ap": self._average_precisions(counts, n_truth),
+            "mean_iou": _ratio(overlap, n_truth),
         }
 
-    def _sums(self, counts: NDArray[np.int64], labels: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Return sums (samples,) of objects and overlaps, each image counted so often."""
-        found, truth = (np.isin(objects.labels, labels) for objects in (self.found, self.truth))
-        images = self.found.images[found]
-        by_image: dict[str, NDArray[Any]] = {
-            "n_truth": np.bincount(self.truth.images[truth], minlength=self.n_images).astype(np.float64),
-            "n_found": np.bincount(images, minlength=self.n_images).astype(np.float64),
-            "n_right": np.bincount(images, self.right[found], self.n_images),
-            "overlap": np.bincount(images, self.overlaps[found], self.n_images),
-        }
-        sums: dict[str, NDArray[np.float64]] = {name: counts @ values for name, values in by_image.items()}
-        return sums
+    def _by_image(self, objects: Objects, values: NDArray[Any] | None) -> NDArray[np.float64]:
+        """Return the number of objects, or the sum of their values, of each image and label (n_images, n_labels)."""
+        places = objects.images * self.n_labels + objects.labels
+        sums = np.bincount(places, values, self.n_images * self.n_labels)
+        return sums.reshape(self.n_images, self.n_labels).astype(np.float64)
 
-    def _average_precisions(self, counts: NDArray[np.int64], label: int) -> NDArray[np.float64]:
-        """Return the average precision (samples,) of one label."""
-        of_label = self.found.labels == label
-        right, scores = self.right[of_label], self.scores[of_label]
-        true_images = self.truth.images[self.truth.labels == label]
-        n_truth = counts @ np.bincount(true_images, minlength=self.n_images)
-        weights = counts[:, self.found.images[of_label]]  # (samples, found objects)
-        return np.array([average_precision(right, scores, n, w) for n, w in zip(n_truth, weights, strict=True)])
+    def _average_precisions(self, counts: NDArray[np.int64], n_truth: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the average precision of each label, and their mean (samples, n_labels + 1)."""
+        found = np.full(n_truth.shape, np.nan)
+        for label in range(self.n_labels):
+            places = np.flatnonzero(self.found.labels == label)
+            n_at_once = max(1, _MAX_WEIGHTS // max(1, len(places)))
+            for start in range(0, len(counts), n_at_once):
+                some = slice(start, start + n_at_once)
+                weights = counts[some, self.found.images[places]]
+                found[some, label] = average_precisions(
+                    self.right[places], self.scores[places], n_truth[some, label], weights
+                )
+        is_known = ~np.isnan(found[:, :-1])
+        found[:, -1] = _ratio(np.where(is_known, found[:, :-1], 0.0).sum(axis=1), is_known.sum(axis=1))
+        return found
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def _with_sum(by_label: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.hstack([by_label, by_label.sum(axis=1, keepdims=True)])
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[Any]) -> NDArray[np.float64]:
     found: NDArray[np.float64] = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
     return found
 
 
-def _interval(samples: NDArray[np.float64], level: float) -> tuple[float, float]:
-    known = samples[~np.isnan(samples)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _joined(blocks: Sequence[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
+
+
+def _intervals(samples: dict[str, NDArray[np.float64]], level: float) -> dict[str, float]:
+    """Return the ends of each rate's interval, NaN where no sample has the rate."""
+    ends: dict[str, float] = {}
+    for name in RATES:
+        known = samples[name][~np.isnan(samples[name])]
+        shares = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(known, shares) if len(known) else (np.nan, np.nan)
+        ends |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return ends

@@ -22,7 +22,7 @@ _KEYS: dict[Kind, tuple[str, ...]] = {"box": ("bbox_2d", "bbox", "box", "boundin
 _N_NUMBERS: dict[Kind, int] = {"box": 4, "point": 2}
 _LABELS = ("label", "name", "class", "category")
 # The innermost object or list from a place on; without its end where another begins in it, or where the text ends.
-_PIECE = re.compile(r"\{[^{}]*+\}?|\[[^\[\]{}]*+\]?")
+_PIECE = re.compile(r"\{[^{}]*+\}?|\[(?!\s*+[\[{])[^\[\]{}]*+\]?")
 _OPENING = re.compile(r"""[{\[]\s*(?:(?:"[^"]*"|'[^']*'|\w+)\s*:\s*\[?\s*)?""")  # what only holds other pieces
 _NAMED = {kind: re.compile(rf"[{{,]\s*[\"'“]?(?:{'|'.join(keys)})[\"'”]?\s*:") for kind, keys in _KEYS.items()}
 _SEPARATOR = re.compile(r"[\s,;()\[\]]+")

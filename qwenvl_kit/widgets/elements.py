@@ -16,7 +16,8 @@ _LONGEST_NAME = 100
 _STATIC = Path(__file__).parent / "static"
 
 
-def _text(name: str) -> str:
+def static_text(name: str) -> str:
+    """Return a script or style sheet of the package."""
     return (_STATIC / name).read_text(encoding="utf-8")
 
 
@@ -37,8 +38,8 @@ class StatusLine(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no
     'info'
     """
 
-    _esm = _text("status_line.js")
-    _css = _text("status_line.css")
+    _esm = static_text("status_line.js")
+    _css = static_text("status_line.css")
     value = traitlets.Unicode("").tag(sync=True)
     tone = traitlets.Unicode("info").tag(sync=True)
     announcement = traitlets.Unicode("").tag(sync=True)
@@ -58,8 +59,8 @@ class Disclosure(anywidget.AnyWidget):  # type: ignore[misc]
     False
     """
 
-    _esm = _text("disclosure.js")
-    _css = _text("disclosure.css")
+    _esm = static_text("disclosure.js")
+    _css = static_text("disclosure.css")
     label = traitlets.Unicode("").tag(sync=True)
     opened = traitlets.Bool(False).tag(sync=True)
 
@@ -82,7 +83,7 @@ class Uploader(anywidget.AnyWidget):  # type: ignore[misc]
     ([0], [], [('a.png', b'abc')])
     """
 
-    _esm = _text("uploader.js")
+    _esm = static_text("uploader.js")
     label = traitlets.Unicode("Upload images").tag(sync=True)
 
     def __init__(self, on_files: Callable[[Sequence[tuple[str, bytes]], Sequence[str]], None]) -> None:

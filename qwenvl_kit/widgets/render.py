@@ -71,7 +71,7 @@ _TRIAL = """<div class='qwenvl qwenvl-figure'><figure>{{ image }}<figcaption>{{ 
 {%- if row.verdict %}<br><small>{{ row.verdict }}</small>{% endif %}</td><td class='measures' style='text-align: left'>
 {%- for measure in row.measures %}{{ measure }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>{% endfor %}
 </tbody></table></div></div>"""
-_SAVED = """<div class='qwenvl qwenvl-saved'><p><b>Prompt:</b> {{ prompt }}</p>
+_SAVED = """<div class='qwenvl qwenvl-saved'>{% if prompt %}<p><b>Prompt:</b> {{ prompt }}</p>{% endif %}
 {%- for part in parts %}{{ part }}{% endfor %}
 {%- if n_left_out %}<p>{{ n_left_out }} more images are not shown, to keep the notebook small.</p>{% endif %}
 {{ notes }}</div>"""

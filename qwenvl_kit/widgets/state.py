@@ -176,8 +176,8 @@ class State:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The fixed options, with the prompt."""
-        return {**self.options, "prompt": self.prompt}
+        """The fixed options, with the prompt unless it varies."""
+        return {**self.options} if "prompt" in self.vary else {**self.options, "prompt": self.prompt}
 
     def config(self) -> Config:
         """Return the config of the fixed options.
@@ -215,7 +215,7 @@ class State:
             return self.with_message("A run is in progress. Wait for its end, or press Cancel.", "error")
         if not self.chosen:
             return self.with_message("No image is chosen. Tick one above, or upload one.", "error")
-        if not self.prompt.strip():
+        if "prompt" not in self.vary and not self.prompt.strip():
             return self.with_message("The prompt is empty. Enter a prompt.", "error")
         try:
             settings = self.settings()

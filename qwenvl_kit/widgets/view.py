@@ -121,6 +121,8 @@ class View(ABC):
             layout={"width": "98%"},
             continuous_update=False,
         )
+        if "prompt" in self.varied:
+            self._prompt.layout.display = "none"
         self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run the model")
         self.cancel_button = widgets.Button(
             description="Cancel", disabled=True, tooltip="Stop between two tokens; answers are kept"

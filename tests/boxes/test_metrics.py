@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwenvl_kit import ConfigError
 from qwenvl_kit.boxes import box_metrics, inside, iou
-from qwenvl_kit.boxes.average_precision import average_precision
+from qwenvl_kit.boxes.average_precision import average_precision, average_precisions
 from qwenvl_kit.boxes.matching import match
 
 SIDES = st.integers(0, 40)
@@ -115,8 +115,10 @@ def test_a_weight_counts_an_object_so_often(objects: list[tuple[bool, float]], c
     n_true = 1 + sum(hit for hit, _ in repeated)
     expected = average_precision([hit for hit, _ in repeated], [score for _, score in repeated], n_true)
 
-    found = average_precision([hit for hit, _ in objects], [score for _, score in objects], n_true, weights)
-    assert found == pytest.approx(expected)
+    right, scores = [hit for hit, _ in objects], [score for _, score in objects]
+    once = [1] * len(objects)
+    found = average_precisions(right, scores, [n_true, 1 + sum(right)], [weights, once])
+    assert found == pytest.approx([expected, average_precision(right, scores, 1 + sum(right))])
 
 
 TRUTH = boxes(

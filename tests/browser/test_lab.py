@@ -237,3 +237,23 @@ def test_controls_look_like_what_they_are_and_explain_themselves(notebook: Open)
     expect(status(page)).to_contain_text("Done:")
     aligned = page.locator(".qwenvl-panel td").first.evaluate("one => getComputedStyle(one).textAlign")
     assert aligned == "left"
+
+
+def test_a_judge_decides_by_keys_that_jupyterlab_does_not_see(notebook: Open) -> None:
+    page = notebook(
+        "from qwenvl_kit.widgets import Judge\n"
+        "found = df.vl.compare('image', vary={'prompt': ['What?', 'Why?']}, backend='echo', progress=False)\n"
+        "judge = Judge(found)\njudge",
+        "judge.to_frame()['verdict'].tolist()",
+    )
+    panel = page.locator(".qwenvl-judge")
+    expect(panel.locator("img")).to_be_visible()
+    panel.focus()
+    for at, key in enumerate(("1", "3", "z", "2", " "), start=1):
+        page.keyboard.press(key)
+        expect(panel.get_by_role("status")).to_contain_text(f"{at if at < 3 else at - 2} of 4 pairs judged")
+    assert page.locator(".jp-MarkdownCell").count() == 0, "1 and 2 make headings in JupyterLab's command mode"
+    run_cell(page, 2)
+    verdicts = output(page, 2).inner_text()
+    assert verdicts.count("skip") == 1
+    assert len(re.findall("reference|other", verdicts)) == 2

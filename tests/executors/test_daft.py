@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.fake_backends import gray, within
+from helpers.openai_server import MODEL, State, expected, serve
 from PIL import Image
 
 import qwenvl_kit
@@ -422,3 +424,16 @@ def run_script(text: str, folder: Path) -> str:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
+
+
+def test_workers_ask_a_server_and_take_no_key_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(State(key="sk-marked-0123456789")) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-marked-0123456789")
+        config = qwenvl_kit.Config(backend="openai", base_url=server.url, model_name=MODEL)
+        options = {name: getattr(config, name) for name in config.explicit}
+        cells = [gray(level) for level in range(40)]
+
+        frame = pd.DataFrame({"image": cells}).vl.run("image", engine="daft", progress=False, prompt="What?", **options)
+
+    assert frame["text"].tolist() == [expected("What?", cell) for cell in cells]
+    assert b"sk-marked" not in pickle.dumps(config)

@@ -25,6 +25,7 @@ _ODD_NUMBERS = [
     *("NaN", "Infinity", "-Infinity", "1e999", "-1e308", "9" * 400, "9" * 5_000, "true", "null", '"12"', '" 7.5"'),
     *("007", "+3", ".5", "1.", "12px", "[3]", "{}", "--1", "0x10", "1_0", '"nan"', "-5", "1e3"),
 ]
+_LONGEST = 200_000
 _NAMES = ["bbox_2d", "bbox", "box", "bounding_box", "point_2d", "point", "Box", "coordinates", "quad"]
 
 
@@ -40,13 +41,16 @@ def well_formed(draws: random.Random, kind: str = "box", n_most: int = 12) -> st
 
 
 def spoilt(draws: random.Random) -> str:
-    """Return an answer that has been spoilt up to three times, or text without any form."""
+    """Return an answer that has been spoilt up to three times, or text without any form; of at most 200,000 characters.
+
+    That is three times the text that fills a context of 32,768 tokens, at two characters a token.
+    """
     if draws.random() < 0.1:
         return "".join(draws.choices("{}[]\"':,0a1.- \n\\`tnbox_2dé鹰🦉\u202e", k=draws.randint(0, 3_000)))
     text = well_formed(draws, draws.choice(["box", "point"]))
     for _ in range(draws.randint(1, 3)):
         text = draws.choice(_SPOILERS)(text, draws)
-    return text
+    return text[:_LONGEST]
 
 
 def _cut(text: str, draws: random.Random) -> str:

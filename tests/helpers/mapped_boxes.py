@@ -156,7 +156,10 @@ def _size(draws: random.Random) -> Size:
 
 def _options(draws: random.Random) -> dict[str, Any]:
     setting = draws.choice(SETTINGS)
-    options: dict[str, Any] = {"max_pixels": draws.choice([_MOST, draws.randint(3_136, _MOST)])}
+    options: dict[str, Any] = {
+        "max_pixels": draws.choice([_MOST, draws.randint(3_136, _MOST)]),
+        "image_decode": draws.choice(["exact", "draft"]),
+    }
     if draws.random() < 0.5:
         options["min_pixels"] = draws.randint(784, options["max_pixels"])
     if setting in ("height", "both"):

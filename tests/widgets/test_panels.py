@@ -29,7 +29,17 @@ from qwenvl_kit.demo import WORLD, draw, sample_scenes
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference import echo
 from qwenvl_kit.options import option_docs
-from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare, images, replaced, worker
+from qwenvl_kit.widgets import (
+    DtypeCompare,
+    ModelCompare,
+    Playground,
+    PromptCompare,
+    ResizeCompare,
+    SamplingCompare,
+    images,
+    replaced,
+    worker,
+)
 
 DEMO: dict[str, Any] = {
     "model_name": "demo",
@@ -525,3 +535,27 @@ def test_without_ipywidgets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(MissingExtra, match=r"pip install 'qwenvl_kit\[notebook\]'"):
         __import__("qwenvl_kit.widgets")
+
+
+def test_prompts_are_compared_line_by_line_and_the_code_does_the_same() -> None:
+    panel = PromptCompare([gray(1)], prompts=["What is it?", "Describe it."], backend="echo", progress=False)
+    panel.lines_field.value += "\n\n  Is it red?  \nWhat is it?"
+    panel.run()
+
+    assert panel.to_frame()["prompt"].tolist() == ["What is it?", "Describe it.", "Is it red?"]
+    assert [text.partition(" [")[0] for text in panel.to_frame()["text"]] == panel.to_frame()["prompt"].tolist()
+    names: dict[str, Any] = {}
+    exec(panel.to_code(), names)
+    assert names["panel_answers"].frame["text"].tolist() == panel.to_frame()["text"].tolist()
+
+    panel.lines_field.value = " \n"
+    panel.run()
+    assert "There is no prompt to try. Enter one per line" in panel.status_line.value
+
+
+def test_models_are_compared_one_after_another() -> None:
+    panel = ModelCompare([gray(1)], models=["echo", "echo-10ms"], prompt="Hm?", backend="echo")
+    panel.run()
+
+    assert panel.to_frame()["model_name"].tolist() == ["echo", "echo-10ms"]
+    assert panel.to_frame()["same"].all()
