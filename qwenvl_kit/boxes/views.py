@@ -152,15 +152,15 @@ class BoxViews:
     layers : tuple of Layer
         The first is the reference where there are several.
     counts : dict
-        Number of objects of each label, in the order of the legend.
+        Number of shown objects of each label, in the order of the legend.
     """
 
     layers: tuple[Layer, ...]
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, boxes: BoxFrames, index: pd.Index) -> Self:
-        """Return the views of one frame, or of several by name, for the rows of an index.
+    def of(cls, boxes: BoxFrames, index: pd.Index, n_rows: int) -> Self:
+        """Return the views of one frame, or of several by name, for the first `n_rows` rows of an index.
 
         Raises
         ------
@@ -180,7 +180,13 @@ class BoxViews:
                 f"No object of boxes belongs to a row of this frame: {printable(repr(next(iter(rows))), 100)} is not "
                 "in its index. The column row of boxes holds index labels."
             )
-        counts = Counter(label for layer in layers for label in layer.objects["label"].tolist())
+        shown = set(index[:n_rows])
+        counts = Counter(
+            label
+            for layer in layers
+            for row, label in layer.objects[["row", "label"]].itertuples(index=False, name=None)
+            if row in shown
+        )
         return cls((layers[0], *(layer.against(layers[0]) for layer in layers[1:])), dict(counts))
 
     @property

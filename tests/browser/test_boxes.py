@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 import qwenvl_kit  # noqa: F401  # registers df.vl
 
@@ -80,3 +80,27 @@ def test_text_is_readable_on_both_backgrounds(still: Page, tmp_path: Path) -> No
     shown = np.asarray(Image.open(io.BytesIO(still.locator(".qwenvl-objects").screenshot())).convert("L")).astype(int)
 
     assert shown.max() - shown.min() > 120
+
+
+CELL = """import numpy as np
+image = np.full((300, 400, 3), 40, np.uint8)
+image[30:90, 240:360] = (255, 0, 0)
+found = pd.DataFrame([(0, "red square", 240, 30, 360, 90, 0.93)], columns=[*"rl", "x0", "y0", "x1", "y1", "score"])
+found = found.rename(columns={"r": "row", "l": "label"})
+pd.DataFrame({"image": [image]}).vl.show("image", boxes={"truth": found.drop(columns="score"), "found": found})"""
+
+
+def test_a_notebook_shows_the_same(notebook: Callable[..., Page], tmp_path: Path) -> None:
+    page = notebook(CELL)
+    views = page.locator(".qwenvl-view")
+    expect(views).to_have_count(2)
+    for at in range(2):
+        image, mark = (views.nth(at).locator(name).bounding_box() for name in (".qwenvl-image img", ".qwenvl-mark"))
+        assert image is not None
+        assert mark is not None
+        scale = image["width"] / 400
+        assert mark["x"] - image["x"] == pytest.approx(240 * scale, abs=1)
+        assert mark["y"] - image["y"] == pytest.approx(30 * scale, abs=1)
+        assert (mark["width"], mark["height"]) == pytest.approx((120 * scale, 60 * scale), abs=1)
+    expect(views.nth(1)).to_contain_text("1 red square 0.93, IoU 1.00 with 1")
+    page.screenshot(path=tmp_path / "lab.png")
