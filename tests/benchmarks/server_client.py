@@ -63,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             left -= len(data)
             is_probe = is_probe or b'"text": "?"' in data
         if self.gate is not None and not is_probe:
-            self.gate.wait(120)
+            self.gate.wait(400)
             time.sleep(1)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

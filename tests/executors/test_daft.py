@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -123,6 +123,27 @@ def test_the_demo_model_says_the_same(gallery: Any) -> None:
     options: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "batch_size": 2, "progress": False}
 
     told_same(cells.vl.run(**options), cells.vl.run(engine="daft", **options))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::qwenvl_kit.RowErrorWarning")
+def test_answers_of_a_form_are_the_same_on_workers(gallery: Any) -> None:
+    frame = pd.DataFrame({"image": [*gallery.urls[:3], None], "tags": [["Yes.", "No."], ["one", "two"], None, ["a"]]})
+    options: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "batch_size": 2, "progress": False}
+    schema = {"count": Literal[1, 2, 3], "round": bool}
+
+    def told(engine: str) -> list[Any]:
+        vl, asked = frame.vl, {**options, "engine": engine}
+        return [
+            vl.classify("image", ["Yes.", "No."], prompt="Is there a circle?", prior="blank", all=True, **asked),
+            vl.extract("image", schema, logprobs=0, **asked),
+            vl.ask("image", "How many?", regex="[0-9]{2}", **asked).to_frame(),
+            vl.ask("image", "Which?", choices="tags", **asked).to_frame(),
+        ]
+
+    for here, there in zip(told("local"), told("daft"), strict=True):
+        pd.testing.assert_frame_equal(there, here, atol=1e-5)
+        assert here.iloc[:2].notna().any(axis=1).all()
 
 
 @pytest.mark.filterwarnings("ignore::qwenvl_kit.RowErrorWarning")

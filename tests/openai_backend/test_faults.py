@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +22,9 @@ from .conftest import options
 from .test_backend import image, images, run
 
 
-@pytest.mark.parametrize("fault", ["429", "503", "502", "500", "cut", "drop", "429/1"])
+@pytest.mark.parametrize(
+    "fault", ["429", "503", "502", "500", "cut", "drop", pytest.param("429/1", marks=pytest.mark.slow)]
+)
 def test_a_fault_that_passes_costs_no_row(server: State, fault: str) -> None:
     server.faults = [fault, "", fault]
 
@@ -31,6 +34,7 @@ def test_a_fault_that_passes_costs_no_row(server: State, fault: str) -> None:
     assert len(server.bodies) == 8
 
 
+@pytest.mark.slow
 def test_no_row_is_asked_before_the_time_that_the_server_names(server: State) -> None:
     server.faults = ["429/1"]
     started = time.monotonic()
@@ -88,6 +92,7 @@ def test_a_row_that_breaks_every_connection_gives_up(server: State, monkeypatch:
     assert sorted(frame["status"]) == ["error", "ok"]
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_costs_the_rows_time_and_no_more(server: State) -> None:
     server.faults = ["silent"]
     started = time.monotonic()
@@ -99,6 +104,7 @@ def test_a_server_that_says_nothing_costs_the_rows_time_and_no_more(server: Stat
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 def test_a_stream_that_never_ends_costs_the_rows_time_and_no_more(server: State) -> None:
     server.piece_s = 0.2
     server.answer = "word " * 1000
@@ -109,6 +115,7 @@ def test_a_stream_that_never_ends_costs_the_rows_time_and_no_more(server: State)
     assert frame["status"].tolist() == ["error"]
 
 
+@pytest.mark.slow
 def test_a_run_without_its_server_ends() -> None:
     """The rows in flight wait for its return; the others do not wait again."""
     state = State()
@@ -128,6 +135,17 @@ def test_a_run_without_its_server_ends() -> None:
 
     assert frame["status"].value_counts()["error"] > 30
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("fault", ["503", "503/30", "silent"])
+def test_rows_that_wait_for_a_server_are_cancelled_and_have_no_error(server: State, fault: str) -> None:
+    control = Control(on_result=lambda _: control.cancel.set())
+    server.faults = ["", *[fault] * 200]
+
+    frame = run(server, images(20), control=control, rows_in_flight=8)
+
+    assert frame["status"].value_counts().to_dict() == {"ok": 1, "cancelled": 19}
+    assert frame["error"].isna().all()
 
 
 class Killed:
@@ -167,6 +185,7 @@ class Killed:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
 def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
     """Each row is answered once, and stored answers are not asked again."""
     cells = [image(n % 256, 28 * (2 + n // 256)) for n in range(500)]
