@@ -24,6 +24,7 @@ from qwenvl_kit.errors import (
     RowError,
     RowErrors,
     RowErrorWarning,
+    ServerError,
     StoreError,
     StoreWarning,
     UnknownOption,
@@ -56,6 +57,7 @@ __all__ = [
     "RowError",
     "RowErrorWarning",
     "RowErrors",
+    "ServerError",
     "StoreError",
     "StoreWarning",
     "UnknownOption",
@@ -65,3 +67,7 @@ __all__ = [
 ]
 
 _moved.install()
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -106,7 +106,7 @@ _MOVES = {
     "runner.run": "pipeline.run",
     "runner.threads": "pipeline.threads",
     "show": "contact_sheet",
-    "widgets.marks": "widgets.diff_html",
+    "widgets.marks": "compare.diff_html",
 }
 MODULES = {f"qwenvl_kit.{old}": f"qwenvl_kit.{new}" for old, new in _MOVES.items()}
 NAMES = {

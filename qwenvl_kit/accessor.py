@@ -7,20 +7,23 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.columns import labels_of, pick_column, pick_prompts
+from qwenvl_kit.columns import pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
-from qwenvl_kit.contact_sheet import MAX_BYTES, SHOW_OPTIONS, ContactSheet, contact_sheet, show_config
+from qwenvl_kit.comparison_run import compare_rows
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import compare_rows, plan_rows, run_rows, run_texts
+from qwenvl_kit.frame_run import plan_rows, run_rows, run_texts
+from qwenvl_kit.grounded_answers import GroundedAnswers
+from qwenvl_kit.image_views import ImageViews
 from qwenvl_kit.inference.backend import Control
-from qwenvl_kit.options import FetchKeywords, Options
+from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
-from qwenvl_kit.structured_answers import Prompts, StructuredAnswers
+from qwenvl_kit.structured_answers import Labels, Prompts, StructuredAnswers
+from qwenvl_kit.tasks.classify import Normalize
 from qwenvl_kit.tasks.plan import Plan
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor(StructuredAnswers):
+class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -30,6 +33,10 @@ class FrameAccessor(StructuredAnswers):
     >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
     ['null_image']
     """
+
+    def __repr__(self) -> str:
+        verbs = ", ".join(name for name in dir(self) if not name.startswith("_"))
+        return f"df.vl, Qwen2.5-VL over a column of images: {verbs}. Help: df.vl.caption?"
 
     @expand_options
     def caption(
@@ -98,7 +105,8 @@ class FrameAccessor(StructuredAnswers):
         DataFrame
             Under the frame's index, with ``text``, ``status`` (``ok``, ``null_image``, ``error`` or ``cancelled``),
             ``error``, ``stage``, ``finish_reason``, ``prompt_tokens``, ``new_tokens``, ``height`` and ``width`` (pixels
-            of the model's input), ``seconds`` and ``cached``. ``attrs`` hold the record.
+            of the model's input), ``source_height`` and ``source_width`` (of the upright image before resizing),
+            ``seconds`` and ``cached``. ``attrs`` hold the record.
 
         Raises
         ------
@@ -139,6 +147,8 @@ class FrameAccessor(StructuredAnswers):
         vary: Mapping[str, Sequence[object]],
         reference: Mapping[str, object] | None = None,
         truth: Prompts | None = None,
+        labels: Labels | None = None,
+        normalize: Normalize = "sum",
         prompts: Prompts | None = None,
         repeats: int = 1,
         control: Control | None = None,
@@ -159,6 +169,8 @@ class FrameAccessor(StructuredAnswers):
             in these options only. Default: the first value of every option.
         truth : label, Series or sequence of str, optional
             The correct answers, one per row.
+        labels, normalize
+            As for `classify`: each answer is the likeliest label, with its probability.
         repeats : int
             Runs of each setting. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
         prompts, control, **options
@@ -168,12 +180,13 @@ class FrameAccessor(StructuredAnswers):
         -------
         Comparison
             ``.frame`` is tidy, a row per image, setting and repeat; ``.summary()`` has a row per setting; ``.plot()``
-            draws quality against cost.
+            draws quality against cost. With `labels` or ``logprobs=0``, and a `truth`, the summary has calibration
+            errors, and ``.plot_reliability()`` draws them.
 
         Raises
         ------
         ConfigError
-            `vary` or `reference` is invalid; raised before anything runs.
+            `vary`, `reference` or `labels` is invalid; raised before anything runs.
         MissingExtra
             sacrebleu, which computes chrF, is not installed.
         ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
@@ -194,55 +207,9 @@ class FrameAccessor(StructuredAnswers):
             vary,
             options,
             reference=reference,
+            labels=None if labels is None else pick_labels(self._frame, labels),
+            normalize=normalize,
             truth=pick_prompts(self._frame, truth),
             repeats=repeats,
             control=control,
         )
-
-    @expand_options(only=SHOW_OPTIONS)
-    def show(
-        self,
-        column: Hashable | None = None,
-        captions: Hashable | Sequence[Hashable] | None = None,
-        *,
-        n_rows: int = 24,
-        max_bytes: int = MAX_BYTES,
-        **options: Unpack[FetchKeywords],
-    ) -> ContactSheet:
-        """Show the images of a column as thumbnails, with the texts of other columns.
-
-        Parameters
-        ----------
-        column : label, optional
-            Column of images; default: the first column with images.
-        captions : label or sequence of labels, optional
-            Columns to write below each image; default: all others.
-        n_rows : int
-            Maximum number of images; the rest is counted.
-        max_bytes : int
-            Maximum size of the HTML, which a notebook saves; images beyond are counted, not shown.
-        **options
-            Options that concern reading images; see below.
-
-        Returns
-        -------
-        ContactSheet
-            Displays itself in a notebook; ``.html`` is the HTML, with escaped texts.
-
-        Raises
-        ------
-        ColumnNotFound, ConfigError, UnknownOption
-            The frame has no such column, or none with images; an option is invalid, or not one of these.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> df = pd.DataFrame({"image": [np.zeros((56, 56, 3), np.uint8)], "caption": ["<b>black</b>"]})
-        >>> "&lt;b&gt;black" in df.vl.show().html
-        True
-        """
-        config = show_config(options)
-        named = None if captions is None else labels_of(self._frame, captions)
-        for name in [*(named or []), *([] if column is None else [column])]:
-            pick_column(self._frame, name)
-        return contact_sheet(self._frame, column, named, n_rows=n_rows, max_bytes=max_bytes, config=config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any, cast
@@ -12,6 +13,7 @@ from qwenvl_kit.errors import ColumnNotFound, printable
 
 _SHOWN_NAMES = 30
 _LONGEST_NAME = 100
+_COMPARED_NAMES = 1000
 
 
 def has_column(frame: pd.DataFrame, label: object) -> bool:
@@ -37,7 +39,7 @@ def pick_column(frame: pd.DataFrame, label: Hashable) -> pd.Series:
             f"has: {column_names(frame)}."
         ) from error
     if not is_known:
-        raise ColumnNotFound(f"No column {shown(label)}. The frame has: {column_names(frame)}.")
+        raise ColumnNotFound(f"No column {shown(label)}. {_nearest(frame, label)}The frame has: {column_names(frame)}.")
     places = [at for at, name in enumerate(frame.columns) if is_same_label(name, label)]
     if len(places) == 1:
         return frame.iloc[:, places[0]]
@@ -66,14 +68,16 @@ def pick_labels(frame: pd.DataFrame, labels: Any) -> Any:
     return labels if is_texts else pick_column(frame, labels)
 
 
-def pick_question(frame: pd.DataFrame, question: Hashable) -> pd.Series | str:
-    """Return the column of a label, or the question itself.
+def pick_question(frame: pd.DataFrame, question: Any) -> pd.Series | Sequence[object] | str:
+    """Return the column of a label, the question itself, or the questions of a list, one per row.
 
     Raises
     ------
     ColumnNotFound
         `question` is a single word, or not a string, and no label of a column.
     """
+    if isinstance(question, list):
+        return question
     if not isinstance(question, Hashable) or question in frame.columns:
         return pick_column(frame, question)
     if not isinstance(question, str) or not question.strip() or (question.isascii() and question.isidentifier()):
@@ -96,6 +100,13 @@ def column_names(frame: pd.DataFrame) -> str:
     names = ", ".join(map(shown, frame.columns[:_SHOWN_NAMES])) or "no columns"
     n_more = frame.shape[1] - _SHOWN_NAMES
     return f"{names}, … and {n_more} more" if n_more > 0 else names
+
+
+def _nearest(frame: pd.DataFrame, label: object) -> str:
+    """Return a question with the label that a misspelt one resembles; empty where there is none."""
+    names = [name for name in frame.columns[:_COMPARED_NAMES] if isinstance(name, str)]
+    near = difflib.get_close_matches(label[:_LONGEST_NAME], names, n=1) if isinstance(label, str) else []
+    return f"Did you mean {shown(near[0])}? " if near else ""
 
 
 def shown(label: object) -> str:

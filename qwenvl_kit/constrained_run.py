@@ -6,14 +6,25 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from qwenvl_kit.frame_run import execute_rows, row_prompts
+from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.frame_run import check_index, execute_rows, row_prompts, values_of
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.results import text_series
-from qwenvl_kit.tasks.extract import Extraction, check_constrainable, checked_text, text_constraint
-from qwenvl_kit.types import Prompt
+from qwenvl_kit.tasks.answer_forms import checked_text, constrained_prompts, row_constraints
+from qwenvl_kit.tasks.extract import Extraction, check_constrainable
+from qwenvl_kit.tasks.grounding import Grounding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qwenvl_kit.inference.backend import Control
+    from qwenvl_kit.pipeline import Run
+    from qwenvl_kit.tasks.box_parser import Kind
+    from qwenvl_kit.tasks.grounding_prompts import Language
+    from qwenvl_kit.types import Result
+
+_MAX_OBJECTS_LENGTH = 1024
+"""Default of `max_caption_length` for objects, of which each takes about 30 tokens of the published vocabulary."""
 
 
 def constrained_texts(
@@ -26,23 +37,23 @@ def constrained_texts(
     regex: str | None,
     choices: object,
 ) -> pd.Series:
-    """Return answers that match a regular expression as a whole, or are one of `choices`; see `run_texts`.
+    """Return answers that match a regular expression as a whole, or are one of `choices`, of all rows or of each.
 
     Raises
     ------
     ConfigError
-        See `tasks.extract.text_constraint` and `tasks.extract.check_constrainable`.
+        See `tasks.answer_forms.row_constraints` and `tasks.extract.check_constrainable`.
     """
     config = Config(**options)
     check_constrainable(config)
-    constraint = text_constraint(regex, choices)
+    constraints = row_constraints(regex, values_of("choices", choices, cells.index), len(cells))
     texts = row_prompts(prompts, config.prompt, cells.index)
-    asked = [None if text is None else Prompt(text, constraint=constraint) for text in texts]
+    asked = constrained_prompts(texts, constraints)
 
     def shape(frame: pd.DataFrame) -> pd.Series:
         return text_series(frame, name).where(frame["status"] == "ok")
 
-    return execute_rows(cells.tolist(), asked, config, control, shape, index=cells.index, checked=checked_text)
+    return execute_rows(cells.tolist(), asked, config, control, shape, index=cells.index, checked=_each(checked_text))
 
 
 def extract_rows(
@@ -76,5 +87,63 @@ def extract_rows(
     is_own = prompts is not None or "prompt" in config.explicit
     asked = extraction.prompts(row_prompts(prompts, config.prompt, cells.index), is_own=is_own)
     return execute_rows(
-        cells.tolist(), asked, config, control, extraction.frame, index=cells.index, checked=extraction.checked
+        cells.tolist(), asked, config, control, extraction.frame, index=cells.index, checked=_each(extraction.checked)
     )
+
+
+def ground_rows(
+    cells: pd.Series,
+    kind: Kind,
+    labels: object,
+    prompts: object,
+    control: Control | None,
+    options: Options,
+    *,
+    constrain: bool,
+    language: Language | None,
+) -> pd.DataFrame:
+    """Return the boxes or points of objects, a row each.
+
+    Parameters
+    ----------
+    cells : Series
+        One image per row.
+    kind : {"box", "point"}
+        What is asked for.
+    labels : object
+        See `tasks.grounding_prompts.object_labels`.
+    prompts : str, sequence of str or None
+        As for `classify_rows`; None asks for the labels, unless the ``prompt`` option was passed.
+
+    Raises
+    ------
+    ConfigError
+        See `tasks.grounding.Grounding.of`.
+    """
+    is_own = prompts is not None or "prompt" in options
+    config = _grounding_config(options)
+    check_index("labels", labels, cells.index)
+    grounding = Grounding.of(kind, labels, cells.index, config, constrain=constrain, language=language)
+    asked = grounding.prompts(cells.tolist(), row_prompts(prompts, config.prompt, cells.index), is_own=is_own)
+    return execute_rows(
+        cells.tolist(), asked, config, control, grounding.frame, index=cells.index, checked=grounding.checked
+    )
+
+
+def _grounding_config(options: Options) -> Config:
+    """Return a config with room for many objects, and log-probabilities for their scores where there can be any."""
+    config = Config(**options)
+    if config.image_mode == "url" and config.backend == "openai":
+        raise ConfigError(
+            "image_mode='url' leaves the sizes of images unknown, without which coordinates have no place. Pass "
+            "image_mode='data'."
+        )
+    if "max_caption_length" not in config.explicit:
+        config = config.replace(max_caption_length=_MAX_OBJECTS_LENGTH)
+    if "logprobs" not in config.explicit and config.num_beams == 1 and config.backend != "echo":
+        config = config.replace(logprobs=0)
+    return config
+
+
+def _each(check: Callable[[Result], Result]) -> Callable[[Run], list[Result]]:
+    return lambda run: [check(result) for result in run.results]

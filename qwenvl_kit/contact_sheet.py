@@ -6,17 +6,23 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image
 
+from qwenvl_kit.boxes import drawing
+from qwenvl_kit.boxes.views import BoxFrames, BoxViews
 from qwenvl_kit.columns import column_names, is_same_label
 from qwenvl_kit.errors import ColumnNotFound, UnknownOption
 from qwenvl_kit.html import plain, render
 from qwenvl_kit.images import is_null
 from qwenvl_kit.options import Config, FetchKeywords, FetchOptions, names_of, suggest
 from qwenvl_kit.prompts import is_missing
-from qwenvl_kit.thumbnails import Thumbnailer
+from qwenvl_kit.thumbnails import Thumbnail, Thumbnailer
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["MAX_BYTES", "SHOW_OPTIONS", "ContactSheet", "contact_sheet", "show_config"]
 
@@ -46,22 +52,27 @@ _STYLE = """
 .qwenvl-sheet dl { margin: 0; font-size: 12px; line-height: 1.4; overflow-wrap: anywhere; }
 .qwenvl-sheet dt { opacity: .65; } .qwenvl-sheet dd { margin: 0 0 4px; }
 """
-_FIGURE = """<figure>{% if is_image %}<img src="{{ image }}" alt="{{ alt }}">{% else %}<p>{{ image }}</p>{% endif %}<dl>
+_BOX_STYLE = f"""{_STYLE}{drawing.STYLE}
+.qwenvl-sheet {{ grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }}
+.qwenvl-sheet.qwenvl-wide {{ grid-template-columns: 1fr; }}
+.qwenvl-sheet .qwenvl-image img {{ max-height: 256px; margin: 0; }}
+"""
+_BOX_PIXELS = 256 * 256
+_IMAGE = """{% if is_image %}<img src="{{ image }}" alt="{{ alt }}">{% else %}<p>{{ image }}</p>{% endif %}"""
+_FIGURE = """<figure>{{ image }}<dl>
 {%- for name, text in texts %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl></figure>"""
-_PAGE = (
-    f"<style>{_STYLE}</style>"
-    + """<div class="qwenvl-sheet">{% for figure in figures %}{{ figure }}{% endfor %}</div>{% if n_shown < n_rows %}
+_PAGE = """{{ style }}{{ legend }}<div class="qwenvl-sheet{% if is_wide %} qwenvl-wide{% endif %}">
+{%- for figure in figures %}{{ figure }}{% endfor %}</div>{% if n_shown < n_rows %}
 <p>{{ n_shown }} of {{ n_rows }} rows are shown
 {%- if max_bytes %}; the limit of {{ max_bytes }} bytes was reached{% endif %}: see n_rows and
 max_bytes.</p>{% endif %}"""
-)
 
 
 SHOW_OPTIONS = names_of(FetchOptions)
 
 
-def show_config(options: FetchKeywords) -> Config:
-    """Return the config of options that concern reading images.
+def show_config(options: FetchKeywords, verb: str = "show") -> Config:
+    """Return the config of a verb's options, which concern reading images.
 
     Raises
     ------
@@ -72,7 +83,7 @@ def show_config(options: FetchKeywords) -> Config:
     """
     for name in options:
         if name not in SHOW_OPTIONS:
-            raise UnknownOption(f"show() has no option {name!r}. {suggest(name, SHOW_OPTIONS)}")
+            raise UnknownOption(f"{verb}() has no option {name!r}. {suggest(name, SHOW_OPTIONS)}")
     return Config(**options)
 
 
@@ -107,6 +118,7 @@ def contact_sheet(
     n_rows: int,
     max_bytes: int,
     config: Config,
+    boxes: BoxFrames | None = None,
 ) -> ContactSheet:
     """Return the thumbnails of a column; see ``df.vl.show``. The labels are unique columns of the frame."""
     at = find_image_column(frame) if column is None else _position(frame, column)
@@ -114,12 +126,15 @@ def contact_sheet(
     if captions is not None:
         named = [_position(frame, name) for name in captions]
     shown = frame.head(max(0, n_rows))
-    images = Thumbnailer.of(config).thumbnails(shown.iloc[:, at].tolist())
+    views = None if boxes is None else BoxViews.of(boxes, frame.index, len(shown))
+    thumbnailer = Thumbnailer.of(config) if views is None else Thumbnailer.of(config, n_pixels=_BOX_PIXELS)
+    images = thumbnailer.thumbnails(shown.iloc[:, at].tolist())
     texts = [(frame.columns[place], shown.iloc[:, place]) for place in named]
-    figures: list[str] = []
+    figures: list[Markup] = []
     size = 0
     for position, image in enumerate(images):
-        figure = _figure(shown.index[position], image, [(name, column.iloc[position]) for name, column in texts])
+        named_texts = [(name, column.iloc[position]) for name, column in texts]
+        figure = _figure(shown.index[position], image, named_texts, views)
         size += len(figure.encode())
         if size > max_bytes:
             break
@@ -130,6 +145,9 @@ def contact_sheet(
         n_shown=len(figures),
         n_rows=len(frame),
         max_bytes=max_bytes if len(figures) < len(images) else 0,
+        style=render(f"<style>{_STYLE if views is None else _BOX_STYLE}</style>"),
+        legend="" if views is None else views.legend(),
+        is_wide=views is not None and views.is_comparison,
     )
     return ContactSheet(str(page), len(figures), len(frame))
 
@@ -175,11 +193,17 @@ def _looks_like_base64(text: str) -> bool:
     return begins and len(text) >= _LEAST_BASE64 and " " not in head and head.isascii()
 
 
-def _figure(label: object, image: str, texts: Sequence[tuple[Hashable, object]]) -> str:
+def _figure(
+    label: Hashable, image: Thumbnail, texts: Sequence[tuple[Hashable, object]], views: BoxViews | None
+) -> Markup:
     row = _text(label)
     named = [(plain(name, _LONGEST_NAME), _text(value)) for name, value in texts]
     alt = f"row {row}: {' '.join(text for _, text in named)}"[:_LONGEST_TEXT]
-    return render(_FIGURE, is_image=image.startswith("data:"), image=image, alt=alt, texts=[("row", row), *named])
+    if views is None:
+        drawn = render(_IMAGE, is_image=image.size is not None, image=image.text, alt=alt)
+    else:
+        drawn = views.draw(label, image, alt)
+    return render(_FIGURE, image=drawn, texts=[("row", row), *named])
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,7 @@
     ├── ModelNotFound      (FileNotFoundError)  no checkpoint at the searched locations
     ├── CheckpointError    (ValueError)         not a usable Qwen2.5-VL checkpoint
     ├── StoreError         (OSError)            a store that cannot be read or written
+    ├── ServerError        (ConnectionError)    a model server that cannot be used
     ├── MissingExtra       (ImportError)        an optional dependency is not installed
     ├── RowError                                error of one row; becomes a ``Result``
     ├── RowErrors                               failed rows under ``on_error="raise"``
@@ -97,6 +98,10 @@ class CheckpointError(QwenVLError, ValueError):
 
 class StoreError(QwenVLError, OSError):
     """The store's file is not a store, is broken, or cannot be written."""
+
+
+class ServerError(QwenVLError, ConnectionError):
+    """A model server is not reachable, refuses the key, or does not speak the OpenAI-compatible protocol."""
 
 
 class MissingExtra(QwenVLError, ImportError):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import pandas as pd
 
-from qwenvl_kit.compare import Comparison, compare
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.executors import execute
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.results import result_frame, return_or_raise, text_series
+from qwenvl_kit.results import result_frame, return_or_raise, text_series, with_results
 from qwenvl_kit.tasks.classify import Classification, blank_cells, check_classifiable, label_prompts, row_labels
 from qwenvl_kit.tasks.plan import Plan, plan_run
 
@@ -125,7 +122,7 @@ def classify_rows(
     config = Config(**options)
     check_classifiable(config)
     config = config.replace(max_caption_length=1)
-    some = row_labels(_values("labels", labels, cells.index), len(cells))
+    some = row_labels(values_of("labels", labels, cells.index), len(cells))
     classification.check_names(some)
     is_own = prompts is not None or "prompt" in config.explicit
     asked = label_prompts(row_prompts(prompts, config.prompt, cells.index), some, is_own=is_own)
@@ -147,31 +144,6 @@ def _run_blank(
     return return_or_raise(run, blank, blank, on_error="keep")
 
 
-def compare_rows(
-    cells: pd.Series,
-    prompts: object,
-    vary: Mapping[str, Sequence[object]],
-    options: Options,
-    *,
-    reference: Mapping[str, object] | None,
-    truth: object,
-    repeats: int,
-    control: Control | None,
-) -> Comparison:
-    """Return the comparison of all combinations of settings on all cells; `prompts` are left out where they vary."""
-    return compare(
-        cells,
-        None if "prompt" in vary else row_prompts(prompts, Config(**options).prompt, cells.index),
-        vary,
-        options,
-        reference=reference,
-        truths=None if truth is None else fill(_values("truth", truth, cells.index), None, len(cells)),
-        repeats=repeats,
-        control=control,
-        keep=remember,
-    )
-
-
 def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[str | None]:
     """Return one prompt per row; `default` where it is missing.
 
@@ -182,18 +154,22 @@ def row_prompts(prompts: object, default: str | None, index: pd.Index) -> list[s
     """
     if isinstance(prompts, str):
         return [prompts] * len(index)
-    return fill(_values("prompts", prompts, index), default, len(index))
+    return fill(values_of("prompts", prompts, index), default, len(index))
 
 
-def _values(name: str, given: object, index: pd.Index) -> Sequence[object] | None:
-    if not isinstance(given, pd.Series):
-        return cast("Sequence[object] | None", given)
-    if not given.index.equals(index):
+def check_index(name: str, given: object, index: pd.Index) -> None:
+    """Raise ConfigError for a Series under another index than that of the images."""
+    if isinstance(given, pd.Series) and not given.index.equals(index):
         raise ConfigError(
             f"The index of {name} differs from the index of the images. Pass {name}.reindex(df.index), or "
             f"{name}.tolist() to match by position."
         )
-    return given.tolist()
+
+
+def values_of(name: str, given: object, index: pd.Index) -> Sequence[object] | None:
+    """Return values that are given for each row, without an index; see `check_index`."""
+    check_index(name, given, index)
+    return given.tolist() if isinstance(given, pd.Series) else cast("Sequence[object] | None", given)
 
 
 def _ask(
@@ -222,7 +198,7 @@ def execute_rows(
     *,
     index: pd.Index,
     n_prompts: int = 1,
-    checked: Callable[[Result], Result] | None = None,
+    checked: Callable[[Run], list[Result]] | None = None,
 ) -> _T:
     """Run a prompt on each cell; return what `shape` makes of the frame of `checked` results under `index`."""
     with InterruptGuard(len(cells), control) as guard:
@@ -233,16 +209,10 @@ def execute_rows(
             guard.hold()
             run = guard.rescued(config)
         if checked is not None:
-            run = _with_results(run, [checked(result) for result in run.results])
+            run = with_results(run, checked(run))
         remember(lambda: result_frame(run, index))
         frame = result_frame(run, index)
         remember(frame)
         results = shape(frame)
         run = guard.finished(run)
     return return_or_raise(run, frame, results, on_error=config.on_error, n_prompts=n_prompts)
-
-
-def _with_results(run: Run, results: list[Result]) -> Run:
-    """Return a run with other results, counted anew in its record."""
-    rows = dict(Counter(result.status for result in results))
-    return replace(run, results=results, record={**run.record, "rows": rows})

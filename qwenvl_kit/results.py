@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -38,6 +39,8 @@ _COLUMNS: dict[str, Any] = {
     "new_tokens": "Int64",
     "height": "Int64",
     "width": "Int64",
+    "source_height": "Int64",
+    "source_width": "Int64",
     "seconds": "float64",
     "cached": "bool",
     "flag": _TEXT,
@@ -57,9 +60,9 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width, seconds,
-        cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples in the order of the labels; with
-        ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
+        Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width,
+        source_height, source_width, seconds, cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples
+        in the order of the labels; with ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {
@@ -101,6 +104,12 @@ def _tokens(result: Result) -> list[dict[str, Any]] | None:
 
 def _pairs(texts: Sequence[str], logprobs: Sequence[float]) -> list[dict[str, Any]]:
     return [{"token": text, "logprob": logprob} for text, logprob in zip(texts, logprobs, strict=True)]
+
+
+def with_results(run: Run, results: list[Result]) -> Run:
+    """Return a run with other results, counted anew in its record."""
+    rows = dict(Counter(result.status for result in results))
+    return replace(run, results=results, record={**run.record, "rows": rows})
 
 
 def text_series(frame: pd.DataFrame, name: str) -> pd.Series:

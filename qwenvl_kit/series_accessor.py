@@ -7,7 +7,7 @@ from typing import Unpack
 
 import pandas as pd
 
-from qwenvl_kit.constrained_run import constrained_texts, extract_rows
+from qwenvl_kit.constrained_run import constrained_texts, extract_rows, ground_rows
 from qwenvl_kit.frame_run import (
     classify_rows,
     plan_rows,
@@ -18,8 +18,9 @@ from qwenvl_kit.frame_run import (
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.answer_forms import check_form
 from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
-from qwenvl_kit.tasks.extract import check_form
+from qwenvl_kit.tasks.grounding_prompts import Language
 from qwenvl_kit.tasks.plan import Plan
 
 
@@ -55,7 +56,7 @@ class SeriesAccessor:
         *,
         options: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
         regex: str | None = None,
-        choices: Sequence[str] | None = None,
+        choices: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
         control: Control | None = None,
         **settings: Unpack[Options],
     ) -> pd.Series | pd.DataFrame:
@@ -98,6 +99,38 @@ class SeriesAccessor:
         """Choose the likeliest of some labels for each image; see `FrameAccessor.classify`."""
         classification = Classification(normalize, prior, all)
         return classify_rows(self._series, labels, prompts, classification, control, options)
+
+    @expand_options
+    def detect(
+        self,
+        labels: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        constrain: bool = False,
+        language: Language | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """Find the boxes of objects in each image; see `FrameAccessor.detect`."""
+        return ground_rows(
+            self._series, "box", labels, prompts, control, options, constrain=constrain, language=language
+        )
+
+    @expand_options
+    def point(
+        self,
+        labels: Sequence[str] | Sequence[Sequence[str]] | pd.Series | None = None,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        constrain: bool = False,
+        language: Language | None = None,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> pd.DataFrame:
+        """Find a point on each object; see `FrameAccessor.point`."""
+        return ground_rows(
+            self._series, "point", labels, prompts, control, options, constrain=constrain, language=language
+        )
 
     @expand_options
     def run(

@@ -24,7 +24,8 @@ from qwenvl_kit.errors import StoreError, StoreWarning
 from qwenvl_kit.types import Result
 
 Access = Literal["write", "existing", "read"]
-_KEPT = ("text", "finish_reason", "prompt_tokens", "new_tokens", "height", "width", "flag")
+_COUNTS = ("prompt_tokens", "new_tokens", "height", "width", "source_height", "source_width")
+_KEPT = ("text", "finish_reason", *_COUNTS, "flag")
 _LISTS = {  # kept only where there are some
     "label_logprobs": float,
     "label_tokens": int,
@@ -255,7 +256,7 @@ def _is_result(values: dict[str, Any]) -> bool:
         and _is_text(values.get("text"))
         and (values.get("flag") is None or _is_text(values["flag"]))
         and values.get("finish_reason") in _FINISHES
-        and all(_is_count(values.get(name)) for name in ("prompt_tokens", "new_tokens", "height", "width"))
+        and all(_is_count(values.get(name)) for name in _COUNTS)
         and all(_is_list(values[name], kind) for name, kind in _LISTS.items() if name in values)
     )
 

@@ -13,8 +13,8 @@ from qwenvl_kit.frame_run import classify_rows, run_questions, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.answer_forms import check_form
 from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
-from qwenvl_kit.tasks.extract import check_form
 
 Prompts = Hashable | Sequence[str | None] | pd.Series
 Labels = Hashable | Sequence[str] | Sequence[Sequence[str]] | pd.Series
@@ -36,11 +36,11 @@ class StructuredAnswers:
     def ask(
         self,
         column: Hashable,
-        question: Hashable | Mapping[str, Hashable],
+        question: Hashable | Sequence[str | None] | Mapping[str, Hashable],
         *,
         options: Labels | None = None,
         regex: str | None = None,
-        choices: Sequence[str] | None = None,
+        choices: Labels | None = None,
         control: Control | None = None,
         **settings: Unpack[Options],
     ) -> pd.Series | pd.DataFrame:
@@ -50,14 +50,15 @@ class StructuredAnswers:
         ----------
         column : label
             Column of images, as for `caption`.
-        question : str, label or mapping
-            A question, a column of this frame with one per row, or a mapping from names to either.
+        question : str, label, list or mapping
+            A question, a column of this frame or a list with one per row, or a mapping from names to any of these.
         options : sequence of str, label or Series, optional
             Possible answers, for all rows, or a column of lists: the likeliest is chosen, as by `classify`.
         regex : str, optional
             Generate answers that match it as a whole; in the syntax of Rust's regex, without look-around.
-        choices : sequence of str, optional
-            Generate one of these texts. `options` compares their likelihoods instead.
+        choices : sequence of str, label or Series, optional
+            Generate one of these texts, for all rows, or of a column of lists. `options` compares their likelihoods
+            instead.
         control, **settings
             As for `caption`.
 
@@ -89,7 +90,8 @@ class StructuredAnswers:
             return classify_rows(cells, pick_labels(self._frame, options), asked, Classification(), control, settings)
         if form is None:
             return run_texts(cells, asked, "answer", control, settings)
-        return constrained_texts(cells, asked, "answer", control, settings, regex=regex, choices=choices)
+        some = None if choices is None else pick_labels(self._frame, choices)
+        return constrained_texts(cells, asked, "answer", control, settings, regex=regex, choices=some)
 
     @expand_options
     def extract(

@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from PIL import Image
 
@@ -20,7 +20,7 @@ from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import ImageLoader, MaxArea, classify
 from qwenvl_kit.images.source_context import source_context
 from qwenvl_kit.options import FetchOptions
-from qwenvl_kit.types import ImageSource
+from qwenvl_kit.types import ImageSource, LoadedImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.images import TargetSize
     from qwenvl_kit.options import ImageSrcType
 
+_T = TypeVar("_T")
 _AREA = 160 * 160
 _THREADS = 24  # a slow host holds one each; 24 images are what a panel offers
 # A remote image is kept to be drawn again: its bytes, or where they are more, a reduced copy.
@@ -36,6 +37,22 @@ _KEPT_BYTES = 4 << 20
 _KEPT_PIXELS = 1 << 20
 _JPEG_QUALITY = 80
 _MAX_MESSAGE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small image.
+
+    Attributes
+    ----------
+    text : str
+        Its data URI, or a sentence that says why there is none.
+    size : tuple of int or None
+        ``(height, width)`` of the upright original in pixels; None without an image.
+    """
+
+    text: str
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +71,9 @@ class Thumbnailer:
     image_src_type: ImageSrcType = "auto"
 
     @classmethod
-    def of(cls, options: FetchOptions) -> Self:
-        """Return the thumbnailer under the limits of options."""
-        return cls(ImageLoader.of(options, MaxArea(_AREA)), options.image_src_type)
+    def of(cls, options: FetchOptions, *, n_pixels: int = _AREA) -> Self:
+        """Return the thumbnailer under the limits of options, for thumbnails of at most so many pixels."""
+        return cls(ImageLoader.of(options, MaxArea(n_pixels)), options.image_src_type)
 
     @property
     def timeout_s(self) -> float:
@@ -78,23 +95,13 @@ class Thumbnailer:
         >>> Thumbnailer.of(FetchOptions()).thumbnail(None)
         'no image'
         """
-        try:
-            source = self.source(cell)
-            if source is None:
-                return "no image"
-            if keep is not None:
-                source = self._in_memory(source)
-                keep(source)
-            pixels = self.pixels(source, self.loader.sizing)
-            with source_context(source.label, "resize", "Cannot show the image"):
-                return jpeg_uri(Image.fromarray(pixels), _JPEG_QUALITY)
-        except RowError as error:
-            return _sentence(error)
+        return self._draw(cell, keep).text
 
-    def thumbnails(self, cells: Sequence[object]) -> list[str]:
-        """Return `thumbnail` of each cell, made at the same time."""
-        made = together([functools.partial(self.thumbnail, cell) for cell in cells])
-        return [self.late(cell, None) if one is None else one for cell, one in zip(cells, made, strict=True)]
+    def thumbnails(self, cells: Sequence[object]) -> list[Thumbnail]:
+        """Return the thumbnail of each cell, with the size of its image, made at the same time."""
+        made = together([functools.partial(self._draw, cell) for cell in cells])
+        drawn = zip(cells, made, strict=True)
+        return [Thumbnail(self.late(cell, None)) if one is None else one for cell, one in drawn]
 
     def source(self, cell: object) -> ImageSource | None:
         """Return a cell's first image, not yet read; None where it has none.
@@ -115,8 +122,12 @@ class Thumbnailer:
         RowError
             It cannot be loaded within the limits.
         """
+        return self.load(source, sizing).pixels
+
+    def load(self, source: ImageSource, sizing: TargetSize) -> LoadedImage:
+        """Return an image, upright and resized; raises RowError as `pixels`."""
         with source_context(source.label, "decode", "Cannot load the image"):
-            return self.loader.with_sizing(sizing).load(source).pixels
+            return self.loader.with_sizing(sizing).load(source)
 
     def late(self, cell: object, within_s: float | None) -> str:
         """Return the sentence for an image that took longer than `within_s`, or got no thread where that is None."""
@@ -128,6 +139,20 @@ class Thumbnailer:
         if source is not None:
             late.name_source(source.label)
         return _sentence(late)
+
+    def _draw(self, cell: object, keep: Callable[[ImageSource], None] | None = None) -> Thumbnail:
+        try:
+            source = self.source(cell)
+            if source is None:
+                return Thumbnail("no image")
+            if keep is not None:
+                source = self._in_memory(source)
+                keep(source)
+            loaded = self.load(source, self.loader.sizing)
+            with source_context(source.label, "resize", "Cannot show the image"):
+                return Thumbnail(jpeg_uri(Image.fromarray(loaded.pixels), _JPEG_QUALITY), loaded.source_size)
+        except RowError as error:
+            return Thumbnail(_sentence(error))
 
     def _late_error(self, within_s: float | None) -> RowError:
         if within_s is None:
@@ -146,7 +171,7 @@ class Thumbnailer:
         return ImageSource("array", self.pixels(read, MaxArea(_KEPT_PIXELS)), source.label, source.key)
 
 
-def together(jobs: Sequence[Callable[[], str]], *, within_s: float | None = None) -> list[str | None]:
+def together(jobs: Sequence[Callable[[], _T]], *, within_s: float | None = None) -> list[_T | None]:
     """Run jobs at the same time; return None for each that is not done in time.
 
     Parameters
@@ -156,7 +181,7 @@ def together(jobs: Sequence[Callable[[], str]], *, within_s: float | None = None
     within_s : float, optional
         Seconds for all of them together. Threads of late jobs end by themselves.
     """
-    futures: list[Future[str]] = []
+    futures: list[Future[_T]] = []
     pool = ThreadPoolExecutor(min(_THREADS, max(1, len(jobs))), thread_name_prefix="qwenvl_kit-show")
     try:
         with contextlib.suppress(RuntimeError):  # the system starts no more threads; those that run do the jobs

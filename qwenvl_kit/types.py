@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,8 @@ class LoadedImage:
         A short name for messages, without secrets.
     version : str or None
         Validator of the source, such as an ETag, or time and size; equal while it is unchanged.
+    address : str or None
+        With ``image_mode="url"``: the URL to hand over; there are no pixels then.
     """
 
     pixels: NDArray[np.uint8]
@@ -62,6 +64,7 @@ class LoadedImage:
     source_size: tuple[int, int]
     label: str = ""
     version: str | None = None
+    address: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,6 +137,15 @@ RowPrompt: TypeAlias = "str | Prompt | RowError | None"
 """The prompt of a row, or the error that the row has instead; None is that of a row without a prompt."""
 
 
+class ImageSizes(TypedDict):
+    """The sizes of a row's first image in a `Result`, in pixels; None for an address."""
+
+    height: int | None
+    width: int | None
+    source_height: int | None
+    source_width: int | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One prompt with its images; its `Result` has the same `row`."""
@@ -146,6 +158,14 @@ class Request:
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+
+    @property
+    def sizes(self) -> ImageSizes:
+        """The sizes that its result holds."""
+        if self.images[0].address is not None:
+            return ImageSizes(height=None, width=None, source_height=None, source_width=None)
+        (height, width), (source_height, source_width) = self.images[0].size, self.images[0].source_size
+        return ImageSizes(height=height, width=width, source_height=source_height, source_width=source_width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +185,8 @@ class Result:
         Token counts; `prompt_tokens` includes visual tokens.
     height, width : int or None
         Size of the model's input for the row's first image, in pixels.
+    source_height, source_width : int or None
+        Size of that image before resizing, upright; None for results that earlier versions stored.
     seconds : float
         The row's share of the backend's time.
     cached : bool
@@ -194,6 +216,8 @@ class Result:
     new_tokens: int | None = None
     height: int | None = None
     width: int | None = None
+    source_height: int | None = None
+    source_width: int | None = None
     seconds: float = 0.0
     cached: bool = False
     flag: str | None = None
@@ -209,7 +233,7 @@ class Result:
         return replace(self, row=row, cached=True, seconds=0.0) if cached else replace(self, row=row)
 
     @classmethod
-    def failed(cls, row: int, error: RowError, *, size: tuple[int, int] | None = None) -> Result:
+    def failed(cls, row: int, error: RowError, *, sizes: ImageSizes | None = None) -> Result:
         """Return the result of a failed row."""
-        height, width = size or (None, None)
-        return cls(row, "error", error=error.message, stage=error.stage, height=height, width=width)
+        failed = cls(row, "error", error=error.message, stage=error.stage)
+        return failed if sizes is None else replace(failed, **sizes)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from helpers.fake_backends import gray
 
-from qwenvl_kit import ColumnNotFound
+from qwenvl_kit import ColumnNotFound, ConfigError
+from qwenvl_kit.columns import pick_column
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
 QUESTIONS = ["What is A?", "What is B?", "What is C?"]
@@ -65,8 +66,6 @@ def test_what_cannot_be_a_label_is_said_in_words() -> None:
     with pytest.raises(ColumnNotFound, match=r"of type list is not a column label.*Pass one label.*'image'"):
         df.vl.caption(["image"], **ECHO)
     with pytest.raises(ColumnNotFound, match="of type list is not a column label"):
-        df.vl.ask("image", ["What is it?"], **ECHO)
-    with pytest.raises(ColumnNotFound, match="of type list is not a column label"):
         df.vl.show(["image"])
 
 
@@ -78,3 +77,19 @@ def test_long_and_odd_labels_are_shortened_in_messages() -> None:
     assert "170 more" in message
     assert len(message) < 5_000
     assert message.isprintable()
+
+
+def test_a_misspelt_column_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(
+        ColumnNotFound, match=r"No column 'imgae'\. Did you mean 'image'\? The frame has: 'image', 'id'"
+    ):
+        pick_column(pd.DataFrame({"image": [1], "id": [2]}), "imgae")
+
+
+def test_a_list_of_questions_is_one_per_row() -> None:
+    df = pd.DataFrame({"image": [gray(1), gray(2)]})
+    answers = df.vl.ask("image", ["What is it?", "Is it red?"], **ECHO)
+
+    assert [text.partition(" [")[0] for text in answers] == ["What is it?", "Is it red?"]
+    with pytest.raises(ConfigError, match="prompts has 1 entries for 2 rows"):
+        df.vl.ask("image", ["Alone?"], **ECHO)

@@ -55,6 +55,7 @@ def test_the_public_names_are_these() -> None:
         "RowError",
         "RowErrorWarning",
         "RowErrors",
+        "ServerError",
         "StoreError",
         "StoreWarning",
         "UnknownOption",
@@ -78,8 +79,11 @@ def test_tab_and_question_mark_show_every_option() -> None:
         frame.vl.ask,
         frame.vl.run,
         frame.vl.compare,
+        frame.vl.detect,
+        frame.vl.point,
         series.vl.caption,
         series.vl.ask,
+        series.vl.detect,
         series.vl.run,
     ):
         shown = inspect.signature(door).parameters

@@ -15,6 +15,7 @@ from qwenvl_kit.options import option_docs
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config, RowsInFlight
 
+_SERVER_OPTIONS = ("base_url", "api_key_env", "extra_body", "request_timeout_s", "image_encoding", "image_mode")
 SIXTEEN_BIT = ("bfloat16", "float16")
 NO_FLASH_ATTENTION = "flash-attn is not installed: pip install 'qwenvl_kit[flash]' --no-build-isolation"
 
@@ -85,10 +86,16 @@ class Capabilities:
         Options of which it supports one value.
     attention : str or None
         Its only attention; None where dtype and device decide between sdpa and flash-attention.
+    rows_in_flight : int or "auto"
+        How many rows generate tokens at once where the caller does not say.
+    is_server : bool
+        The model runs in a server, which gets the options of one.
     """
 
     fixed: tuple[FixedOption, ...] = ()
     attention: str | None = None
+    rows_in_flight: RowsInFlight = "auto"
+    is_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +179,7 @@ def choose_rows_in_flight(config: Config, capabilities: Capabilities) -> tuple[R
         note = IgnoredOption("rows_in_flight", asked, instead, reason)
         return config.batch_size, () if asked is None else (note,)
     if asked is None:
-        return config.batch_size if "batch_size" in config.explicit else "auto", ()
+        return config.batch_size if "batch_size" in config.explicit else capabilities.rows_in_flight, ()
     return asked, ()
 
 
@@ -180,13 +187,29 @@ def check_sampling(config: Config) -> tuple[IgnoredOption, ...]:
     """Return sampling options that differ from their defaults though nothing is sampled."""
     if config.do_sample:
         return ()
-    defaults = {option.name: option.default for option in option_docs()}
+    defaults = _defaults()
     search = "using beam search" if config.num_beams > 1 else "using greedy search"
     return tuple(
         IgnoredOption(name, getattr(config, name), search, "do_sample=False")
         for name in ("temperature", "top_k", "top_p")
         if getattr(config, name) != defaults[name]
     )
+
+
+def check_server_options(config: Config, capabilities: Capabilities) -> tuple[IgnoredOption, ...]:
+    """Return options of a server that differ from their defaults though the model runs here."""
+    if capabilities.is_server:
+        return ()
+    defaults, reason = _defaults(), f"backend={config.backend!r} sends nothing to a server"
+    return tuple(
+        IgnoredOption(name, getattr(config, name), "running without it", reason)
+        for name in _SERVER_OPTIONS
+        if getattr(config, name) != defaults[name]
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    return {option.name: option.default for option in option_docs()}
 
 
 def _attention(

@@ -155,15 +155,38 @@ def locate(model: ModelOptions) -> Path:
     return _from_hub(model, folders)
 
 
-def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
+def find_configs(model: ModelOptions) -> Checkpoint | None:
+    """Read the configs of a model whose weights are elsewhere, at the places of `locate`; nothing is downloaded.
+
+    Returns
+    -------
+    Checkpoint or None
+        None where no place has its configs.
+
+    Raises
+    ------
+    CheckpointError
+        They are broken, or of another family.
+    """
+    if model.model_name == "demo":
+        return read(_DEMO_MODEL)
+    places = (Path(model.model_path) / model.model_name, Path(model.model_name), Path(model.model_path))
+    for folder in (place.expanduser() for place in places):
+        if (folder / "config.json").is_file():
+            return read(folder, weights=None)
+    folder_of_hub = _cached(model.model_name)
+    return None if folder_of_hub is None else read(folder_of_hub, weights=None)
+
+
+def read(folder: Path, *, weights: str | None = "*.safetensors") -> Checkpoint:
     """Read the configs of a checkpoint or an export.
 
     Parameters
     ----------
     folder : Path
         Folder of a checkpoint, or of an export.
-    weights : str
-        Pattern of its weight files.
+    weights : str or None
+        Pattern of its weight files; None where they are elsewhere.
 
     Raises
     ------
@@ -187,7 +210,7 @@ def read(folder: Path, *, weights: str = "*.safetensors") -> Checkpoint:
             )
     if weights == "*.safetensors":
         weight_files(folder, config)
-    elif not any(folder.glob(weights)):
+    elif weights is not None and not any(folder.glob(weights)):
         raise CheckpointError(f"{folder} holds no {weights} files. Export the checkpoint again.")
     generation = folder / "generation_config.json"
     # Without that file transformers takes the settings from config.json.
@@ -262,6 +285,19 @@ def _from_hub(model: ModelOptions, folders: tuple[Path, ...]) -> Path:
             f"model_name={model.model_name!r} was not found in any of: {'; '.join(looked)}. {more}. "
             "model_name='demo' runs the embedded model without a download."
         ) from error
+
+
+def _cached(name: str) -> Path | None:
+    """Return the folder of the local hub cache that has the configs of a model."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(name, file) for file in ("config.json", "preprocessor_config.json")]
+    except HFValidationError:  # not a name of the hub
+        return None
+    paths = [Path(one) for one in found if isinstance(one, str)]
+    return paths[0].parent if len(paths) == len(found) else None
 
 
 def _json(file: Path) -> dict[str, Any]:

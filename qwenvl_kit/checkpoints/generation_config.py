@@ -96,6 +96,7 @@ def defaults_of(checkpoint: Checkpoint, config: Config) -> CheckpointDefaults:
             for name, value in asked.items()
             if name not in names and _has_effect(name, config)
         ),
+        family=checkpoint.config["model_type"],
     )
 
 

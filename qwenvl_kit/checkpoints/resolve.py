@@ -17,9 +17,11 @@ from qwenvl_kit.checkpoints.capabilities import (
     check_compilation,
     check_fixed,
     check_sampling,
+    check_server_options,
     choose_attention,
     choose_rows_in_flight,
 )
+from qwenvl_kit.checkpoints.checkpoint import FAMILY
 from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.images import Sizing
 from qwenvl_kit.options import FORMER_NAMES, ImageOptions, SamplingOptions, names_of
@@ -46,20 +48,23 @@ class CheckpointDefaults:
         Digest of its weights.
     geometry : PatchGeometry
         How its processor cuts images into patches.
-    repetition_penalty : float
-        Of its generation config; 1 is none.
+    repetition_penalty : float or None
+        Of its generation config; 1 is none. None where only the server knows it.
     generation : tuple of (str, value)
         Its own generation settings that are honoured.
     notes : tuple of IgnoredOption
         Its own generation settings that are not.
+    family : str
+        The ``model_type`` of its config, which decides how its answers name places in an image.
     """
 
     model: str
     fingerprint: str
     geometry: PatchGeometry
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = 1.0
     generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[IgnoredOption, ...] = ()
+    family: str = FAMILY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,8 @@ class ResolvedConfig:
     """Options as they really run; kept with the results.
 
     Its `answer_fields`, its fingerprint, the images and the prompt decide an answer. `rows_in_flight` is ``auto`` where
-    free memory decides, which is known once the model is loaded.
+    free memory decides, which is known once the model is loaded. `repetition_penalty` is None where a server applies
+    its own. The fields from `base_url` to `extra_body` are those of a server.
     """
 
     backend: str
@@ -89,7 +95,7 @@ class ResolvedConfig:
     top_p: float | None
     seed: int | None
     num_beams: int
-    repetition_penalty: float
+    repetition_penalty: float | None
     stop_repetition: bool
     logprobs: int | None = None
     quantization: str | None = None
@@ -97,13 +103,18 @@ class ResolvedConfig:
     threads: int | None = None
     torch_compile: bool = False
     rows_in_flight: RowsInFlight = "auto"
+    base_url: str | None = None
+    image_encoding: str | None = None
+    image_mode: str | None = None
+    extra_body: Mapping[str, object] | None = None
+    family: str = FAMILY
     generation: tuple[tuple[str, Any], ...] = ()
     notes: tuple[IgnoredOption, ...] = field(default=())
     advice: tuple[str, ...] = field(default=())
 
     def record(self) -> dict[str, Any]:
         """Return all fields as plain JSON values."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SPELT_OUT}
+        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in _SPELT_OUT}
         notes = [*(str(note) for note in self.notes), *self.advice]
         return {**plain, "generation": dict(self.generation), "notes": notes}
 
@@ -116,8 +127,11 @@ def answer_fields(resolved: ResolvedConfig) -> dict[str, Any]:
     options = (*names_of(SamplingOptions), *names_of(ImageOptions))
     values = {name: getattr(resolved, name) for name in (_RECORDED.get(one, one) for one in options)}
     # Left out where there are none, so that results stored before these settings were honoured stay valid.
-    if resolved.logprobs is None:
-        del values["logprobs"]
+    for name in ("logprobs", "image_encoding", "image_mode"):
+        if values[name] is None:
+            del values[name]
+    if resolved.extra_body:
+        values["extra_body"] = dict(resolved.extra_body)
     return {**values, "generation": dict(resolved.generation)} if resolved.generation else values
 
 
@@ -166,6 +180,7 @@ def resolve(
     compiles = fixed.get("torch_compile", config.torch_compile) and not uncompiled
     attention, unattended = choose_attention(config, capabilities, device, dtype, compiles=compiles)
     rows_in_flight, unsized = choose_rows_in_flight(config, capabilities)
+    misplaced = check_server_options(config, capabilities)
     geometry = Sizing.of(config.image, defaults.geometry).geometry
     sampling = config.do_sample
     return ResolvedConfig(
@@ -194,8 +209,9 @@ def resolve(
         threads=config.threads,
         torch_compile=compiles,
         rows_in_flight=rows_in_flight,
+        family=defaults.family,
         generation=defaults.generation,
-        notes=(*unattended, *unsupported, *uncompiled, *unsized, *check_sampling(config), *defaults.notes),
+        notes=(*unattended, *unsupported, *uncompiled, *unsized, *check_sampling(config), *misplaced, *defaults.notes),
         advice=device.advice,
     )
 
@@ -228,14 +244,15 @@ def asked_record(config: Config) -> dict[str, Any]:
     return asked
 
 
-def _penalty(config: Config, defaults: CheckpointDefaults) -> float:
+def _penalty(config: Config, defaults: CheckpointDefaults) -> float | None:
     """Return a float, since transformers takes no int."""
-    return float(defaults.repetition_penalty if config.repetition_penalty is None else config.repetition_penalty)
+    penalty = defaults.repetition_penalty if config.repetition_penalty is None else config.repetition_penalty
+    return None if penalty is None else float(penalty)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -107,7 +107,9 @@ def _plan(config: Config) -> Iterator[str]:
 
     spec = make_spec(config)
     resolved = spec.resolved
-    yield f"{resolved.model} on {resolved.backend}, {resolved.device}"
+    yield f"{resolved.model} on {resolved.backend}, {resolved.base_url or resolved.device}"
+    if resolved.base_url is not None:
+        yield "the server answers, and generated one token"
     yield f"dtype {resolved.dtype}, attention {resolved.attention}"
     yield f"batch_size {resolved.batch_size}, rows_in_flight {resolved.rows_in_flight}"
     if resolved.provider is not None:

@@ -10,10 +10,10 @@ import pandas as pd
 
 from qwenvl_kit._warnings import warn
 from qwenvl_kit.compare.comparison import Comparison
-from qwenvl_kit.compare.grid import GridRun, run_grid
+from qwenvl_kit.compare.grid import GridRun, RowPrompts, run_grid
 from qwenvl_kit.compare.metrics import signature
 from qwenvl_kit.compare.settings import Setting, expand
-from qwenvl_kit.compare.tidy import tidy
+from qwenvl_kit.compare.tidy import Choose, tidy
 from qwenvl_kit.errors import (
     BackendFailed,
     ConfigError,
@@ -31,19 +31,20 @@ __all__ = ["Comparison", "GridRun", "Setting", "compare", "expand", "run_grid", 
 
 def compare(
     cells: pd.Series,
-    prompts: Sequence[str | None] | None,
+    prompts: RowPrompts,
     vary: Mapping[str, Sequence[object]],
     options: Options,
     *,
     reference: Mapping[str, object] | None = None,
     truths: Sequence[str | None] | None = None,
+    choose: Choose | None = None,
     repeats: int = 1,
     control: Control | None = None,
     keep: Callable[[pd.DataFrame], None] = lambda _: None,
 ) -> Comparison:
     """Run every setting on every image; see ``df.vl.compare`` for the arguments.
 
-    `keep` gets the frame, also before an exception.
+    `prompts` and `choose` are those of `run_grid` and `tidy`. `keep` gets the frame, also before an exception.
     """
     if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
         raise ConfigError(f"repeats={repeats!r} is invalid. It must be an integer of at least 1.")
@@ -57,7 +58,7 @@ def compare(
         control=control,
         shown=settings[0].config.progress,
     )
-    frame = tidy(run, settings, cells, truths)
+    frame = tidy(run, settings, cells, truths, choose)
     n_wanted = len(cells) * len(settings) * repeats
     record = {
         "settings": run.records,
@@ -67,7 +68,8 @@ def compare(
         "chrf": chrf_signature,
     }
     against = dict(reference) if reference is not None else dict(settings[0].values)
-    comparison = Comparison(frame, tuple(vary), against, len(frame) == n_wanted, record)
+    fetch = settings[0].config.fetch
+    comparison = Comparison(frame, tuple(vary), against, len(frame) == n_wanted, record, cells, fetch)
     keep(frame)
     _end(run, comparison, n_wanted, on_error=settings[0].config.on_error)
     return comparison

@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qwenvl_kit.compare.statistics import bootstrap_interval, paired_p_value
+from qwenvl_kit.compare.reliability import N_BINS, reliability_bins
+from qwenvl_kit.compare.sheet import MAX_BYTES, ComparisonSheet, Only, comparison_sheet
+from qwenvl_kit.compare.summary import WITH_INTERVALS, answers_of, by_setting, summarize, with_intervals
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.options import FetchOptions
+from qwenvl_kit.thumbnails import Thumbnailer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_AGREEMENT = ("same", "chrf", "right", "truth_chrf")
 _MEASURES = {
     "right": ("right", "share of answers that are right"),
     "truth_chrf": ("truth_chrf", "chrF against the truth"),
     "same": ("same", "share of answers equal to the reference"),
     "chrf": ("chrf", "chrF against the reference"),
+    "probability": ("probability", "mean probability of answers"),
+    "brier": ("brier", "Brier score"),
     "seconds": ("seconds", "seconds per image"),
     "visual_tokens": ("visual_tokens", "visual tokens per image"),
     "prompt_tokens": ("prompt_tokens", "prompt tokens per image"),
@@ -43,6 +48,10 @@ class Comparison:
         False where the grid ended early.
     record : dict
         Resolved options by setting, loaded models and times, as JSON values.
+    images : Series
+        The compared column, for `show`.
+    fetch : FetchOptions
+        How `show` reads it.
 
     Examples
     --------
@@ -58,6 +67,8 @@ class Comparison:
     reference: dict[str, Any]
     complete: bool
     record: dict[str, Any] = field(repr=False)
+    images: pd.Series | None = field(default=None, repr=False)
+    fetch: FetchOptions = field(default_factory=FetchOptions, repr=False)
 
     def summary(self, level: float | None = None) -> pd.DataFrame:
         """Return one row per setting: means over images and repeats, indexed by the varied options.
@@ -65,7 +76,7 @@ class Comparison:
         Parameters
         ----------
         level : float, optional
-            Add the interval of each mean agreement, such as ``right_low`` and ``right_high``, from bootstrap samples
+            Add intervals of agreement and calibration, such as ``right_low`` and ``right_high``, from bootstrap samples
             of the images; and, with a truth, p-values of the difference to the reference setting, such as
             ``right_p``, from a sign-flip test over images. In (0, 1); 0.95 is usual.
 
@@ -74,27 +85,135 @@ class Comparison:
         DataFrame
             ``n`` (answers), ``errors``, then the means of ``same``, ``chrf``, with a truth ``right`` and
             ``truth_chrf``, and of ``seconds`` (uncached rows), ``visual_tokens``, ``new_tokens`` and the largest
-            ``peak_mib``.
+            ``peak_mib``. With labels or ``logprobs``, the mean ``probability`` of the answers; with a truth as well
+            ``brier``, the Brier score, and ``ece``, the expected calibration error over 15 bins.
 
         Raises
         ------
         ConfigError
             `level` is not between 0 and 1.
         """
-        if level is not None and not 0 < level < 1:
-            raise ConfigError(f"level must be between 0 and 1; got {level!r}. Pass 0.95 for 95 % intervals.")
-        frame = self.frame.assign(
-            seconds=self.frame["seconds"].where((self.frame["status"] == "ok") & ~self.frame["cached"]),
-            n=self.frame["status"] == "ok",
-            errors=self.frame["status"] == "error",
+        if level is not None:
+            _check_level(level)
+        summary = summarize(self.frame, self.varied)
+        return summary if level is None else with_intervals(summary, self.frame, self.varied, self.reference, level)
+
+    def reliability(self, n_bins: int = N_BINS, *, level: float = 0.95) -> pd.DataFrame:
+        """Return how often answers are right by how probable they are, a row per setting and bin with answers.
+
+        Parameters
+        ----------
+        n_bins : int
+            Bins of equal width; the default is that of ``ece`` in the summary.
+        level : float
+            Coverage of the intervals, in (0, 1).
+
+        Returns
+        -------
+        DataFrame
+            The varied options; ``low`` and ``high``, the edges of the bin; ``n`` answers; their mean ``confidence``
+            and the share that is ``right``, with its bootstrap interval over images, ``right_low`` and ``right_high``.
+
+        Raises
+        ------
+        ConfigError
+            The comparison has no probabilities or no truth; `n_bins` or `level` is invalid.
+        """
+        _check_level(level)
+        if "brier" not in self.frame:
+            has_none = "probability" not in self.frame
+            lacks, passed = ("probabilities", "labels=… or logprobs=0") if has_none else ("truth", "truth=…")
+            raise ConfigError(f"This comparison has no {lacks}. Pass {passed} to compare.")
+        parts = []
+        for values, part in by_setting(self.frame, self.varied):
+            bins = reliability_bins(*answers_of(part), n_bins=n_bins, level=level)
+            for name, value in reversed(list(zip(self.varied, values, strict=True))):
+                bins.insert(0, name, [value] * len(bins))
+            parts.append(bins)
+        return pd.concat(parts, ignore_index=True)
+
+    def plot_reliability(self, n_bins: int = N_BINS, *, ax: Axes | None = None, annotate: bool = True) -> Axes:
+        """Plot how often answers are right against their probability: a line per setting, with 95 % intervals.
+
+        Points below the diagonal are answers of which the model is too sure.
+
+        Parameters
+        ----------
+        n_bins : int
+            As of `reliability`.
+        ax : matplotlib Axes, optional
+            Axes to draw in; default: a new figure.
+        annotate : bool
+            Write the number of answers at each point.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ConfigError
+            As of `reliability`.
+        MissingExtra
+            matplotlib is not installed.
+        """
+        from qwenvl_kit.compare.plot import draw_reliability
+
+        return draw_reliability(self.reliability(n_bins), self.varied, ax=ax, annotate=annotate)
+
+    def show(
+        self, only: Only | None = None, *, page: int = 1, n_images: int = 24, max_bytes: int = MAX_BYTES
+    ) -> ComparisonSheet:
+        """Show images with their answers: a row per image, a column per setting.
+
+        Differences from the reference setting are marked ``[+…]`` and ``[−…]``; with a truth, ✓ or ✗ stands before
+        each answer. The heads count the answers that are equal to the reference, and right.
+
+        Parameters
+        ----------
+        only : {"differs", "wrong"}, optional
+            Images for which an answer differs from the reference, or is not the truth.
+        page : int
+            Which page of `n_images` images, from 1.
+        n_images : int
+            Images on a page.
+        max_bytes : int
+            Most bytes of HTML in the notebook; a page that takes more says so.
+
+        Returns
+        -------
+        ComparisonSheet
+            It shows itself in a notebook; ``.html`` is the fragment.
+
+        Raises
+        ------
+        ConfigError
+            `only` is something else, or ``"wrong"`` without a truth; `page` or `n_images` is less than 1.
+
+        Examples
+        --------
+        >>> import pandas as pd, qwenvl_kit
+        >>> df = pd.DataFrame({"image": [None]})
+        >>> found = df.vl.compare("image", vary={"max_caption_length": [8, 16]}, backend="echo", progress=False)
+        >>> found.show()
+        ComparisonSheet(1 of 1 images; shows itself in a notebook)
+        """
+        for name, value in (("page", page), ("n_images", n_images)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r} is invalid. It must be an integer of at least 1.")
+        if self.images is None:
+            raise ConfigError("This comparison was made without its images. Use the result of df.vl.compare.")
+        return comparison_sheet(
+            self.frame,
+            self.varied,
+            self.reference,
+            self.images,
+            Thumbnailer.of(self.fetch),
+            only=only,
+            page=page,
+            n_images=n_images,
+            max_bytes=max_bytes,
         )
-        means = [
-            n for n in ("same", "chrf", "right", "truth_chrf", "seconds", "visual_tokens", "new_tokens") if n in frame
-        ]
-        frame[means] = frame[means].astype("Float64")
-        how = {"n": "sum", "errors": "sum", **dict.fromkeys(means, "mean"), "peak_mib": "max"}
-        summary = frame.groupby(list(self.varied), sort=False, dropna=False).agg(how)
-        return summary if level is None else self._with_intervals(summary, level)
 
     def to_latex(self, level: float | None = None) -> str:
         """Return the summary as a LaTeX table of the booktabs package, with three digits.
@@ -113,9 +232,9 @@ class Comparison:
         True
         """
         summary = self.summary(level)
-        ends = tuple(f"{name}_{end}" for name in _AGREEMENT for end in ("low", "high"))
+        ends = tuple(f"{name}_{end}" for name in WITH_INTERVALS for end in ("low", "high"))
         cells = {str(name): summary[name].map(_rounded) for name in summary if name not in ends}
-        for name in [one for one in _AGREEMENT if f"{one}_low" in summary]:
+        for name in [one for one in WITH_INTERVALS if f"{one}_low" in summary]:
             low, high = (summary[f"{name}_{end}"].map(_rounded) for end in ("low", "high"))
             cells[name] = cells[name] + " [" + low + ", " + high + "]"
         table: str = pd.DataFrame(cells).reset_index().to_latex(index=False, escape=True)
@@ -128,7 +247,7 @@ class Comparison:
 
         Parameters
         ----------
-        quality : {"right", "truth_chrf", "same", "chrf"}, optional
+        quality : {"right", "truth_chrf", "same", "chrf", "probability", "brier"}, optional
             Default: ``right`` where there is a truth, else ``chrf``.
         cost : {"seconds", "visual_tokens", "prompt_tokens", "new_tokens", "peak_mib"}
             Per image; or a numeric varied option, such as ``"resized_height"``.
@@ -160,36 +279,6 @@ class Comparison:
         labels = {name: _MEASURES.get(name, (name, name))[1] for name in (quality, cost)}
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
 
-    def _with_intervals(self, summary: pd.DataFrame, level: float) -> pd.DataFrame:
-        """Insert intervals and p-values behind the means of agreement."""
-        columns: dict[Any, Any] = dict(summary.items())
-        references = self._reference_places(summary.index.tolist())
-        for name in [one for one in _AGREEMENT if one in summary]:
-            by_image = self._by_image(name)
-            ends = [bootstrap_interval(values, level) for values in by_image]
-            columns[f"{name}_low"], columns[f"{name}_high"] = zip(*ends, strict=True)
-            if name in ("right", "truth_chrf"):  # the others are relative to the reference already
-                columns[f"{name}_p"] = [
-                    paired_p_value(values - by_image[at]) for values, at in zip(by_image, references, strict=True)
-                ]
-        order = [one for name in summary for one in (name, *(f"{name}_{end}" for end in ("low", "high", "p")))]
-        return pd.DataFrame({name: columns[name] for name in order if name in columns}, index=summary.index)
-
-    def _by_image(self, name: str) -> list[pd.Series]:
-        """Return, for each setting in the order of the summary, a measure's mean over the repeats of each image."""
-        values = self.frame.assign(**{name: self.frame[name].astype("Float64").astype("float64")})
-        settings = values.groupby(list(self.varied), sort=False, dropna=False)
-        return [part.groupby("row")[name].mean() for _, part in settings]
-
-    def _reference_places(self, settings: list[Any]) -> list[int]:
-        """Return for each setting the place of the one that it is compared with."""
-        known = [one if isinstance(one, tuple) else (one,) for one in settings]
-        places: list[int] = []
-        for setting in known:
-            wanted = [self.reference.get(name, value) for name, value in zip(self.varied, setting, strict=True)]
-            places.append(next(at for at, one in enumerate(known) if all(map(_is_same, one, wanted))))
-        return places
-
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
 
@@ -200,10 +289,6 @@ def _rounded(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values of an option are equal; None, as frames write it, is a missing value."""
-    is_missing = (
-        bool(pd.api.types.is_scalar(one) and pd.isna(one)),
-        bool(pd.api.types.is_scalar(other) and pd.isna(other)),
-    )
-    return all(is_missing) if any(is_missing) else bool(one == other)
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ConfigError(f"level must be between 0 and 1; got {level!r}. Pass 0.95 for 95 % intervals.")

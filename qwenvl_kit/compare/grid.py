@@ -15,16 +15,19 @@ from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import FetchCache, is_null
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.pipeline.progress import Tick, progress_bar
+from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
     from qwenvl_kit.compare.settings import Setting
     from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.options import Config
     from qwenvl_kit.pipeline import Run
-    from qwenvl_kit.types import Result
+    from qwenvl_kit.types import Result, RowPrompt
 
 OnResult = Callable[[int, int, "Result"], None]
 OnStart = Callable[["GridCell"], None]
+RowPrompts = Callable[[str | None], "Sequence[RowPrompt]"]
+"""Return the prompts of all rows, given the ``prompt`` of a setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class GridRun:
 
 def run_grid(
     cells: Sequence[object],
-    prompts: Sequence[str | None] | None,
+    prompts: RowPrompts,
     settings: Sequence[Setting],
     *,
     repeats: int = 1,
@@ -91,8 +94,8 @@ def run_grid(
     ----------
     cells : sequence
         One per row.
-    prompts : sequence of str or None
-        One per row; None uses the setting's own prompt for all rows.
+    prompts : callable
+        Called with a setting's ``prompt``; returns one per row.
     settings : sequence of Setting
         From `expand`.
     repeats : int
@@ -141,7 +144,7 @@ class _Work:
 
     def __init__(
         self,
-        prompts: Sequence[str | None] | None,
+        prompts: RowPrompts,
         settings: Sequence[Setting],
         specs: Sequence[BackendSpec],
         repeats: int,
@@ -177,8 +180,9 @@ class _Work:
     def _warm_up(self, at: int, cells: Sequence[object]) -> None:
         """Load the model and generate one token, so that the first setting is not charged for the load."""
         config = self._settings[at].config.replace(max_caption_length=1, store=None, progress=False)
-        asked = zip(cells, self._prompts_of(at, len(cells)), strict=True)
-        first = next(((cell, prompt) for cell, prompt in asked if prompt and not is_null(cell)), None)
+        asked = zip(cells, self._prompts(config.prompt), strict=True)
+        can_run = ((cell, one) for cell, one in asked if isinstance(one, str | Prompt) and one and not is_null(cell))
+        first = next(can_run, None)
         if first is None:
             return
         started = time.perf_counter()
@@ -201,15 +205,11 @@ class _Work:
         config = setting.seeded(repeat).replace(progress=False)
         control = replace(self._control, on_result=lambda result: self._on_result(at, repeat, result))
         with measure_peak() as peak:
-            prompts = self._prompts_of(at, len(cells))
-            run = _execute(cells, prompts, config, control, self.cache)
+            run = _execute(cells, self._prompts(config.prompt), config, control, self.cache)
         self._note_end(run)
         self.run.memory = peak.kind
         self.run.records[setting.label] = run.record["effective"]
         self.run.grid_cells.append(replace(cell, results=run.results, peak_mib=peak.mib))
-
-    def _prompts_of(self, at: int, n_rows: int) -> Sequence[str | None]:
-        return self._prompts if self._prompts is not None else [self._settings[at].config.prompt] * n_rows
 
     def _note_end(self, run: Run) -> None:
         self.run.interrupted |= run.interrupted
@@ -248,7 +248,7 @@ def _ignored_options(setting: Setting, spec: BackendSpec) -> tuple[str, ...]:
 
 def _execute(
     cells: Sequence[object],
-    prompts: Sequence[str | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     control: Control,
     cache: FetchCache | None,

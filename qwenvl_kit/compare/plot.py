@@ -1,4 +1,4 @@
-"""Plot quality against cost of a tidy frame."""
+"""Plot a comparison: quality against cost, and how often answers are right against their probability."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = "osD^vPX*<>"  # distinguishable without colours
+_LINE = 0.05  # height of a line of numbers above a share of one
 
 
 def draw(
@@ -26,11 +27,7 @@ def draw(
     annotate: bool,
 ) -> Axes:
     """Draw a point per setting; a line joins settings that differ only in the last option."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingExtra("plots of comparisons", "notebook") from error
-    ax = ax or pyplot.subplots(layout="constrained")[1]
+    ax = ax or _new_axes()
     points = spread(frame, varied, quality, cost)
     outer = list(varied[:-1])
     groups = points.groupby(outer, sort=False, dropna=False) if outer else [((), points)]
@@ -60,6 +57,34 @@ def draw(
     return ax
 
 
+def draw_reliability(bins: pd.DataFrame, varied: Sequence[str], *, ax: Axes | None, annotate: bool) -> Axes:
+    """Draw a line per setting through the bins of `Comparison.reliability`, with intervals and counts."""
+    ax = ax or _new_axes()
+    ax.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    n_lines = 0
+    for at, (values, points) in enumerate(bins.groupby(list(varied), sort=False, dropna=False)):
+        line = ax.errorbar(
+            points["confidence"],
+            points["right"],
+            yerr=[
+                (points["right"] - points["right_low"]).clip(lower=0),  # a skewed one may leave the share out
+                (points["right_high"] - points["right"]).clip(lower=0),
+            ],
+            marker=_MARKERS[at % len(_MARKERS)],
+            capsize=3,
+            label=", ".join(f"{option}={value}" for option, value in zip(varied, values, strict=True)),
+        )
+        if annotate:
+            colour = line.lines[0].get_color()
+            for x, n in zip(points["confidence"], points["n"], strict=True):
+                ax.text(x, 1.05 + _LINE * at, f"{n:,}", ha="center", fontsize=8, color=colour)
+            n_lines = at + 1
+    ax.set(xlabel="probability of the answer", ylabel="share of answers that are right")
+    ax.set(ylim=(-0.03, 1.04 + _LINE * n_lines), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    ax.legend(title="at the top: number of answers" if annotate else None)
+    return ax
+
+
 def spread(frame: pd.DataFrame, varied: Sequence[str], quality: str, cost: str) -> pd.DataFrame:
     """Return mean and standard deviation over repeats of the mean over images, per setting."""
     answered = frame[(frame["status"] == "ok") & ~frame["cached"]]
@@ -82,3 +107,12 @@ def spread(frame: pd.DataFrame, varied: Sequence[str], quality: str, cost: str) 
         .astype(float)
         .reset_index()
     )
+
+
+def _new_axes() -> Axes:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtra("plots of comparisons", "notebook") from error
+    axes: Axes = pyplot.subplots(layout="constrained")[1]
+    return axes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, NDArray
 
 N_SAMPLES = 2000
@@ -38,16 +41,54 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, f
     (1.0, 1.0)
     """
     known = _known(values)
-    if not len(known):
+    return interval_of(lambda drawn: float(known[drawn].mean()), len(known), level)
+
+
+def interval_of(measure: Callable[[NDArray[np.intp]], float], n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of a measure of images.
+
+    Parameters
+    ----------
+    measure : callable
+        Of the positions (n,) of the drawn images, some of them repeated.
+    n : int
+        Number of images.
+    level : float
+        Coverage, in (0, 1).
+
+    Examples
+    --------
+    >>> interval_of(lambda drawn: float(len(drawn)), 3)
+    (3.0, 3.0)
+    """
+    if not n:
         return float("nan"), float("nan")
     draw = np.random.default_rng(0)
-    n_at_once = max(1, _MAX_DRAWN // len(known))
-    means = [
-        known[draw.integers(len(known), size=(min(n_at_once, N_SAMPLES - done), len(known)))].mean(axis=1)
-        for done in range(0, N_SAMPLES, n_at_once)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    measured = [measure(draw.integers(n, size=n)) for _ in range(N_SAMPLES)]
+    low, high = np.quantile(measured, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_counts(n_images: int) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each image is drawn in each bootstrap sample, in blocks of bounded memory.
+
+    For figures that are no mean over images, such as a precision. Equal calls draw equally.
+
+    Yields
+    ------
+    array of int64 (samples, n_images)
+        Each row sums to `n_images`; `N_SAMPLES` rows in all.
+
+    Examples
+    --------
+    >>> sum(len(block) for block in bootstrap_counts(3)), next(bootstrap_counts(3))[0].sum()
+    (2000, np.int64(3))
+    """
+    draw = np.random.default_rng(0)
+    n_at_once = max(1, _MAX_DRAWN // max(1, n_images))
+    for done in range(0, N_SAMPLES, n_at_once):
+        n = min(n_at_once, N_SAMPLES - done)
+        yield draw.multinomial(n_images, np.full(n_images, 1 / n_images), size=n) if n_images else np.zeros((n, 0), int)
 
 
 def paired_p_value(differences: ArrayLike) -> float:
@@ -85,29 +126,6 @@ def paired_p_value(differences: ArrayLike) -> float:
         patterns = draw.integers(2, size=(min(n_at_once, _N_FLIPS - done), len(known)))
         n_far += int((_sums(patterns, known) >= least).sum())
     return (n_far + 1) / (_N_FLIPS + 1)  # the pattern that was seen is one of them
-
-
-def calibration_error(confidence: ArrayLike, right: ArrayLike, n_bins: int = 15) -> float:
-    """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
-
-    Parameters
-    ----------
-    confidence : array of float (n,)
-        Probability of each answer, in [0, 1].
-    right : array of bool (n,)
-        Whether it is right.
-    n_bins : int
-        Bins of equal width.
-
-    Examples
-    --------
-    >>> calibration_error([1.0, 1.0, 0.5, 0.5], [True, True, True, False])
-    0.0
-    """
-    sure, true = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
-    bins = np.minimum((sure * n_bins).astype(int), n_bins - 1)
-    gaps = np.bincount(bins, sure - true, minlength=n_bins)
-    return float(np.abs(gaps).sum() / len(sure)) if len(sure) else float("nan")
 
 
 def _known(values: ArrayLike) -> NDArray[np.float64]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,22 +19,46 @@ if TYPE_CHECKING:
     from qwenvl_kit.types import Result
 
 Text = str | None
+Choose = Callable[[Sequence["Result"]], tuple[list[Text], list[float | None]]]
+"""Return the likeliest label of each result, and its probability; None for one without scores."""
 
 
 def tidy(
-    run: GridRun, settings: Sequence[Setting], cells: pd.Series, truths: Sequence[Text] | None = None
+    run: GridRun,
+    settings: Sequence[Setting],
+    cells: pd.Series,
+    truths: Sequence[Text] | None = None,
+    choose: Choose | None = None,
 ) -> pd.DataFrame:
     """Return the frame of a grid without its unfinished rows.
+
+    Parameters
+    ----------
+    run : GridRun
+        The results.
+    settings : sequence of Setting
+        Of the grid.
+    cells : Series
+        Its images.
+    truths : sequence of str or None, optional
+        The correct answers, one per image.
+    choose : callable, optional
+        Chooses among the labels of a result, where prompts had labels.
 
     Returns
     -------
     DataFrame
         The varied options, ``repeat``, ``seed``, ``row`` (position of the image), ``label`` (its index label), the
         columns of ``df.vl.run``, ``visual_tokens``, ``peak_mib``; then ``same``, ``token_edits`` and ``chrf`` against
-        the reference setting; and with `truths` ``truth``, ``right``, ``truth_token_edits`` and ``truth_chrf``.
+        the reference setting; ``probability``, with labels or ``logprobs``; with `truths` ``truth``, ``right``,
+        ``truth_token_edits`` and ``truth_chrf``; and with both ``brier``.
     """
     grid_cells = sorted(run.grid_cells, key=lambda cell: (cell.setting, cell.repeat))
     reached = [(cell, result) for cell in grid_cells for result in cell.results if result.status != "cancelled"]
+    shares: list[float | None] = []
+    if choose is not None:
+        names, shares = choose([result for _, result in reached])
+        reached = [(cell, replace(result, text=name)) for (cell, result), name in zip(reached, names, strict=True)]
     texts = {(cell.setting, cell.repeat, result.row): result.text for cell, result in reached}
     answers = [result.text for _, result in reached]
     references = [texts.get((settings[cell.setting].reference, cell.repeat, result.row)) for cell, result in reached]
@@ -42,17 +67,29 @@ def tidy(
         {
             **_varied([settings[cell.setting] for cell, _ in reached], settings[0]),
             **_places(reached, cells.index),
-            **result_frame(Run([result for _, result in reached], {}), index),
+            **result_frame(Run([result for _, result in reached], _record(settings)), index),
             **_costs(reached, [isinstance(cell, list | tuple) for cell in cells.tolist()]),
             **_agreement(answers, references, ("same", "token_edits", "chrf")),
         },
         index=index,
     )
+    if choose is not None:
+        frame["probability"] = pd.array(shares, dtype="Float64")
+    elif "logprob_sum" in frame:
+        frame["probability"] = np.exp(frame["logprob_sum"])
     if truths is not None:
         true = [truths[result.row] for _, result in reached]
         frame["truth"] = pd.Series(true, index=index, dtype=frame["text"].dtype)
         frame = frame.assign(**_agreement(answers, true, ("right", "truth_token_edits", "truth_chrf")))
+        if "probability" in frame:
+            frame["brier"] = (frame["probability"] - frame["right"].astype("Float64")) ** 2
     return frame
+
+
+def _record(settings: Sequence[Setting]) -> dict[str, Any]:
+    """Return what makes `result_frame` add log-probabilities, where any setting has them."""
+    given = [setting.config.logprobs for setting in settings]
+    return {"effective": {"logprobs": next((one for one in given if one is not None), None)}}
 
 
 def _varied(settings: Sequence[Setting], first: Setting) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def execute(
     outcome = collect(driver.run, collector, control.cancel, show_progress=config.progress)
     info = driver.info(outcome.failure)
     failure = outcome.failure or _warning_as_error(config, info.resolved)
-    record = make_record(asked_record(config), info.resolved, outcome.results, info.notes, clock)
+    record = make_record(asked_record(config), prompts, info.resolved, outcome.results, info.notes, clock)
     return _recorded(Run(outcome.results, record, outcome.interrupted, failure, info.notes), config)
 
 

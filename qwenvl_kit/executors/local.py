@@ -140,14 +140,16 @@ def run_spec(
     plan = make_plan(cells, prompts, config.image_src_type)
     for result in plan.results:
         collector.add(result)
-    loader = ImageLoader.of(config.fetch, Sizing.of(config.image, spec.geometry), cancel=control.cancel, cache=cache)
+    hands_over = spec.resolved.image_mode == "url"
+    sizing = Sizing.of(config.image, spec.geometry)
+    loader = ImageLoader.of(config.fetch, sizing, cancel=control.cancel, cache=cache, hands_over=hands_over)
     prefetcher = ImagePrefetcher(
         plan,
         loader,
         CacheKeyBuilder(spec.resolved, config.system_prompt),
         collector,
         source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources)
-        if store is not None
+        if store is not None and not hands_over
         else None,
         system=config.system_prompt,
         max_new_tokens=config.max_caption_length,
@@ -158,12 +160,12 @@ def run_spec(
     run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report)
     work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
     outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
-    record = make_record(asked_record(config), spec.resolved, outcome.results, notes, clock)
+    record = make_record(asked_record(config), prompts, spec.resolved, outcome.results, notes, clock)
     return Run(outcome.results, record, outcome.interrupted, outcome.failure, tuple(notes))
 
 
 def _check_constraints(spec: BackendSpec, prompts: Sequence[RowPrompt]) -> None:
-    """Compile the constraints of all prompts before anything loads.
+    """Compile the constraints of all prompts before anything loads; a server compiles them itself.
 
     Raises
     ------
@@ -173,12 +175,12 @@ def _check_constraints(spec: BackendSpec, prompts: Sequence[RowPrompt]) -> None:
         llguidance is not installed.
     """
     constraints = [prompt.constraint for prompt in prompts if isinstance(prompt, Prompt) and prompt.constraint]
-    if not constraints:
+    if not constraints or spec.resolved.base_url is not None:
         return
     if spec.checkpoint is None:
         raise ConfigError(
             f"backend={spec.resolved.backend!r} generates no tokens, so its answers cannot be constrained. Use "
-            "backend='torch' or 'onnx', or pass constrain=False."
+            "backend='torch', 'onnx' or 'openai', or pass constrain=False."
         )
     if spec.resolved.num_beams > 1:
         raise ConfigError(

@@ -26,6 +26,13 @@ def onnx_spec(config: Config) -> BackendSpec:
     return backend.spec(config)
 
 
+def openai_spec(config: Config) -> BackendSpec:
+    """Find a model that a server serves."""
+    from qwenvl_kit.openai_backend import backend
+
+    return backend.spec(config)
+
+
 def echo_spec(config: Config) -> BackendSpec:
     """Return the model that repeats its prompt."""
     from qwenvl_kit.inference import echo
@@ -33,7 +40,7 @@ def echo_spec(config: Config) -> BackendSpec:
     return echo.spec(config)
 
 
-_SPECS = {"torch": torch_spec, "onnx": onnx_spec, "echo": echo_spec}
+_SPECS = {"torch": torch_spec, "onnx": onnx_spec, "openai": openai_spec, "echo": echo_spec}
 
 
 def make_spec(config: Config) -> BackendSpec:
@@ -44,7 +51,9 @@ def make_spec(config: Config) -> BackendSpec:
     ConfigError
         There is no such backend, or it cannot do what the config asks.
     ModelNotFound
-        The model is at none of the places looked at.
+        The model is at none of the places looked at, or the server does not list it.
+    ServerError
+        The server cannot be used.
 
     Examples
     --------
@@ -55,5 +64,5 @@ def make_spec(config: Config) -> BackendSpec:
     if config.backend not in _SPECS:
         near = difflib.get_close_matches(config.backend, _SPECS, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"backend={config.backend!r} is invalid. Use torch, onnx or echo.{guess}")
+        raise ConfigError(f"backend={config.backend!r} is invalid. Use torch, onnx, openai or echo.{guess}")
     return _SPECS[config.backend](config)

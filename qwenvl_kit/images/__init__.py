@@ -5,12 +5,12 @@ The steps are ``classify`` (kind of source) → ``fetch`` (bytes) → ``decode``
 """
 
 from qwenvl_kit._warnings import warn
-from qwenvl_kit.images.classify import classify, is_null
+from qwenvl_kit.images.classify import classify, count_images, is_null
 from qwenvl_kit.images.fetch.cache import FetchCache
 from qwenvl_kit.images.fetch.dispatch import Fetch, host_of
 from qwenvl_kit.images.fetch.fetched import Fetched, RetryAt
 from qwenvl_kit.images.load import DecodeCost, ImageLoader
-from qwenvl_kit.images.resize import ExactSize, MaxArea, Sizing, TargetSize
+from qwenvl_kit.images.resize import ExactSize, KeepSize, MaxArea, Sizing, TargetSize
 
 __all__ = [
     "DecodeCost",
@@ -19,11 +19,13 @@ __all__ = [
     "FetchCache",
     "Fetched",
     "ImageLoader",
+    "KeepSize",
     "MaxArea",
     "RetryAt",
     "Sizing",
     "TargetSize",
     "classify",
+    "count_images",
     "host_of",
     "is_null",
 ]

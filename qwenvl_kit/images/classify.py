@@ -97,6 +97,15 @@ def is_null(cell: object) -> bool:
     return isinstance(cell, bytes | bytearray | memoryview | list | tuple) and len(cell) == 0
 
 
+def count_images(cell: object) -> int:
+    """Return how many images a cell holds; 1 where reading it raises, which `classify` reports."""
+    try:
+        parts = _parts(_without_wrapper(cell))
+        return int(not is_null(cell)) if parts is None else len(parts)
+    except Exception:  # noqa: BLE001  # of the cell's own code
+        return 1
+
+
 def _without_wrapper(cell: object) -> object:
     """Return the value of an Arrow scalar, or of a non-numeric array without dimensions."""
     if isinstance(cell, str | bytes):

@@ -31,10 +31,10 @@ from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.formats import format_of
 from qwenvl_kit.images.pixels import to_array
 from qwenvl_kit.images.probe import check_pixels, probe
+from qwenvl_kit.images.resize_in_bands import resize_in_bands
 from qwenvl_kit.images.rgb import (
     orientation_of,
     over_white,
-    resize_first_pass,
     resize_to,
     to_rgb,
     upright_rgb,
@@ -217,9 +217,7 @@ def _load(
             return upright_rgb(image, orientation), source_size
         with stage_context("resize", "Cannot resize the image"):
             size = sizing.target(source_size)
-        pixels = resize_first_pass(image, orientation, size)
-        image.close()  # which frees it, before there is another copy of the image
-    return Image.fromarray(pixels), source_size
+        return Image.fromarray(resize_in_bands(image, orientation, size)), source_size
 
 
 def _reduce(image: Image.Image, draft_size: tuple[int, int]) -> tuple[int, int] | None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import pickle
 import struct
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import AvifImagePlugin, Image, ImageFile
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_resized_image
+from qwenvl_kit.images.heap import trim_heap
 from qwenvl_kit.images.pixels import bands
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ _Buffer = TypeVar("_Buffer", bytearray, "NDArray[np.uint8]")
 LENGTH = struct.Struct("<Q")
 _BASE_MEMORY = 96 * 2**20  # a HEIF file of 64×64 pixels takes 40 MiB, all others 8 or less
 _MAX_MEMORY = 2 * 2**30
+_KEPT_MEMORY = 64 * 2**20  # after an image, for the next one: getting it anew would cost a tenth of the time
 
 
 def max_memory(n_file_bytes: int, n_image_bytes: int) -> int:
@@ -54,8 +58,12 @@ def main() -> None:
     warnings.simplefilter("ignore")  # Pillow's, of odd metadata; no caller sees them here
     # The pool runs as many processes as there are CPUs; a decoder's own threads would take address space and time.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    while (job := receive(jobs)) is not None and (data := receive(jobs)) is not None:
+    at_start = _address_space()
+    while (job := receive(jobs)) is not None and (data := _receive_bytes(jobs)) is not None:
+        if _address_space() > at_start + _KEPT_MEMORY:  # else the next image would get this beside its own limit
+            trim_heap()
         _respond(responses, data, *pickle.loads(job))
+        del data
 
 
 def send(pipe: int, part: bytes) -> None:
@@ -68,6 +76,12 @@ def receive(pipe: int) -> bytearray | None:
     """Read what `send` wrote; None where the other end is closed."""
     length = _length(pipe)
     return None if length is None else _read(pipe, bytearray(length))
+
+
+def _receive_bytes(pipe: int) -> bytes | None:
+    """Read what `send` wrote; the buffer that it was read into is gone on return."""
+    part = receive(pipe)
+    return None if part is None else bytes(part)
 
 
 def receive_pixels(pipe: int) -> NDArray[np.uint8] | None:
@@ -99,7 +113,7 @@ def _read(pipe: int, buffer: _Buffer) -> _Buffer | None:
 
 def _respond(
     pipe: int,
-    data: bytearray,
+    data: bytes,
     sizing: TargetSize,
     max_image_pixels: int,
     of_pillow: tuple[int | None, bool],
@@ -107,10 +121,10 @@ def _respond(
 ) -> None:
     """Write a pickled head and the pixels, some rows at a time."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
-    _limit_memory(max_memory(len(data), n_image_bytes))
     failure = None
     try:
-        image, source_size = decode_resized_image(bytes(data), sizing, max_image_pixels=max_image_pixels)
+        with _limited_memory(max_memory(len(data), n_image_bytes)):
+            image, source_size = decode_resized_image(data, sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
         failure = error.stage, error.message
     if failure is not None:  # sent when the exception is gone, whose frames hold the image
@@ -124,13 +138,31 @@ def _respond(
         _write(pipe, band)
 
 
-def _limit_memory(n_bytes: int) -> None:
-    """Let the process grow by `n_bytes`: more is a MemoryError, and thus this image's row error."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # there are no such limits on Windows
-        import resource
+@contextlib.contextmanager
+def _limited_memory(n_bytes: int) -> Iterator[None]:
+    """Let the process grow by `n_bytes` within: more is a MemoryError, and thus this image's row error.
 
-        with open("/proc/self/statm") as statm:
-            now = int(statm.read().split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = now + n_bytes
+    The limit ends with the image, so that the next one can be received, however large its file is.
+    """
+    now = _address_space()
+    if not now:
+        yield
+        return
+    import resource  # which Windows lacks
+
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = now + n_bytes
+    try:
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def _address_space() -> int:
+    """Return the bytes of address space of this process, 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[0]) * mmap.PAGESIZE
+    except OSError:
+        return 0

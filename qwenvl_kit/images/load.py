@@ -17,6 +17,7 @@ from PIL import Image
 
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
+from qwenvl_kit.images.addressed import by_address
 from qwenvl_kit.images.budget import Budget
 from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
 from qwenvl_kit.images.fetch.dispatch import Fetch, fetch, is_unchanged
@@ -86,6 +87,8 @@ class ImageLoader:
         Ends decoding once it is set.
     cache : FetchCache, optional
         Keeps files of hosts between fetches.
+    hands_over : bool
+        Images are URLs for a server, without pixels.
     """
 
     sizing: TargetSize
@@ -94,6 +97,7 @@ class ImageLoader:
     decode_timeout_s: float = 2.0
     cancel: threading.Event | None = None
     cache: FetchCache | None = None
+    hands_over: bool = False
 
     @classmethod
     def of(
@@ -103,10 +107,11 @@ class ImageLoader:
         *,
         cancel: threading.Event | None = None,
         cache: FetchCache | None = None,
+        hands_over: bool = False,
     ) -> Self:
         """Return a loader under the limits of options."""
         limits = FetchLimits.of(options)
-        return cls(sizing, limits, options.max_image_pixels, options.decode_timeout_s, cancel, cache)
+        return cls(sizing, limits, options.max_image_pixels, options.decode_timeout_s, cancel, cache, hands_over)
 
     def with_sizing(self, sizing: TargetSize) -> Self:
         """Return a loader under the same limits that resizes to another size."""
@@ -136,6 +141,16 @@ class ImageLoader:
             Of the stage ``fetch``.
         """
         return fetch(source, self.fetch_limits, self.cache)
+
+    def address(self, source: ImageSource) -> LoadedImage:
+        """Return an image without pixels, for a server that fetches it.
+
+        Raises
+        ------
+        RowError
+            See `by_address`.
+        """
+        return by_address(source, self.fetch_limits)
 
     def start_fetch(self, source: ImageSource) -> Fetch:
         """Return a fetch for step-by-step use; no request is sent yet."""

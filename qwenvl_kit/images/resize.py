@@ -87,6 +87,17 @@ class MaxArea:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepSize:
+    """The size of each image itself."""
+
+    draft: bool = False
+
+    def target(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size of the image."""
+        return source_size
+
+
+@dataclass(frozen=True, slots=True)
 class ExactSize:
     """One size for every image."""
 

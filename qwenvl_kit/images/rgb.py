@@ -15,6 +15,9 @@ from qwenvl_kit.images.source_context import stage_context
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Box = tuple[int, int, int, int]
+"""``(left, top, right, bottom)`` in pixels."""
+
 _BAND_PIXELS = 1 << 19  # of the upright image that are made at a time
 _ORIENTATION = 0x0112
 _TRANSPOSED = {
@@ -26,6 +29,7 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_INVERSE = {6: 8, 8: 6}  # all others undo themselves
 _TURNED = (5, 6, 7, 8)  # rows of the upright image are columns of the stored one
 _FROM_THE_RIGHT = (2, 3, 7, 8)  # its first rows or columns are the last columns of the stored one
 _FROM_THE_BOTTOM = (3, 4, 6, 7)
@@ -56,47 +60,45 @@ def upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
         return image
     height, width = upright_size(image, orientation)
     upright = Image.new("RGB", (width, height))
-    for box, band in _upright_bands(image, orientation, is_of_columns=False):
+    for box, band in upright_bands(image, orientation, is_of_columns=False):
         upright.paste(band, box[:2])
     return upright
 
 
-def resize_first_pass(image: Image.Image, orientation: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Turn an image upright, make it RGB and do the first of the two passes of resizing it to ``(height, width)``.
-
-    Band by band into an array, which takes 3 bytes a pixel where a second image would take 4. Pillow resizes columns
-    before rows where the height shrinks by more than twice as many pixels as the width, else rows before columns:
-    https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c
-    """
-    height, width = upright_size(image, orientation)
-    is_column_first = height - size[0] > max(0, 2 * (width - size[1]))
-    pixels = np.empty((size[0], width, 3) if is_column_first else (height, size[1], 3), np.uint8)
-    for (left, top, right, bottom), band in _upright_bands(image, orientation, is_of_columns=is_column_first):
-        if is_column_first:
-            pixels[:, left:right] = np.asarray(resize_to(band, (band.width, size[0])))
-        else:
-            pixels[top:bottom] = np.asarray(resize_to(band, (size[1], band.height)))
-    return pixels
-
-
-def _upright_bands(
-    image: Image.Image, orientation: int, *, is_of_columns: bool
-) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
+def upright_bands(image: Image.Image, orientation: int, *, is_of_columns: bool) -> Iterator[tuple[Box, Image.Image]]:
     """Give some rows or columns of the upright RGB image at a time, and the box that they fill in it."""
     to_levels = _levels_of(image) or _opaque
-    turn = _TRANSPOSED.get(orientation)
-    height, width = upright_size(image, orientation)
+    for box in band_boxes(upright_size(image, orientation), is_of_columns=is_of_columns):
+        yield box, _turn(to_levels(image.crop(_stored_box(image, orientation, box))), orientation)
+
+
+def band_boxes(size: tuple[int, int], *, is_of_columns: bool) -> Iterator[Box]:
+    """Give the boxes of some whole rows or columns of an image of ``(height, width)`` at a time."""
+    height, width = size
     n_lines, length = (width, height) if is_of_columns else (height, width)
     step = max(16, _BAND_PIXELS // length)
     for start in range(0, n_lines, step):
         end = min(start + step, n_lines)
-        box = (start, 0, end, height) if is_of_columns else (0, start, width, end)
-        band = to_levels(image.crop(_stored_box(image, orientation, box)))
-        yield box, band if turn is None else band.transpose(turn)
+        yield (start, 0, end, height) if is_of_columns else (0, start, width, end)
 
 
-def _stored_box(image: Image.Image, orientation: int, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Return where ``(left, top, right, bottom)`` of the upright image is in the image as stored."""
+def crop_upright(image: Image.Image, orientation: int, box: Box) -> Image.Image:
+    """Return a part of the upright image, of the mode that it is stored in."""
+    return _turn(image.crop(_stored_box(image, orientation, box)), orientation)
+
+
+def paste_upright(image: Image.Image, orientation: int, box: Box, part: Image.Image) -> None:
+    """Overwrite a part of the upright image where it is stored."""
+    image.paste(_turn(part, _INVERSE.get(orientation, orientation)), _stored_box(image, orientation, box))
+
+
+def _turn(part: Image.Image, orientation: int) -> Image.Image:
+    turn = _TRANSPOSED.get(orientation)
+    return part if turn is None else part.transpose(turn)
+
+
+def _stored_box(image: Image.Image, orientation: int, box: Box) -> Box:
+    """Return where a part of the upright image is in the image as stored."""
     left, top, right, bottom = box
     if orientation in _TURNED:
         left, top, right, bottom = top, left, bottom, right

@@ -109,7 +109,6 @@ class Echo:
         if control.on_token is not None:
             for position, word in enumerate(output):
                 control.on_token(request.row, word if position == 0 else f" {word}")
-        height, width = request.images[0].size
         return Result(
             request.row,
             "ok",
@@ -117,9 +116,8 @@ class Echo:
             finish_reason="stop" if output == words else "length",
             prompt_tokens=len(request.prompt.split()) + self._visual_tokens(request),
             new_tokens=len(output),
-            height=height,
-            width=width,
             seconds=seconds,
+            **request.sizes,
         )
 
     def _visual_tokens(self, request: Request) -> int:

@@ -28,7 +28,6 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
     if sequence.label_ids:
         return _scored(sequence)
     phrase = None if sequence.finish_reason == "stop" else repeated_phrase(ids)
-    height, width = request.images[0].size
     try:
         text = decode(ids)
         flag = None if phrase is None else f"repeats {decode(ids[-phrase:])!r} to its end"
@@ -42,10 +41,9 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
         finish_reason=sequence.finish_reason,
         prompt_tokens=len(sequence.prompt_ids),
         new_tokens=len(ids),
-        height=height,
-        width=width,
         seconds=sequence.seconds,
         flag=flag,
+        **request.sizes,
         **logprobs,
     )
 
@@ -67,7 +65,6 @@ def _logprobs(sequence: Sequence, decode: Callable[[list[int]], str]) -> dict[st
 def _scored(sequence: Sequence) -> Result:
     """Return the result of a sequence with labels; its text is the likeliest."""
     request, scores = sequence.request, sequence.label_logprobs
-    height, width = request.images[0].size
     return Result(
         request.row,
         "ok",
@@ -75,11 +72,10 @@ def _scored(sequence: Sequence) -> Result:
         finish_reason=sequence.finish_reason,
         prompt_tokens=len(sequence.prompt_ids),
         new_tokens=0,
-        height=height,
-        width=width,
         seconds=sequence.seconds,
         label_logprobs=scores,
         label_tokens=sequence.label_tokens,
+        **request.sizes,
     )
 
 
@@ -115,9 +111,9 @@ def failed(request: Request, error: Exception, doing: str) -> Result:
         error = RowError(
             "generate", f"Failed {doing} ({type(error).__name__}: {error}). Change this row and run again."
         )
-    return Result.failed(request.row, error, size=request.images[0].size)
+    return Result.failed(request.row, error, sizes=request.sizes)
 
 
 def _error(sequence: Sequence, message: str) -> Result:
     request = sequence.request
-    return Result.failed(request.row, RowError("generate", message), size=request.images[0].size)
+    return Result.failed(request.row, RowError("generate", message), sizes=request.sizes)

@@ -12,6 +12,7 @@ from qwenvl_kit.checkpoints.generation_config import biases, own_processors
 from qwenvl_kit.inference.constraint_masks import ConstraintMasks
 from qwenvl_kit.inference.sampling_rows import SamplingRows
 from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
+from qwenvl_kit.inference.top_k import top_k_candidates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,9 +71,10 @@ class Sampler:
     ) -> None:
         self._settings, self._eos_ids = dict(resolved.generation), eos_ids
         self._biases = biases(self._settings)
-        self._penalty, self._n_alternatives = resolved.repetition_penalty, resolved.logprobs
+        self._penalty, self._n_alternatives = resolved.repetition_penalty or 1.0, resolved.logprobs
         self._by_prompt_len: dict[int, LogitsProcessorList] = {}
         self._warpers = logits_processors(resolved) if resolved.do_sample else None
+        self._temperature, self._top_k, self._top_p = _temperature(resolved), resolved.top_k, resolved.top_p
         self._rows = SamplingRows(keeps_tokens=self._penalty != 1)
         self._masks = None if grammars is None else ConstraintMasks(grammars)
 
@@ -95,14 +97,14 @@ class Sampler:
             chosen = logits.argmax(dim=-1)
         if self._penalty != 1 or self._settings or self._warpers is not None:
             self._rows.update(sequences, logits.shape[1], logits.device)
-            likeliest, processed = self._process(logits, sequences).max(dim=-1)
+            likeliest, processed = self._pick(self._process(logits, sequences), sequences)
             # Where the checkpoint's own processors forbid all that a constraint allows, the constraint wins.
             chosen = torch.where(likeliest.isneginf(), chosen, processed) if is_constrained else processed
             self._rows.append(chosen)
         return torch.where(best.isfinite(), chosen, -1)
 
     def _process(self, scores: Tensor, sequences: list[Sequence]) -> Tensor:
-        """Return scores (B, V) after all processors, in the order of ``generate``, with noise if tokens are drawn."""
+        """Return scores (B, V) after all processors but the warpers, in the order of ``generate``."""
         if self._biases:
             scores = torch.cat([self._biases(_ids(one, scores), scores[at, None]) for at, one in enumerate(sequences)])
         if self._penalty != 1:
@@ -111,12 +113,25 @@ class Sampler:
             scores = torch.cat(
                 [self._own(one, scores)(_ids(one, scores), scores[at, None]) for at, one in enumerate(sequences)]
             )
+        return scores
+
+    def _pick(self, scores: Tensor, sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
+        """Return the largest score and its token (B,) of each row, after warpers and noise if tokens are drawn."""
         if self._warpers is None:
-            return scores
-        scores = self._warpers(None, scores)  # they read no ids
+            return scores.max(dim=-1)
         if scores.device.type != "cpu":
-            return scores + self._rows.noise(scores)
-        return torch.cat([_noise(one)(_ids(one, scores), scores[at, None]) for at, one in enumerate(sequences)])
+            warped: Tensor = self._warpers(None, scores)  # they read no ids
+            return (warped + self._rows.noise(warped)).max(dim=-1)
+        draws = torch.cat([_noise(one).draw(scores.shape[1]) for one in sequences])  # (B, V)
+        if not self._top_k:
+            warped = self._warpers(None, scores)
+            return (warped - draws.log_()).max(dim=-1)
+        found = top_k_candidates(scores, temperature=self._temperature, top_k=self._top_k, top_p=self._top_p)
+        likeliest, at = (found.scores - draws.gather(1, found.ids).log_()).max(dim=-1)
+        tokens = found.ids.gather(1, at[:, None])[:, 0]
+        for row in (~found.is_complete).nonzero()[:, 0].tolist():
+            likeliest[row], tokens[row] = (self._warpers(None, scores[row, None])[0] - draws[row].log_()).max(dim=-1)
+        return likeliest, tokens
 
     def _own(self, sequence: Sequence, scores: Tensor) -> LogitsProcessorList:
         """Return the processors of the checkpoint's settings, made once for all prompts of one length."""
@@ -130,12 +145,16 @@ class Sampler:
 
 def logits_processors(resolved: ResolvedConfig) -> LogitsProcessorList:
     """Return transformers' temperature, top-k and top-p, in the order in which ``generate`` applies them."""
-    chain = LogitsProcessorList([TemperatureLogitsWarper(float(resolved.temperature or 1.0))])
+    chain = LogitsProcessorList([TemperatureLogitsWarper(_temperature(resolved))])
     if resolved.top_k:
         chain.append(TopKLogitsWarper(resolved.top_k))
     if resolved.top_p is not None and resolved.top_p < 1:
         chain.append(TopPLogitsWarper(resolved.top_p))
     return chain
+
+
+def _temperature(resolved: ResolvedConfig) -> float:
+    return float(resolved.temperature or 1.0)
 
 
 @torch.inference_mode()

@@ -34,10 +34,14 @@ class SeededGumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers'
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (B, V) with noise; the largest of a row is a draw from its softmax."""
-        noise = torch.empty_like(scores, dtype=torch.float32)
+        return scores - self.draw(scores.shape[1]).log_()  # -log of an exponential draw is a Gumbel draw
+
+    def draw(self, n: int) -> Tensor:
+        """Return the next `n` exponential draws of each row, float32 (B, n)."""
+        draws = torch.empty(len(self._generators), n, device=self._generators[0].device)
         for row, generator in enumerate(self._generators):
-            noise[row].exponential_(generator=generator)
-        return scores - noise.log()  # -log of an exponential draw is a Gumbel draw
+            draws[row].exponential_(generator=generator)
+        return draws
 
 
 def counter_gumbel_noise(seeds: Tensor, steps: Tensor, n: int) -> Tensor:

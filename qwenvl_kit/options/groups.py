@@ -15,13 +15,18 @@ from qwenvl_kit.options.keywords import (
     DType,
     Engine,
     ImageDecode,
+    ImageEncoding,
+    ImageMode,
     ImageSrcType,
     MaxMemory,
     OnError,
     RowsInFlight,
 )
 from qwenvl_kit.options.rules import (
+    BASE_URL,
     DEVICE_MAP,
+    ENVIRONMENT_NAME,
+    EXTRA_BODY,
     FLAG,
     GPU_SHARE,
     HEADERS,
@@ -71,7 +76,7 @@ class ModelOptions(Group):
 
     model_path: str = option("/opt/las/models", NAME, "folder of local models")
     model_name: str = option("Qwen/Qwen2.5-VL-7B-Instruct", NAME, "a model of the Qwen2.5-VL family: a name below `model_path`, a folder, a hub name, or `demo`")
-    backend: str = option("torch", NAME, "what runs the model: `torch`, `onnx` (an export), or `echo` (no model: returns the prompt)")
+    backend: str = option("torch", NAME, "what runs the model: `torch`, `onnx` (an export), `openai` (a server), or `echo` (no model: returns the prompt)")
     dtype: DType = option("bfloat16", Choice(DType), "number format of weights and activations")
     use_flash_attention_2: bool = option(True, FLAG, "use FlashAttention-2 on CUDA with a 16-bit dtype; sdpa otherwise")
     torch_compile: bool = option(False, FLAG, "compile decode steps, into CUDA graphs on a GPU; the record has the warm-up time")
@@ -80,6 +85,10 @@ class ModelOptions(Group):
     device_map: DeviceMap | None = option(None, DEVICE_MAP, "accelerate's device map: `auto`, a device, or a dict from module to device, `cpu` or `disk`")
     max_memory: MaxMemory | None = option(None, MAX_MEMORY, "maximum memory per device for `device_map`, such as `{0: '20GiB', 'cpu': '60GiB'}`")
     local_files_only: bool = option(True, FLAG, "False allows a download from the hub")
+    base_url: str | None = option(None, BASE_URL, "with `openai`: address of the server, such as `http://localhost:8000/v1`")
+    api_key_env: str = option("OPENAI_API_KEY", ENVIRONMENT_NAME, "with `openai`: environment variable that holds the server's key; it is read for each request, and kept nowhere")
+    extra_body: Mapping[str, object] | None = option(None, EXTRA_BODY, "with `openai`: further fields of each request, such as `{'min_p': 0.1}`; on record")
+    request_timeout_s: float = option(600.0, Number(0, unit="seconds"), "with `openai`: maximum time of a row's answer, retries included, in seconds")
 
     def _check_combinations(self) -> None:
         if self.rank is not None and self.device_map is not None:
@@ -117,10 +126,6 @@ class SamplingOptions(Group):
             raise ConfigError(
                 f"Beam search (num_beams={self.num_beams}) does not support stop_repetition=True. Use num_beams=1."
             )
-        if self.num_beams > 1 and self.logprobs is not None:
-            raise ConfigError(
-                f"Beam search (num_beams={self.num_beams}) does not support logprobs={self.logprobs}. Use num_beams=1."
-            )
         if self.num_beams > 1 and self.do_sample:
             raise ConfigError(
                 f"num_beams={self.num_beams} and do_sample=True exclude each other, because sampled beams depend on "
@@ -137,6 +142,8 @@ class ImageOptions(Group):
     min_pixels: int | None = option(None, _PIXELS, "minimum area in pixels; None for the checkpoint's own")
     max_pixels: int | None = option(None, _PIXELS, "maximum area in pixels; None for the checkpoint's own")
     image_decode: ImageDecode = option("exact", Choice(ImageDecode), "`draft` decodes JPEGs at a reduced scale where the target is much smaller: faster, with slightly different pixels")
+    image_encoding: ImageEncoding = option("png", Choice(ImageEncoding), "with `openai`: how pixels are sent: `png`, which is lossless, or `jpeg` (quality 95)")
+    image_mode: ImageMode = option("data", Choice(ImageMode), "with `openai`: `data` sends pixels, `url` the http and https addresses of the cells, which the server fetches and resizes")
 
     def _check_combinations(self) -> None:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:

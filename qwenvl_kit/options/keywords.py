@@ -8,6 +8,8 @@ from typing import Literal, TypedDict
 ImageSrcType = Literal["auto", "image_url", "image_base64", "image_binary"]
 DType = Literal["bfloat16", "float16", "float32"]
 ImageDecode = Literal["exact", "draft"]
+ImageEncoding = Literal["png", "jpeg"]
+ImageMode = Literal["data", "url"]
 OnError = Literal["keep", "raise"]
 Engine = Literal["local", "daft", "ray"]
 DeviceMap = str | Mapping[str, int | str]
@@ -29,6 +31,10 @@ class ModelKeywords(TypedDict, total=False):
     device_map: DeviceMap | None
     max_memory: MaxMemory | None
     local_files_only: bool
+    base_url: str | None
+    api_key_env: str
+    extra_body: Mapping[str, object] | None
+    request_timeout_s: float
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -54,6 +60,8 @@ class ImageKeywords(TypedDict, total=False):
     min_pixels: int | None
     max_pixels: int | None
     image_decode: ImageDecode
+    image_encoding: ImageEncoding
+    image_mode: ImageMode
 
 
 class FetchKeywords(TypedDict, total=False):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
+from urllib.parse import urlsplit
 
 from qwenvl_kit.errors import ConfigError
 
@@ -15,6 +17,8 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # https://www.rfc-editor.org/rfc/rfc
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _CONNECTION_HEADERS = frozenset({"host", "connection", "content-length", "transfer-encoding"})
+_BASE_URL = re.compile(r"https?://[\x21-\x7e]+")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEVICE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 
 
@@ -163,6 +167,29 @@ def _are_headers(value: Any) -> bool:
     )
 
 
+def _is_base_url(value: Any) -> bool:
+    try:
+        parts = urlsplit(value)
+        return bool(
+            _BASE_URL.fullmatch(value)
+            and parts.hostname
+            and not (parts.username or parts.password or parts.query or parts.fragment)
+            and parts.port != 0
+        )
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        return False
+
+
+def _is_body(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return False
+    try:
+        json.dumps(dict(value), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 FLAG = Custom("True or False", lambda v: isinstance(v, bool))
 NAME = Custom("a non-empty string", lambda v: isinstance(v, str) and v != "")
 TEXT = Custom("a string without unpaired surrogates, or None", lambda v: v is None or _is_text(v))
@@ -187,4 +214,18 @@ ROWS_IN_FLIGHT = Custom(
 )
 GPU_SHARE = Custom(
     "a fraction of one GPU, a whole number of GPUs, or None for the default", lambda v: v is None or _is_gpu_share(v)
+)
+BASE_URL = Custom(
+    "an http or https URL such as http://localhost:8000/v1, without user name, password, query and fragment (the key "
+    "belongs into the environment: api_key_env), or None",
+    lambda v: v is None or (isinstance(v, str) and _is_base_url(v)),
+    is_secret=True,  # may hold a password
+)
+ENVIRONMENT_NAME = Custom(
+    "the name of an environment variable, such as OPENAI_API_KEY, and not the key itself",
+    lambda v: isinstance(v, str) and _ENVIRONMENT_NAME.fullmatch(v) is not None,
+    is_secret=True,  # may be the key
+)
+EXTRA_BODY = Custom(
+    "a dict of names and JSON values, such as {'min_p': 0.1}, or None", lambda v: v is None or _is_body(v)
 )

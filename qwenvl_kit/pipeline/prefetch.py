@@ -227,6 +227,8 @@ class ImagePrefetcher:
         return image
 
     def _load_step(self, task: Task, source: ImageSource, place: Place) -> LoadedImage | None:
+        if self._loader.hands_over:
+            return self._loader.address(source)
         if source.kind in ("pil", "array"):
             return self._loader.decode(source, None, self._loader.decode_cost(source, None))
         if task.fetched is None and not self._fetched(task, source, place):

@@ -17,6 +17,7 @@ _STAGES: dict[Stage, str] = {
     "prefill": "prompt: layer {}/{}",
 }
 _SHOWN_AFTER_S = 1.0  # what is sooner done would only flicker
+_REDRAWN_AFTER_S = 1.0  # the time that has passed, while no row is done
 
 
 class StageProgress:
@@ -66,15 +67,17 @@ def progress_bar(n_rows: int, *, shown: bool) -> Iterator[Tick]:
     from tqdm.auto import tqdm
 
     with tqdm(total=n_rows, unit="row", smoothing=0.1) as bar:
-        shown_before = ""
+        shown_before, drawn = "", time.monotonic()
 
         def tick(done: int, failed: int, text: str) -> None:
-            nonlocal shown_before
+            nonlocal shown_before, drawn
             words = ", ".join([*([f"errors={failed}"] if failed else []), *([text] if text else [])])
             bar.set_postfix_str(words, refresh=False)
-            bar.update(done - bar.n)
-            if words != shown_before:  # also where no row is done meanwhile
+            if done > bar.n:  # an update by 0 moves tqdm's clock without counting, and its pace is far too high then
+                bar.update(done - bar.n)
+            elif words != shown_before or time.monotonic() - drawn >= _REDRAWN_AFTER_S:
                 bar.refresh()
+                drawn = time.monotonic()
             shown_before = words
 
         yield tick

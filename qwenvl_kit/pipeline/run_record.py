@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.types import Result
+from qwenvl_kit.types import Prompt, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
+    from qwenvl_kit.types import RowPrompt
 
+_MOST_PROMPTS = 20  # a record stays small where each row has a prompt of its own
 _DISTRIBUTIONS = ("qwenvl_kit", "torch", "transformers", "accelerate", "pillow", "pandas", "numpy")
 
 
@@ -37,12 +39,18 @@ class RunClock:
 
 
 def make_record(
-    asked: Mapping[str, Any], resolved: ResolvedConfig, results: Sequence[Result], notes: Sequence[str], clock: RunClock
+    asked: Mapping[str, Any],
+    prompts: Sequence[RowPrompt],
+    resolved: ResolvedConfig,
+    results: Sequence[Result],
+    notes: Sequence[str],
+    clock: RunClock,
 ) -> dict[str, Any]:
     """Return what was asked, what ran and how it went, as plain JSON values."""
     ran = resolved.record()
     return {
         "asked": dict(asked),
+        "prompts": distinct_prompts(prompts),
         "effective": {**ran, "notes": [*ran["notes"], *notes]},
         "rows": dict(Counter(result.status for result in results)),
         "cached": sum(result.cached for result in results),
@@ -50,6 +58,20 @@ def make_record(
         "seconds": round(time.monotonic() - clock.began, 3),
         "versions": dict(_versions()),
     }
+
+
+def distinct_prompts(prompts: Sequence[RowPrompt]) -> list[str]:
+    """Return the texts of the distinct prompts, in the order of their first rows; of many, the first and their number.
+
+    Examples
+    --------
+    >>> distinct_prompts(["Describe it.", None, "Describe it.", Prompt("Is it red?")])
+    ['Describe it.', 'Is it red?']
+    """
+    texts = [prompt.text if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+    distinct = list(dict.fromkeys(text for text in texts if isinstance(text, str)))
+    n_more = len(distinct) - _MOST_PROMPTS
+    return [*distinct[:_MOST_PROMPTS], *([f"… and {n_more} more prompts"] if n_more > 0 else [])]
 
 
 def missing(row: int, *, failure: BaseException | None) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from qwenvl_kit.errors import ConfigError, RowError, printable
 from qwenvl_kit.images import is_null
+from qwenvl_kit.options import SamplingOptions, names_of
 from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
@@ -116,13 +117,26 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_classifiable(config: Config) -> None:
-    """Raise ConfigError for a backend without a model, and for options of generated answers that the caller passed."""
+    """Raise ConfigError for a backend that scores no labels, and for explicit options of generated answers."""
     if config.backend == "echo":
         raise ConfigError("backend='echo' has no model to score labels with. Use backend='torch' or 'onnx'.")
+    if config.backend == "openai":
+        raise ConfigError(
+            "backend='openai' cannot score labels: servers return probabilities of the tokens that they generate, not "
+            "of given answers. Use backend='torch' or 'onnx', or generate one of them with df.vl.ask(…, choices=[…])."
+        )
     for name, value in _GENERATING.items():
         given = getattr(config, name)
         if name in config.explicit and given != value:
             raise ConfigError(f"{name}={given!r} changes generated answers only, and labels are scored. Leave it out.")
+
+
+def check_varied(vary: Iterable[str]) -> None:
+    """Raise ConfigError for options of generated answers, of which scores of labels do not depend."""
+    if idle := [name for name in vary if name in names_of(SamplingOptions)]:
+        raise ConfigError(
+            f"vary[{idle[0]!r}] has no effect with labels, because it changes generated answers only. Leave it out."
+        )
 
 
 def row_labels(labels: object, n_rows: int) -> list[tuple[str, ...]]:
@@ -151,12 +165,12 @@ def row_labels(labels: object, n_rows: int) -> list[tuple[str, ...]]:
     if given is None:
         raise ConfigError(f"labels must be a list of texts, or one list per row; got {_shown(labels)}.")
     if all(isinstance(one, str) for one in given):
-        return [_checked(given, "labels")] * n_rows
+        return [checked_labels(given, "labels")] * n_rows
     if len(given) != n_rows:
         raise ConfigError(
             f"labels has {len(given)} entries for {n_rows} rows. Pass one list per row, or one list of texts for all."
         )
-    return [() if _is_missing(one) else _checked(one, f"labels of row {row}") for row, one in enumerate(given)]
+    return [() if is_missing(one) else checked_labels(one, f"labels of row {row}") for row, one in enumerate(given)]
 
 
 def label_prompts(
@@ -221,12 +235,20 @@ def _as_list(labels: object) -> list[object] | None:
     return list(cast("Sequence[object]", labels)) if is_many else None
 
 
-def _is_missing(labels: object) -> bool:
+def is_missing(labels: object) -> bool:
+    """Return whether the labels of a row are None, NaN or an empty list."""
     given = _as_list(labels)
     return not given if given is not None else labels is None or bool(pd.isna(cast("Any", labels)))
 
 
-def _checked(labels: object, what: str) -> tuple[str, ...]:
+def checked_labels(labels: object, what: str, *, n_least: int = 2) -> tuple[str, ...]:
+    """Return labels as a tuple.
+
+    Raises
+    ------
+    ConfigError
+        They are fewer than `n_least` or equal, or one is no text. The message calls them `what`.
+    """
     given = _as_list(labels)
     if given is None:
         raise ConfigError(f"{what} must be a list of texts; got {_shown(labels)}.")
@@ -237,7 +259,7 @@ def _checked(labels: object, what: str) -> tuple[str, ...]:
     twice = next((one for one, n in Counter(texts).items() if n > 1), None)
     if twice is not None:
         raise ConfigError(f"{what} contain {_shown(twice)} twice. Leave one of them out.")
-    if len(texts) < 2:
+    if len(texts) < n_least:
         raise ConfigError(f"{what} are {texts!r}. Pass at least two: probabilities are shared among them.")
     return tuple(texts)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +88,7 @@ class Extraction:
         parsed = self._parsed(result.text, result.finish_reason)
         if parsed is None:
             text = printable(repr(result.text), _SHOWN)
-            return _failed(result, f"The answer holds no JSON: {text}. Use constrain=True, or another prompt.")
+            return failed_answer(result, f"The answer holds no JSON: {text}. Use constrain=True, or another prompt.")
         if parsed.cut is not None and result.finish_reason != "stop":
             return truncated(result)
         return result
@@ -186,30 +185,12 @@ class _Row:
         return kept
 
 
-def check_form(question: object, options: object, regex: object, choices: object) -> str | None:
-    """Return which of the three gives the form of an answer, or None.
-
-    Raises
-    ------
-    ConfigError
-        There is more than one, or one with several questions.
-    """
-    given = {"options": options, "regex": regex, "choices": choices}
-    forms = [name for name, value in given.items() if value is not None]
-    if len(forms) > 1:
-        raise ConfigError(f"{' and '.join(forms)} exclude each other. Pass only one of them.")
-    if not forms:
-        return None
-    if isinstance(question, Mapping):
-        raise ConfigError(f"{forms[0]} belong to one question. Call ask once for each of the questions.")
-    return forms[0]
-
-
 def check_constrainable(config: Config) -> None:
     """Raise ConfigError for options of the caller under which no answer can be constrained."""
     if config.backend == "echo":
         raise ConfigError(
-            "backend='echo' generates no tokens, so its answers cannot be constrained. Use backend='torch' or 'onnx'."
+            "backend='echo' generates no tokens, so its answers cannot be constrained. Use backend='torch', 'onnx' or "
+            "'openai'."
         )
     if config.num_beams > 1:
         raise ConfigError(
@@ -217,66 +198,18 @@ def check_constrainable(config: Config) -> None:
         )
 
 
-def text_constraint(regex: str | None, choices: object) -> Constraint:
-    """Return the constraint of a regular expression, else of choices.
-
-    Raises
-    ------
-    ConfigError
-        It is invalid, or llguidance refuses it.
-    MissingExtra
-        llguidance is not installed.
-
-    Examples
-    --------
-    >>> text_constraint(None, ["yes", "no"]).source
-    '["yes", "no"]'
-    """
-    if regex is not None:
-        _require_text("regex", regex)
-        constraint = Constraint("regex", regex)
-    else:
-        constraint = Constraint("choices", json.dumps(_choices(choices), ensure_ascii=False))
-    check_constraint(constraint)
-    return constraint
-
-
-def checked_text(result: Result) -> Result:
-    """Return a result as an error, with its text, where the answer is cut and so need not match its constraint."""
-    return truncated(result) if result.status == "ok" and result.finish_reason != "stop" else result
-
-
 def truncated(result: Result) -> Result:
     """Return a cut answer as that row's error; its text stays."""
     option = _CUT.get(result.finish_reason or "", "a limit")
-    return _failed(
+    return failed_answer(
         result, f"truncated: {option} ended the answer after {result.new_tokens} tokens. Raise max_caption_length."
     )
 
 
-def _failed(result: Result, message: str) -> Result:
+def failed_answer(result: Result, message: str) -> Result:
+    """Return an answer as that row's error; its text stays."""
     error = RowError("generate", message)
     return replace(result, status="error", error=error.message, stage=error.stage)
-
-
-def _choices(choices: object) -> list[str]:
-    if isinstance(choices, str | bytes) or not isinstance(choices, Sequence | pd.Series | pd.Index | np.ndarray):
-        raise ConfigError(f"choices must be a list of texts; got {printable(repr(choices), _SHOWN)}.")
-    found = list(dict.fromkeys(choices))
-    for one in found:
-        _require_text("choices", one)
-    if not found:
-        raise ConfigError("choices is empty. Pass at least one text.")
-    return found
-
-
-def _require_text(name: str, text: object) -> None:
-    if not isinstance(text, str) or not text:
-        raise ConfigError(f"{name} must be text that is not empty; got {printable(repr(text), _SHOWN)}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{name} contains an unpaired surrogate at index {error.start}. Remove it.") from error
 
 
 def _column(values: list[Any], dtype: str, index: pd.Index) -> pd.Series:

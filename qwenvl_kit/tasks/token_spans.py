@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from operator import itemgetter
 
 Span = tuple[int, int]
 _PART = "\ufffd"  # what a token decodes to by itself if it is a part of a character
@@ -48,16 +50,16 @@ def token_spans(tokens: Sequence[str], text: str) -> list[Span] | None:
     return spans if whole == len(text) else None
 
 
-def overlapping(spans: Iterable[Span], parts: Sequence[Span]) -> list[int]:
-    """Return the indices of spans that share a character with one of `parts`.
+def overlapping(spans: Sequence[Span], parts: Sequence[Span]) -> list[int]:
+    """Return the indices of those of `token_spans` that share a character with one of `parts`, each once.
 
     Examples
     --------
     >>> overlapping([(0, 3), (3, 6), (6, 8)], [(5, 7)])
     [1, 2]
     """
-    return [
-        at
-        for at, (begin, end) in enumerate(spans)
-        if any(begin < part_end and part_begin < end for part_begin, part_end in parts)
-    ]
+    found: dict[int, None] = {}
+    for begin, end in parts:
+        first, last = bisect_right(spans, begin, key=itemgetter(1)), bisect_left(spans, end, key=itemgetter(0))
+        found.update(dict.fromkeys(range(first, last)))
+    return sorted(found)

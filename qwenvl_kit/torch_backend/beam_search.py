@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from qwenvl_kit.inference.cancellation import Cancelled, cancellable, points_bef
 from qwenvl_kit.inference.oom import free_memory, is_device_lost, is_out_of_memory
 from qwenvl_kit.inference.outputs import failed, finished, oom_error, overflow_error
 from qwenvl_kit.inference.waiting_queue import WaitingQueue
+from qwenvl_kit.torch_backend.beam_logprobs import BeamLogprobs
 from qwenvl_kit.torch_backend.stopping import EventStoppingCriteria, NonFiniteStop
 from qwenvl_kit.types import Result
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.processor import Tokenization
     from qwenvl_kit.inference.sequence import Sequence
 
+    _Places = Callable[[list[int]], list[list[tuple[int, float]]]]
     Batch = list[tuple[Sequence, Tensor | None]]  # with its patches (P, C·T·p·p); None where memory ran out for them
 
 
@@ -117,24 +121,36 @@ class BeamSearch:
         inputs = self._collate(batch)
         sequences = [sequence for sequence, _ in batch]
         stop = NonFiniteStop(len(batch), resolved.num_beams, self._tokenization.eos_ids[0], self._device)
-        with torch.inference_mode(), silence_transformers():
-            ids: Tensor = self._model.generate(
+        record = self._record(len(batch), resolved)
+        watching = nullcontext() if record is None else record.watching(self._model)
+        with torch.inference_mode(), silence_transformers(), watching:
+            generated = self._model.generate(
                 **{name: tensor.to(self._device) for name, tensor in inputs.items()},
                 generation_config=self._generation_config(sequences, resolved),
-                logits_processor=[stop],
+                logits_processor=[stop] if record is None else [stop, record],
                 stopping_criteria=StoppingCriteriaList([EventStoppingCriteria(control.cancel)]),
             )
-        outputs: list[list[int]] = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        outputs: list[list[int]] = generated.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        beams: list[list[int]] = generated.beam_indices.tolist()
         overflowed: list[bool] = stop.overflowed.tolist()
         seconds = (time.perf_counter() - started) / len(batch)
         results = [
-            overflow_error(sequence, resolved.dtype) if is_overflow else self._result(sequence, output, seconds)
-            for sequence, output, is_overflow in zip(sequences, outputs, overflowed, strict=True)
+            overflow_error(sequence, resolved.dtype)
+            if is_overflow
+            else self._result(
+                sequence, output, seconds, None if record is None else partial(record.places, row, beams[row])
+            )
+            for row, (sequence, output, is_overflow) in enumerate(zip(sequences, outputs, overflowed, strict=True))
         ]
         if control.on_token is not None:  # the text of beams is not settled before the end
             for result in results:
                 control.on_token(result.row, result.text or "")
         return results
+
+    def _record(self, n_rows: int, resolved: ResolvedConfig) -> BeamLogprobs | None:
+        if resolved.logprobs is None:
+            return None
+        return BeamLogprobs(n_rows, resolved.num_beams, self._tokenization.eos_ids, resolved.logprobs)
 
     def _layers(self) -> list[Any]:
         core = self._model.model
@@ -180,9 +196,12 @@ class BeamSearch:
             use_cache=True,
             eos_token_id=list(self._tokenization.eos_ids),
             pad_token_id=self._pad_id,
+            return_dict_in_generate=True,
         )
 
-    def _result(self, sequence: Sequence, output_ids: list[int], seconds: float) -> Result:
+    def _result(
+        self, sequence: Sequence, output_ids: list[int], seconds: float, places: _Places | None = None
+    ) -> Result:
         limit = sequence.request.max_new_tokens
         output_ids = output_ids[:limit]
         end = next((at for at, token in enumerate(output_ids) if token in self._tokenization.eos_ids), None)
@@ -190,4 +209,6 @@ class BeamSearch:
             return Result(sequence.request.row, "cancelled")
         sequence.output_ids, sequence.seconds = output_ids[:end], seconds
         sequence.finish_reason = "length" if end is None else "stop"
+        if places is not None:
+            sequence.logprobs = places(output_ids if end is None else output_ids[: end + 1])
         return finished(sequence, self._tokenization.decode)

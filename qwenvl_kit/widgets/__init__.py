@@ -13,7 +13,21 @@ try:
 except ImportError as error:
     raise MissingExtra("qwenvl_kit.widgets", "notebook") from error
 
+from qwenvl_kit.widgets.box_compare import BoxCompare
+from qwenvl_kit.widgets.judge import Judge
+from qwenvl_kit.widgets.line_panels import ModelCompare, PromptCompare
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
 from qwenvl_kit.widgets.panels import DtypeCompare, Playground, ResizeCompare, SamplingCompare
 
-__all__ = ["BeforeAfter", "DtypeCompare", "Playground", "ResizeCompare", "SamplingCompare", "TokenGrid"]
+__all__ = [
+    "BeforeAfter",
+    "BoxCompare",
+    "DtypeCompare",
+    "Judge",
+    "ModelCompare",
+    "Playground",
+    "PromptCompare",
+    "ResizeCompare",
+    "SamplingCompare",
+    "TokenGrid",
+]

@@ -23,7 +23,7 @@ MAX_INLINE = 200_000
 # Pixels in memory stay pixels: a sampled answer depends on the bytes of its image.
 _PIXELS = (
     ["import base64", "import io", "from pathlib import Path", "", "import numpy as np", "from PIL import Image"],
-    ["", "", "def pixels(png):", '    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))', ""],
+    ["", "", "def panel_pixels(png):", '    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))', ""],
 )
 _SUFFIX = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
 
@@ -50,22 +50,26 @@ def to_code(state: State, *, folder: str | os.PathLike[str] | None = None) -> st
             "write them to files."
         )
     lines = ["import pandas as pd", "", "import qwenvl_kit  # registers df.vl"]
-    if any("pixels(" in cell for cell in cells):
+    if any("panel_pixels(" in cell for cell in cells):
         lines = [*_PIXELS[0], *lines, *_PIXELS[1]]
-    lines += ["", "df = pd.DataFrame(", "    {", '        "image": [', *(f"            {cell}," for cell in cells)]
-    lines += ["        ]", "    }", ")", *_call(state)]
+    names = [state.images[at].name for at in sorted(state.chosen)]
+    # Names of its own: the reader's notebook is likely to have a `df`.
+    lines += ["", "panel_images = pd.DataFrame(", '    {"image": [', *(f"        {cell}," for cell in cells), "    ]},"]
+    lines += [f"    index={names!r},", ")", *_call(state)]
     return "\n".join(lines) + "\n"
 
 
 def _call(state: State) -> list[str]:
     # Bytes and pixels have become data URIs or files, which image_src_type='auto' recognises.
     options = [_option(name, value) for name, value in state.asked.items() if name != "image_src_type"]
+    if state.labels and not state.vary:
+        labels = [f"    {list(state.labels)!r},", "    all=True,"]
+        return ["panel_answers = panel_images.vl.classify(", '    "image",', *labels, *options, ")", "panel_answers"]
     if not state.vary:
-        return ["frame = df.vl.run(", '    "image",', *options, ")", "frame"]
+        return ["panel_answers = panel_images.vl.run(", '    "image",', *options, ")", "panel_answers"]
     vary = ", ".join(f"{name!r}: {_plain(values)!r}" for name, values in state.vary.items())
-    repeats = [f"    repeats={state.repeats},"] if state.repeats > 1 else []
-    grid = ["found = df.vl.compare(", '    "image",', f"    vary={{{vary}}},", *repeats, *options, ")"]
-    return [*grid, "found.frame"]
+    varied = [f"    vary={{{vary}}},", *([f"    repeats={state.repeats},"] if state.repeats > 1 else [])]
+    return ["panel_answers = panel_images.vl.compare(", '    "image",', *varied, *options, ")", "panel_answers.frame"]
 
 
 def _option(name: str, value: Any) -> str:
@@ -94,11 +98,11 @@ def _cell(cell: Any, name: str, folder: str | os.PathLike[str] | None) -> str:
     data = bytes(cell) if is_encoded else _png(cell)
     if folder is None:
         text = base64.b64encode(data).decode()
-        return repr(f"data:;base64,{text}") if is_encoded else f'pixels(base64.b64decode("{text}"))'
+        return repr(f"data:;base64,{text}") if is_encoded else f'panel_pixels(base64.b64decode("{text}"))'
     place = Path(folder) / f"image-{name}{_SUFFIX.get(data[:4], '.jpg')}"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(data)
-    return repr(str(place)) if is_encoded else f"pixels(Path({str(place)!r}).read_bytes())"
+    return repr(str(place)) if is_encoded else f"panel_pixels(Path({str(place)!r}).read_bytes())"
 
 
 def _png(cell: Any) -> bytes:

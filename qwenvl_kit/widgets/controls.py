@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.html import render
 from qwenvl_kit.options import Choice, OptionDoc, option_docs
 
 _STYLE = {"description_width": "170px"}
@@ -39,6 +40,7 @@ _SHOWN = (
     "seed",
     "num_beams",
     "repetition_penalty",
+    "logprobs",
     "rank",
 )
 
@@ -119,7 +121,9 @@ def numbers(text: str, name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]
 
 
 def _control(option: OptionDoc, value: Any) -> Any:
-    shared = {"description": option.name, "tooltip": option.doc, "style": _STYLE, "layout": _LAYOUT}
+    # As a title of the label: ipywidgets drops the tooltip of texts, drop-downs and check boxes.
+    label = str(render("<span title='{{ doc }}'>{{ name }}</span>", doc=option.doc, name=option.name))
+    shared = {"description": label, "description_allow_html": True, "style": _STYLE, "layout": _LAYOUT}
     if isinstance(option.rule, Choice):
         return widgets.Dropdown(options=option.rule.values, value=value, **shared)
     if option.kind == "bool":

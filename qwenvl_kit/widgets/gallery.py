@@ -12,13 +12,13 @@ from qwenvl_kit.batches import rows_of
 from qwenvl_kit.columns import pick_column
 from qwenvl_kit.html import plain
 from qwenvl_kit.thumbnails import Thumbnailer, together
+from qwenvl_kit.widgets.elements import Uploader
 from qwenvl_kit.widgets.images import draw_thumbnail, thumbnail_html
 from qwenvl_kit.widgets.state import PanelImage
 
 Pictures = pd.DataFrame | pd.Series | Sequence[object] | None
 
 MAX_OFFERED = 24
-MAX_UPLOAD = 32 * 2**20
 _LONGEST_NAME = 100
 _LONGEST_WAIT_S = 10.0  # the kernel's main thread waits for thumbnails
 
@@ -33,26 +33,19 @@ class Gallery:
     thumbnailer : Thumbnailer
         Reads them under the panel's limits.
     on_added : callable
-        Called with uploaded images.
-    on_rejected : callable
-        Called with an error message for files that are not images.
+        Called with the uploaded images, and with a sentence for each file that was not added.
     """
 
     def __init__(
         self,
         images: Sequence[PanelImage],
         thumbnailer: Thumbnailer,
-        on_added: Callable[[Sequence[PanelImage]], None],
-        on_rejected: Callable[[str], None],
+        on_added: Callable[[Sequence[PanelImage], Sequence[str]], None],
     ) -> None:
-        self._thumbnailer = thumbnailer
-        self._on_added, self._on_rejected = on_added, on_rejected
+        self._thumbnailer, self._on_added = thumbnailer, on_added
         self._boxes: list[widgets.Checkbox] = []
         self._strip = widgets.Box([], layout={"flex_flow": "row wrap"})
-        self.upload_button = widgets.FileUpload(
-            accept="image/*", multiple=True, description="Upload images", layout={"width": "180px"}
-        )
-        self.upload_button.observe(self._on_files, names="value")
+        self.upload_button = Uploader(self._on_files)
         self.box = widgets.VBox([self._strip, self.upload_button])
         self._add(images)
 
@@ -72,29 +65,23 @@ class Gallery:
             cards.append(widgets.VBox([thumbnail, box], layout={"margin": "0 8px 8px 0"}))
         self._strip.children = (*self._strip.children, *cards)
 
-    def _on_files(self, _: object) -> None:
-        files, self.upload_button.value = self.upload_button.value, ()
+    def _on_files(self, files: Sequence[tuple[str, bytes]], refused: Sequence[str]) -> None:
         good: list[PanelImage] = []
-        bad: list[str] = []
-        for file in files:
-            image = PanelImage(plain(file["name"], _LONGEST_NAME), bytes(file["content"]))
+        bad = list(refused)
+        for name, data in files:
+            image = PanelImage(name, data)
             why = self._rejection(image)
             if why:
-                bad.append(f"{image.name} was not added: {why}")
+                bad.append(f"{name} was not added: {why}")
             else:
                 good.append(image)
         if good:
             self._add(good)
-            self._on_added(good)
-        if bad:
-            self._on_rejected("; ".join(bad))
+        self._on_added(good, bad)
 
     def _rejection(self, image: PanelImage) -> str:
-        data: bytes = image.cell
-        if not data:
+        if not image.cell:
             return "the file is empty"
-        if len(data) > MAX_UPLOAD:
-            return f"{len(data)} bytes exceed the upload limit of {MAX_UPLOAD}; pass its path instead"
         found = draw_thumbnail(image, self._thumbnailer)
         return "" if found.startswith("data:") else found
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.widgets.state import PanelImage
 
 _SHOWN_SIDE = 168
+_LINE = 2  # pixels of the drawn image, which is twice the size shown
 _THUMBNAIL = (
     """{% if is_image %}<img src='{{ uri }}' alt='{{ alt }}'>{% else %}<p class='error'>{{ uri }}</p>{% endif %}"""
 )
@@ -81,17 +82,17 @@ def _model_input_uri(
             shape = (size[1] * scale, size[0] * scale)
             drawn = Image.fromarray(resize(pixels, size)).resize(shape, Image.Resampling.NEAREST)
             if lines:
-                _frame_tokens(drawn, factor * scale)
+                frame_tokens(drawn, factor * scale)
             return jpeg_uri(drawn, 85)
     except RowError:
         return None
 
 
-def _frame_tokens(image: Image.Image, step: int) -> None:
-    """Draw each line light beside dark, visible on any image."""
+def frame_tokens(image: Image.Image, step: int) -> None:
+    """Draw each line light beside dark, both wide enough to stay apart where the page halves the image."""
     draw = ImageDraw.Draw(image)
-    for shift, colour in ((0, (255, 255, 255)), (1, (0, 0, 0))):
-        for x in range(step, image.width, step):
-            draw.line([(x + shift, 0), (x + shift, image.height)], fill=colour)
-        for y in range(step, image.height, step):
-            draw.line([(0, y + shift), (image.width, y + shift)], fill=colour)
+    for shift, colour in ((-_LINE, (255, 255, 255)), (0, (0, 0, 0))):
+        for x in range(step + shift, image.width, step):
+            draw.rectangle([x, 0, x + _LINE - 1, image.height], fill=colour)
+        for y in range(step + shift, image.height, step):
+            draw.rectangle([0, y, image.width, y + _LINE - 1], fill=colour)

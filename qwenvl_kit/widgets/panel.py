@@ -12,9 +12,11 @@ from IPython.display import HTML
 
 from qwenvl_kit.compare import GridRun, tidy
 from qwenvl_kit.compare.grid import GridCell
+from qwenvl_kit.comparison_run import chooser
 from qwenvl_kit.errors import ConfigError, Interrupted, printable
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config, Options
+from qwenvl_kit.tasks.classify import Classification
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets import worker
 from qwenvl_kit.widgets.code import to_code
@@ -123,7 +125,8 @@ class Panel(View):
         if trial is None:
             return pd.DataFrame()
         cells = pd.Series([image.cell for image in trial.images], index=[image.name for image in trial.images])
-        return tidy(GridRun(trial.results()), trial.settings, cells)
+        choose = chooser(Classification(), [trial.labels] * len(cells)) if trial.labels else None
+        return tidy(GridRun(trial.results()), trial.settings, cells, choose=choose)
 
     def _read(self, *, strictly: bool = False) -> bool:
         """Read the controls into the state; show an invalid value, or raise where `strictly`."""
@@ -135,8 +138,8 @@ class Panel(View):
             self._set_state(self._state.with_message(str(error), "error"))
             return False
         options = {**self.controls.read(), **further}
-        asked = self._state.choose(self.gallery.chosen()).ask(self._prompt.value, options, vary, repeats)
-        self._state = asked
+        chosen = self._state.choose(self.gallery.chosen())
+        self._state = chosen.ask(self._prompt.value, options, vary, repeats, self._read_labels())
         return True
 
     def _begin(self) -> Trial | None:
@@ -149,7 +152,7 @@ class Panel(View):
         return self._state.trial if self._state.trial is not was else None
 
     def _listener(self) -> worker.Listener:
-        return worker.Listener(self._on_cell, self._on_token, self._on_result, self._on_end)
+        return worker.Listener(self._on_cell, self._on_token, self._on_result, self._on_end, self._on_tick, self._told)
 
     def _on_cell(self, cell: GridCell) -> None:
         self._parts = {}
@@ -174,12 +177,24 @@ class Panel(View):
         self._control = None
         self._draw(whole=True)
         self._draw_detail_view()
-        if self._saved is not None:
-            self._saved.update(HTML(self.to_html()))
+        for saved in self._saved:
+            saved.update(HTML(self.to_html()))
 
-    def _on_upload(self, images: Sequence[PanelImage]) -> None:
+    def _on_tick(self) -> None:
+        """Move the clock while no answer comes."""
+        if self._state.phase != "idle":
+            self._draw()
+
+    def _waits_for(self) -> str:
+        other = worker.run_before(self._control)
+        return other.told() if other is not None else ""
+
+    def _told(self) -> str:
+        trial = self._state.trial
+        return f"{self.title}, {trial.n_done} of {trial.n_wanted} answers" if trial is not None else self.title
+
+    def _on_upload(self, images: Sequence[PanelImage], refused: Sequence[str]) -> None:
         self._state = self._state.choose(self.gallery.chosen()).add(images)
-        self._set_state(self._state.with_message(f"Added {', '.join(image.name for image in images)}."))
-
-    def _on_rejected_upload(self, why: str) -> None:
-        self._set_state(self._state.with_message(why, "error"))
+        added = [f"Added {', '.join(image.name for image in images)}."] if images else []
+        message = " ".join([*added, *(f"{why}." for why in refused)])
+        self._set_state(self._state.with_message(message, "error" if refused else "info"))

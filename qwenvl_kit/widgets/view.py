@@ -10,16 +10,15 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, display
 
-from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.html import render
+from qwenvl_kit.errors import ConfigError, RowError
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets.controls import make_controls
+from qwenvl_kit.widgets.elements import Disclosure, StatusLine
 from qwenvl_kit.widgets.gallery import Gallery
 from qwenvl_kit.widgets.render import PANEL_STYLE, STYLE, notes_html, saved_html, trial_html
+from qwenvl_kit.widgets.replaced import cancel_replaced
 from qwenvl_kit.widgets.state import PanelImage, State
 
-_STATUS = """<div class='qwenvl {{ tone }}' role='status' aria-live='polite'>
-{%- if tone == "error" %}⚠ {% endif %}{{ text }}</div>"""
 _GONE = "The kernel of this panel has ended. Run its cell again. The answers shown are kept."
 
 
@@ -52,7 +51,7 @@ class View(ABC):
     def __init__(self, state: State, options: dict[str, Any], thumbnailer: Thumbnailer) -> None:
         self._state, self._thumbnailer = state, thumbnailer
         self._drawn_at, self._drawn_answers = 0.0, dict[int, tuple[float, int]]()
-        self._saved: Any = None
+        self._saved: list[Any] = []  # one for each place that shows the panel
         self._n_tokens, self._last_text = 0, ""
         self._axes = self._make_axes(options)
         self._build(options)
@@ -76,12 +75,12 @@ class View(ABC):
         """Return Python code of the next run."""
 
     @abstractmethod
-    def _on_upload(self, images: Sequence[PanelImage]) -> None:
-        """Handle uploaded images."""
+    def _on_upload(self, images: Sequence[PanelImage], refused: Sequence[str]) -> None:
+        """Handle uploaded images, and sentences about files that were not added."""
 
     @abstractmethod
-    def _on_rejected_upload(self, why: str) -> None:
-        """Handle uploaded files that are not images."""
+    def _waits_for(self) -> str:
+        """Return which run this one waits for; empty where it does not."""
 
     def to_html(self) -> str:
         """Return the last run as HTML without a kernel, as saved in the notebook."""
@@ -98,6 +97,10 @@ class View(ABC):
         """Return varied options, further options, and repeats."""
         return {}, {}, 1
 
+    def _read_labels(self) -> tuple[str, ...]:
+        """Return the answers to choose from; none for free answers."""
+        return ()
+
     def _detail_view(self) -> list[widgets.Widget]:
         """Return the widgets below the answers."""
         return []
@@ -109,10 +112,17 @@ class View(ABC):
 
     def _build(self, options: dict[str, Any]) -> None:
         self.controls = make_controls(options, hidden=self.varied)
-        self.gallery = Gallery(self._state.images, self._thumbnailer, self._on_upload, self._on_rejected_upload)
+        self.gallery = Gallery(self._state.images, self._thumbnailer, self._on_upload)
         self._prompt = widgets.Textarea(
-            value=self._state.prompt, description="Prompt", rows=2, layout={"width": "98%"}, continuous_update=False
+            value=self._state.prompt,
+            description="Prompt",
+            tooltip="What each image is asked",
+            rows=2,
+            layout={"width": "98%"},
+            continuous_update=False,
         )
+        if "prompt" in self.varied:
+            self._prompt.layout.display = "none"
         self.run_button = widgets.Button(description="Run", button_style="primary", tooltip="Run the model")
         self.cancel_button = widgets.Button(
             description="Cancel", disabled=True, tooltip="Stop between two tokens; answers are kept"
@@ -120,12 +130,15 @@ class View(ABC):
         self.run_button.on_click(lambda _: self.start())
         self.cancel_button.on_click(lambda _: self.cancel())
         self._bar = widgets.FloatProgress(value=0.0, max=1.0, layout={"width": "220px"})
-        self.status_line = widgets.HTML()
+        self.status_line = StatusLine()
         self.answers = widgets.VBox([])
         self.notes = widgets.HTML()
-        self._code = widgets.Textarea(description="Code", rows=10, layout={"width": "98%"}, disabled=False)
-        more = widgets.Accordion([self.controls.box, self._code], titles=("Parameters", "Code of this run"))
-        more.observe(lambda _: self._show_code(), names="selected_index")
+        self.code = widgets.Textarea(description="Code", rows=10, layout={"width": "98%"}, disabled=False)
+        run_row = widgets.HBox([self.run_button, self.cancel_button, self._bar])
+        run_row.add_class("qwenvl-run")
+        self.parameters_header = Disclosure(label="Parameters")
+        self.code_header = Disclosure(label="Code that does the same")
+        self.code_header.observe(lambda _: self._show_code(), names="opened")
         gone = widgets.HTML(f"<p role='alert'>{_GONE}</p>")
         gone.add_class("qwenvl-gone")
         self._box = widgets.VBox(
@@ -135,9 +148,10 @@ class View(ABC):
                 self.gallery.box,
                 self._prompt,
                 *self._axes,
-                widgets.HBox([self.run_button, self.cancel_button, self._bar]),
+                run_row,
                 self.status_line,
-                more,
+                *_section(self.parameters_header, self.controls.box),
+                *_section(self.code_header, self.code),
                 self.answers,
                 *self._detail_view(),
                 self.notes,
@@ -149,7 +163,8 @@ class View(ABC):
         bundle = dict(self._box._repr_mimebundle_())
         bundle["text/plain"] = f"{type(self).__name__}: a panel that needs a running kernel; its results are below"
         display(bundle, raw=True)
-        self._saved = display(HTML(self.to_html()), display_id=True)
+        self._saved.append(display(HTML(self.to_html()), display_id=True))
+        cancel_replaced(self)
 
     def _set_state(self, state: State, *, whole: bool = False) -> None:
         changed = state.phase != self._state.phase or state.message != self._state.message
@@ -165,8 +180,12 @@ class View(ABC):
         state, idle = self._state, self._state.phase == "idle"
         self.run_button.disabled, self.cancel_button.disabled = not idle, state.phase != "running"
         self.controls.lock(not idle)
-        self.status_line.value = self._status_html(now)
-        if state.trial is not None:
+        self.status_line.value, self.status_line.tone = self._status(now), state.tone
+        if whole:
+            self.status_line.announcement = state.message
+        if state.trial is None:
+            self._bar.value, self.answers.children, self._drawn_answers = 0.0, (), {}
+        else:
             self._bar.value = state.trial.n_done / max(1, state.trial.n_wanted)
             self._draw_answers()
             self.notes.value = str(notes_html(state.trial))
@@ -184,20 +203,32 @@ class View(ABC):
                 before = self._state.before
                 shown.value = f"{STYLE}{trial_html(trial, at, before=before, grids=self.draws_tokens)}"
 
-    def _status_html(self, now: float) -> str:
+    def _status(self, now: float) -> str:
         state = self._state
         parts = [state.message]
         if state.phase == "running" and state.trial is not None:
+            if not self._n_tokens and not state.trial.n_done and (other := self._waits_for()):
+                parts = [f"Waiting for another run: {other}"]
             left = state.trial.seconds_left(now)
             parts.append(f"{state.trial.n_done} of {state.trial.n_wanted} answers")
-            parts.append(f"{self._n_tokens} tokens")
+            parts.append(f"{self._n_tokens} token{'' if self._n_tokens == 1 else 's'}")
             parts.append(f"{now - state.trial.started:.0f} s" + (f", about {left:.0f} s left" if left else ""))
             parts.append(self._last_text)
-        text = " · ".join(part for part in parts if part)
-        return str(render(_STATUS, tone=state.tone, text=text))
+        return " · ".join(part for part in parts if part)
 
     def _show_code(self) -> None:
         try:
-            self._code.value = self.to_code()
-        except ConfigError as error:
-            self._code.value = f"# {error}"
+            self.code.value = self.to_code()
+        except (ConfigError, RowError) as error:
+            self.code.value = "\n".join(f"# {line}" for line in f"{error}".splitlines())
+
+
+def _section(header: Disclosure, content: widgets.Widget) -> list[widgets.Widget]:
+    """Return a header and the section that it opens."""
+
+    def show(_: object = None) -> None:
+        content.layout.display = None if header.opened else "none"
+
+    header.observe(show, names="opened")
+    show()
+    return [header, content]

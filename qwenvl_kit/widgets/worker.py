@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,22 +12,31 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.compare import GridRun, run_grid
 from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
     from qwenvl_kit.types import Result
     from qwenvl_kit.widgets.state import Trial
 
 Post = Callable[[Callable[[], None]], None]
+TICK_S = 1.0
+_running: list[tuple[Control, Listener, threading.Thread]] = []  # in the order of their starts
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Callbacks of a run, called in the drawing thread."""
+    """Callbacks of a run, called in the drawing thread; `told` says for other panels which run it is."""
 
     on_cell: Callable[[GridCell], None]
     on_token: Callable[[int, str], None]
     on_result: Callable[[int, int, Result], None]
     on_end: Callable[[GridRun | None, BaseException | None], None]
+    on_tick: Callable[[], None] = lambda: None
+    told: Callable[[], str] = lambda: ""
+
+
+def _asked(prompt: str | None, labels: tuple[str, ...]) -> Prompt | str | None:
+    return Prompt(prompt, labels) if prompt and labels else prompt
 
 
 def loop_post() -> Post:
@@ -69,8 +79,24 @@ def start(trial: Trial, listener: Listener, post: Post) -> tuple[Control, thread
     thread = threading.Thread(
         target=run_trial, args=(trial, listener, post, control), name="qwenvl_kit-panel", daemon=True
     )
+    _running.append((control, listener, thread))
     thread.start()
+    clock = threading.Thread(target=_tick, args=(thread, listener, post), name="qwenvl_kit-clock", daemon=True)
+    clock.start()
     return control, thread
+
+
+def run_before(control: Control | None) -> Listener | None:
+    """Return the listener of the run that started before the one of `control` and still lasts; runs take turns."""
+    _running[:] = [run for run in _running if run[2].is_alive()]
+    earlier = itertools.takewhile(lambda run: run[0] is not control, _running)
+    return next((listener for _, listener, _ in earlier), None)
+
+
+def _tick(thread: threading.Thread, listener: Listener, post: Post) -> None:
+    while thread.is_alive():
+        thread.join(TICK_S)
+        post(listener.on_tick)
 
 
 def make_control(listener: Listener, post: Post) -> Control:
@@ -85,7 +111,7 @@ def run_trial(trial: Trial, listener: Listener, post: Post, control: Control) ->
     try:
         run = run_grid(
             [image.cell for image in trial.images],
-            None,
+            lambda prompt: [_asked(prompt, trial.labels)] * len(trial.images),
             trial.settings,
             repeats=trial.repeats,
             control=control,

@@ -17,7 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import qwenvl_kit  # noqa: F401  # registers df.vl
-from qwenvl_kit.compare.statistics import calibration_error
+from qwenvl_kit.compare.reliability import brier_score, calibration_error
+from qwenvl_kit.compare.statistics import interval_of
 from qwenvl_kit.demo import draw, sample_scenes
 from qwenvl_kit.demo.scenes import Scene, questions
 
@@ -48,7 +49,7 @@ def report(frame: pd.DataFrame, prior: Literal["blank"] | None) -> None:
     print(f"prior={prior!r}, {len(frame)} questions")
     show("accuracy", lambda rows: float(right[rows].mean()), len(frame))
     show("ECE", lambda rows: calibration_error(sure[rows], right[rows]), len(frame))
-    show("Brier score", lambda rows: float(((p_yes[rows] - yes[rows]) ** 2).mean()), len(frame))
+    show("Brier score", lambda rows: brier_score(sure[rows], right[rows]), len(frame))
     show("AUROC, own against other image", lambda rows: area(own[rows], other[rows]), int(yes.sum()))
 
 
@@ -70,11 +71,9 @@ def holds(scene: Scene, question: str) -> bool:
     return any(f"{thing.colour} {thing.shape}" in question for thing in scene.things)
 
 
-def show(name: str, measure: Callable[[NDArray[np.intp]], float], n_rows: int, n_samples: int = 2000) -> None:
+def show(name: str, measure: Callable[[NDArray[np.intp]], float], n_rows: int) -> None:
     """Print a measure over rows with its bootstrap interval."""
-    rng = np.random.default_rng(0)
-    drawn = [measure(rng.integers(n_rows, size=n_rows)) for _ in range(n_samples)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = interval_of(measure, n_rows)
     print(f"  {name:32} {measure(np.arange(n_rows)):.4f}  [{low:.4f}, {high:.4f}]")
 
 

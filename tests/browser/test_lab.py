@@ -23,7 +23,7 @@ def button(page: Page, name: str) -> Any:
 
 
 def status(page: Page) -> Any:
-    return page.locator(".qwenvl-panel [role=status][aria-live]")
+    return page.locator(".qwenvl-panel .qwenvl-status")
 
 
 def upload(page: Page, name: str, data: bytes) -> None:
@@ -116,6 +116,22 @@ def test_the_slider_divides_the_two_sizes_by_mouse_and_by_keys(notebook: Open) -
     expect(grid).to_contain_text("row 2, column 1")
 
 
+def test_a_doubtful_token_takes_the_focus_and_shows_what_else_was_likely(notebook: Open) -> None:
+    page = notebook("panel = Playground(df, prompt='Describe the noise.', logprobs=3, **SETTINGS)\npanel")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text("Done: 4 of 4 answers")
+
+    token = page.locator(".qwenvl-panel .token[tabindex]").first
+    token.focus()
+    shown = token.evaluate("one => getComputedStyle(one, '::after').content")
+    assert shown.strip('"') == token.get_attribute("title")
+    assert "%" in shown
+    token.press("Tab")  # to the next one, or to the table of all
+    assert page.evaluate("document.activeElement.matches('.qwenvl-panel .token, .qwenvl-panel summary')")
+    page.locator(".qwenvl-panel summary").first.press("Enter")
+    expect(page.locator(".qwenvl-panel details[open] th").first).to_have_text("token")
+
+
 def test_scripts_in_prompts_do_not_run(notebook: Open) -> None:
     page = notebook(
         "panel = Playground(df, backend='echo', prompt='<img src=x onerror=\"window.broken=1\"> <b>what</b>?')\npanel"
@@ -164,3 +180,80 @@ def test_the_saved_notebook_shows_its_results_without_a_kernel(notebook: Open, s
     page.goto(f"{server.url}/lab/workspaces/reader/tree/saved.ipynb?token={TOKEN}")
     expect(page.locator(".qwenvl-saved")).to_be_visible()
     expect(page.locator(".qwenvl-saved")).to_contain_text(ANSWER)
+
+
+def test_a_file_larger_than_a_message_arrives(notebook: Open) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((3600, 3400), 90).save(file, "PNG")
+    assert len(file.getvalue()) > 10 * 2**20
+    page = notebook("panel = Playground(**SETTINGS)\npanel", "len(panel.state.images[0].cell)")
+    upload(page, "large.png", file.getvalue())
+    expect(status(page)).to_contain_text("Added large.png")
+    run_cell(page, 2)
+    expect(output(page, 2)).to_have_text(str(len(file.getvalue())))
+
+
+def test_the_keyboard_alone_sets_runs_and_opens_the_code(notebook: Open) -> None:
+    page = notebook("panel = Playground(df, **SETTINGS, resized_height=112)\npanel")
+    run = button(page, "Run")
+    run.focus()
+    run.press("Enter")
+    expect(status(page)).to_contain_text("Done: 4 of 4 answers")
+    expect(run).to_be_focused()  # it went to Cancel meanwhile, which is disabled now
+    expect(page.locator(".qwenvl-panel [role=status][aria-live]")).to_have_text(re.compile("^Done: 4 of 4 answers"))
+
+    for name in ("Parameters", "Code that does the same"):
+        page.keyboard.press("Tab")
+        header = page.get_by_role("button", name=name)
+        expect(header).to_be_focused()
+        expect(header).to_have_attribute("aria-expanded", "false")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Code that does the same")).to_have_attribute("aria-expanded", "true")
+    expect(page.get_by_role("textbox", name="Code")).to_have_value(re.compile("panel_answers = panel_images.vl.run"))
+
+
+def test_a_cell_that_is_run_again_ends_the_run_that_nobody_sees(notebook: Open) -> None:
+    page = notebook(f"panel = {SLOW}\npanel", "import threading; [t.name for t in threading.enumerate()]")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text(re.compile(r"[1-9]\d* of 240 answers"))
+    run_cell(page, 1)
+    expect(button(page, "Run")).to_be_enabled()
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text(re.compile(r"[1-9]\d* of 240 answers"))
+    run_cell(page, 2)
+    assert output(page, 2).inner_text().count("qwenvl_kit-panel") == 1
+    button(page, "Cancel").click()
+    expect(status(page)).to_contain_text("Finished answers are kept")
+
+
+def test_controls_look_like_what_they_are_and_explain_themselves(notebook: Open) -> None:
+    page = notebook("panel = DtypeCompare(df, **SETTINGS, resized_height=112)\npanel")
+    page.get_by_role("button", name="Parameters").click()
+    arrow = page.locator(".qwenvl-panel select").first.evaluate("one => getComputedStyle(one).backgroundImage")
+    assert arrow != "none", "a drop-down has its arrow"
+    helps = page.locator(".qwenvl-panel label span[title]")
+    assert helps.count() >= 15
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text("Done:")
+    aligned = page.locator(".qwenvl-panel td").first.evaluate("one => getComputedStyle(one).textAlign")
+    assert aligned == "left"
+
+
+def test_a_judge_decides_by_keys_that_jupyterlab_does_not_see(notebook: Open) -> None:
+    page = notebook(
+        "from qwenvl_kit.widgets import Judge\n"
+        "found = df.vl.compare('image', vary={'prompt': ['What?', 'Why?']}, backend='echo', progress=False)\n"
+        "judge = Judge(found)\njudge",
+        "judge.to_frame()['verdict'].tolist()",
+    )
+    panel = page.locator(".qwenvl-judge")
+    expect(panel.locator("img")).to_be_visible()
+    panel.focus()
+    for at, key in enumerate(("1", "3", "z", "2", " "), start=1):
+        page.keyboard.press(key)
+        expect(panel.get_by_role("status")).to_contain_text(f"{at if at < 3 else at - 2} of 4 pairs judged")
+    assert page.locator(".jp-MarkdownCell").count() == 0, "1 and 2 make headings in JupyterLab's command mode"
+    run_cell(page, 2)
+    verdicts = output(page, 2).inner_text()
+    assert verdicts.count("skip") == 1
+    assert len(re.findall("reference|other", verdicts)) == 2

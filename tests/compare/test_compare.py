@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.fake_backends import gray
@@ -130,6 +131,66 @@ def test_prompts_can_vary_and_a_column_of_prompts_serves_all_settings(frame: pd.
     assert column["text"].str[:2].dropna().tolist() == ["a?", "b?"] * 2
     with pytest.raises(ConfigError, match=r"prompts and vary\['prompt'\] exclude each other"):
         frame.vl.compare("image", vary={"prompt": ["One?"]}, prompts="ask", **ECHO)
+
+
+@pytest.mark.model
+def test_labels_are_compared_as_classify_chooses_them(scenes: pd.DataFrame) -> None:
+    labels, asked = ["Yes.", "No, there is none."], {**DEMO, "dtype": "float32", "prompt": "Is there a circle?"}
+    truth = ["Yes.", None, "No, there is none.", "Yes."]
+    found = scenes.vl.compare(
+        "image", vary={"resized_height": [56, 112]}, labels=labels, normalize="length", truth=truth, **asked
+    )
+
+    for height, part in found.frame.groupby("resized_height"):
+        alone = scenes.vl.classify("image", labels, normalize="length", resized_height=height, **asked)
+        assert part["text"].tolist() == alone["label"].tolist()
+        assert part["probability"].tolist() == pytest.approx(alone["probability"].tolist(), abs=1e-5)
+        right = part["text"] == part["truth"]
+        assert part["right"].isna().tolist() == [False, True, False, False]
+        wanted = ((part["probability"] - right) ** 2).drop(part.index[1])
+        assert part["brier"].dropna().tolist() == pytest.approx(wanted.tolist())
+    assert found.summary()["ece"].between(0, 1).all()
+    assert found.reliability()["n"].sum() == 6
+
+
+@pytest.mark.model
+def test_free_answers_have_the_probability_of_their_tokens(scenes: pd.DataFrame) -> None:
+    asked = {**DEMO, "dtype": "float32", "max_caption_length": 6, "prompt": "How many objects are there?"}
+    found = scenes.vl.compare("image", vary={"resized_height": [56, 112]}, truth=["Two."] * 4, logprobs=0, **asked)
+
+    alone = scenes.vl.run("image", resized_height=112, logprobs=0, **asked)
+    part = found.frame[found.frame["resized_height"] == 112]
+    assert part["logprob_sum"].tolist() == pytest.approx(alone["logprob_sum"].tolist(), abs=1e-4)
+    assert part["probability"].tolist() == pytest.approx(np.exp(part["logprob_sum"]).tolist())
+    assert {"brier", "ece"} <= set(found.summary().columns)
+    assert "probability" not in scenes.vl.compare("image", vary={"resized_height": [56]}, **asked).frame
+
+
+@pytest.mark.model
+def test_prompts_vary_beside_labels_and_a_row_without_labels_is_an_error(scenes: pd.DataFrame) -> None:
+    tags = scenes.assign(tags=[["Yes.", "No."], None, ["One.", "Two.", "Three."], ["Yes.", "No."]])
+    vary = {"prompt": ["Is there a circle?", "Is there a star?"]}
+    with pytest.warns(RowErrorWarning, match="The row has no labels"):
+        found = tags.vl.compare("image", vary=vary, labels="tags", dtype="float32", **DEMO).frame
+
+    assert found["status"].tolist() == ["ok", "error", "ok", "ok"] * 2
+    assert found["probability"].isna().tolist() == [False, True, False, False] * 2
+    assert found["text"].isna().tolist() == [False, True, False, False] * 2
+    assert found["probability"].iloc[0] != found["probability"].iloc[4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vary": {"num_beams": [1, 4]}}, r"vary\['num_beams'\] has no effect with labels"),
+        ({"vary": {"dtype": ["float32"]}, "num_beams": 4}, "num_beams=4 changes generated answers only"),
+        ({"vary": {"backend": ["torch", "echo"]}}, "backend='echo' has no model to score labels with"),
+        ({"vary": {"dtype": ["float32"]}, "normalize": "tokens"}, "normalize must be 'sum' or 'length'"),
+    ],
+)
+def test_what_cannot_concern_labels_is_refused(frame: pd.DataFrame, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        frame.vl.compare("image", labels=["Yes.", "No."], progress=False, **options)
 
 
 def test_an_engine_elsewhere_is_refused_instead_of_left_out(frame: pd.DataFrame) -> None:

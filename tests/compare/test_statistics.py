@@ -1,4 +1,4 @@
-"""Intervals, tests and calibration over images."""
+"""Intervals and tests over images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_kit.compare.comparison import Comparison
-from qwenvl_kit.compare.statistics import bootstrap_interval, calibration_error, paired_p_value
+from qwenvl_kit.compare.statistics import bootstrap_interval, paired_p_value
 from qwenvl_kit.errors import ConfigError
 
 
@@ -43,11 +43,6 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert 0.84 <= covered / 200 <= 0.96
     assert bootstrap_interval([1.0, math.nan, 0.0]) == bootstrap_interval([1.0, 0.0])
     assert all(map(math.isnan, bootstrap_interval([])))
-
-
-def test_calibration_error_is_the_gap_between_sure_and_right() -> None:
-    assert calibration_error([0.9] * 10, [True] * 6 + [False] * 4) == pytest.approx(0.3)
-    assert calibration_error([1.0, 0.51], [True, False]) == pytest.approx(0.51 / 2)
 
 
 def comparison(n_images: int = 30, repeats: int = 2) -> Comparison:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from helpers.malformed_inputs import encoded, jpeg_of_scans, noise
 from helpers.needs import need_format
+from PIL import Image
 
 from qwenvl_kit import Config, Control, RowErrorWarning
 from qwenvl_kit.errors import RowError
@@ -126,6 +127,55 @@ def test_memory_beyond_the_limit_is_that_images_error(pool: DecodePool) -> None:
 
     assert caught.value.stage == "decode"
     assert decode(pool, encoded(noise(40, 40, 0), "TIFF"))[1] == (40, 40)
+
+
+@pytest.mark.slow
+def test_a_large_file_is_decoded_after_a_small_one() -> None:
+    pool = DecodePool(1)
+    try:
+        for height, width in ((40, 40), (6000, 7600)):  # 137 MB, more than the memory that the first one may take
+            data = encoded(Image.new("RGB", (width, height)), "BMP")
+            n_pixels = width * height
+            _, size = pool.decode(
+                data, SIZING, max_image_pixels=MOST, n_pixels=n_pixels, n_bytes=8 * n_pixels, timeout_s=30
+            )
+            assert size == (height, width)
+    finally:
+        pool.close_idle()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system counts no peak of one process")
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "most"), [("RGB", 440), ("L", 180)])
+def test_the_largest_image_takes_little_more_than_its_own_pixels(mode: str, most: int) -> None:
+    data = encoded(noise(64, 64, 0).convert(mode).resize((9459, 9459)), "JPEG")  # 341 or 85 MiB in Pillow
+    pool = DecodePool(1)
+    sizing = Sizing.of(Config(), PatchGeometry())  # 3584×3584 at most
+    try:
+        pool.decode(data, sizing, max_image_pixels=MOST, n_pixels=MOST, n_bytes=8 * MOST, timeout_s=60)
+        (decoder,) = decoders()
+        status = Path(f"/proc/{decoder.pid}/status").read_text()
+    finally:
+        pool.close_idle()
+
+    assert int(status.split("VmHWM:")[1].split()[0]) < most * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system limits no memory of one process")
+@pytest.mark.slow
+def test_the_limit_of_an_image_does_not_depend_on_the_images_before_it(pool: DecodePool) -> None:
+    def outcome(data: bytes) -> str:
+        try:
+            pool.decode(data, SIZING, max_image_pixels=MOST, n_pixels=MOST, n_bytes=14 * MOST, timeout_s=60)
+        except RowError as error:
+            return error.stage
+        return "ok"
+
+    soft = noise(4, 4, 0).resize((9459, 9459), Image.Resampling.BILINEAR)
+    progressive = encoded(soft, "JPEG", progressive=True)  # takes 600 MiB
+    large = encoded(soft.convert("CMYK"), "JPEG")
+
+    assert [outcome(data) for data in (progressive, large, progressive)] == ["decode", "ok", "decode"]
 
 
 def test_decoders_do_not_see_the_callers_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

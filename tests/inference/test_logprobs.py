@@ -14,7 +14,7 @@ from helpers.fake_model_runner import PlainProcessor, requests_of, resolved_of
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit import Config, ConfigError
+from qwenvl_kit.demo import model_dir
 from qwenvl_kit.inference.sampler import Sampler
 
 OPTIONS: dict[str, Any] = {
@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {
     "progress": False,
     "max_caption_length": 12,
 }
+PROMPT = "Describe the image in a sentence."
 
 
 def sequences_of(n: int) -> list[Any]:
@@ -92,6 +93,51 @@ def test_failed_rows_have_none(pictures: list[Image.Image]) -> None:
     assert run["logprobs"].iloc[0][0]["likeliest"] == []
 
 
-def test_beams_have_none() -> None:
-    with pytest.raises(ConfigError, match="does not support logprobs=0"):
-        Config(num_beams=2, logprobs=0)
+@torch.inference_mode()
+def places_of(folder: Path, pictures: list[Image.Image], search: dict[str, Any]) -> list[list[list[float]]]:
+    """Each token's log-probability and the two largest, from a forward of transformers over prompt and answer."""
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    ).eval()
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+    text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    found: list[list[list[float]]] = []
+    for picture in pictures:
+        asked = processor(text=[text], images=[picture], return_tensors="pt")
+        n_prompt = asked["input_ids"].shape[1]
+        ids = model.generate(**asked, **search, do_sample=False)
+        kinds = asked["mm_token_type_ids"]
+        kinds = torch.cat([kinds, kinds.new_zeros(1, ids.shape[1] - n_prompt)], dim=1)
+        whole = {**asked, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
+        logprobs = model(**whole).logits[0, n_prompt - 1 : -1].double().log_softmax(-1)
+        own = logprobs.gather(1, ids[:, n_prompt:].T)
+        found.append(torch.cat([own, logprobs.topk(2).values], dim=1).tolist())
+    return found
+
+
+@pytest.mark.parametrize(("n_tokens", "penalty"), [(5, 1.5), (40, 1.0)])
+def test_those_of_beams_are_the_best_ones_from_a_plain_forward_before_any_penalty(
+    n_tokens: int, penalty: float, published: Path, pictures: list[Image.Image]
+) -> None:
+    sizes = [(112, 112), (168, 84), (84, 168), (168, 56), (56, 168)]  # which neither side resizes
+    some = [one.resize(size) for one, size in zip(pictures[:5], sizes, strict=True)]
+    search: dict[str, Any] = {"num_beams": 3, "repetition_penalty": penalty}
+    n_ended = 0
+    for folder in (published, model_dir()):
+        wanted = places_of(folder, some, {**search, "max_new_tokens": n_tokens})
+        for batch_size in (1, 5):
+            options = {**OPTIONS, **search, "model_name": str(folder), "max_caption_length": n_tokens}
+            run = pd.Series(some).vl.run(prompt=PROMPT, batch_size=batch_size, logprobs=2, **options)
+            for at, places in enumerate(wanted):
+                tokens = run["logprobs"].iloc[at]
+                got = [[one["logprob"], *(other["logprob"] for other in one["likeliest"])] for one in tokens]
+                assert torch.tensor(got).sub(torch.tensor(places)).abs().max() < 1e-4
+                assert run["logprob_sum"].iloc[at] == pytest.approx(math.fsum(one for one, *_ in places), abs=1e-4)
+                text = "".join(one["token"] for one in tokens)
+                assert text == run["text"].iloc[at] or "\ufffd" in text  # parts of characters
+            n_ended += (run["finish_reason"] == "stop").sum()
+            qwenvl_kit.unload()
+    assert (n_ended > 0) == (n_tokens == 40), "answers that are cut, and answers that end"

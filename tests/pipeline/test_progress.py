@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qwenvl_kit.pipeline.progress import StageProgress, progress_bar
@@ -31,3 +33,17 @@ def test_a_short_stage_does_not_flicker() -> None:
         progress.report("prefill", 1, 36)
         now[0] += 0.9
         assert progress.text() == ""
+
+
+def test_the_time_left_follows_the_pace_of_rows_however_often_nothing_happened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with progress_bar(60, shown=True) as tick:
+        for tenths in range(41):  # four rows every two seconds, looked at ten times a second
+            now[0] = tenths / 10
+            tick(tenths // 20 * 4, 0, "")
+
+        paces = re.findall(r"([\d.]+)row/s", capsys.readouterr().err)
+    assert float(paces[-1]) == pytest.approx(2.0, rel=0.1)

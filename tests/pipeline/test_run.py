@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import pandas as pd
 import pytest
 from helpers.fake_backends import Script, ScriptedSpec, expected, gray, within
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from qwenvl_kit import Config, Control
 from qwenvl_kit.executors.local import run_spec
 from qwenvl_kit.images import ImageLoader
+from qwenvl_kit.options import DEFAULT_PROMPT
 from qwenvl_kit.pipeline import Run
+from qwenvl_kit.pipeline.run_record import distinct_prompts
 
 CONFIG = Config(progress=False, batch_size=3)
 
@@ -207,3 +210,13 @@ def test_the_threads_of_a_run_end_with_it() -> None:
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_the_prompts_of_a_run_are_on_record_the_default_one_too() -> None:
+    images = pd.Series([gray(1), gray(2)])
+    by_default = images.vl.run(backend="echo", progress=False)
+    of_rows = images.vl.run(prompts=["One?", None], prompt="Two?", backend="echo", progress=False)
+
+    assert by_default.attrs["prompts"] == [DEFAULT_PROMPT]
+    assert of_rows.attrs["prompts"] == ["One?", "Two?"]
+    assert len(distinct_prompts([f"{n}?" for n in range(50)])) == 21

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 import qwenvl_kit
-from qwenvl_kit import Config, ConfigError, RowErrors, RowErrorWarning
+from qwenvl_kit import ColumnNotFound, Config, ConfigError, RowErrors, RowErrorWarning
 from qwenvl_kit.demo import draw, sample_scenes
 from qwenvl_kit.tasks.extract import Extraction
 
@@ -136,6 +136,19 @@ def test_regex_and_choices_give_such_answers_or_nulls() -> None:
     assert chosen.name == "answer"
 
 
+@pytest.mark.model
+def test_each_row_has_choices_of_its_own() -> None:
+    frame = images(4).assign(tags=[["yes", "no"], None, ["one", "two", "two"], ["yes", "no"]])
+    with pytest.warns(RowErrorWarning, match=r"row 1 .*The row has no choices\. Fill the column"):
+        chosen = frame.vl.ask("image", "Which?", choices="tags", **DEMO)
+    listed = frame["image"].iloc[[0, 2]].vl.ask("Which?", choices=[["yes", "no"], ["one", "two"]], **DEMO)
+
+    assert chosen.isna().tolist() == [False, True, False, False]
+    assert chosen.iloc[0] in ("yes", "no")
+    assert chosen.iloc[2] in ("one", "two")
+    assert listed.tolist() == chosen.iloc[[0, 2]].tolist()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -144,7 +157,10 @@ def test_regex_and_choices_give_such_answers_or_nulls() -> None:
         ({"regex": "(?=a)"}, "look-around"),
         ({"regex": ""}, "not empty"),
         ({"choices": []}, "choices is empty"),
-        ({"choices": "yes"}, "must be a list of texts"),
+        ({"choices": [["yes"], ["no"]]}, "choices has 2 entries for 1 rows. Pass one list per row"),
+        ({"choices": [["yes", 1]]}, "choices of row 0 must be text"),
+        ({"choices": pd.Series([["yes"]], index=[5])}, "The index of choices differs"),
+        ({"choices": "yes"}, "No column 'yes'"),
         ({"choices": ["yes", ""]}, "not empty"),
         ({"choices": ["\ud800"]}, "surrogate at index 0"),
         ({"choices": ["a"], "num_beams": 2}, "Beam search"),
@@ -153,7 +169,7 @@ def test_regex_and_choices_give_such_answers_or_nulls() -> None:
     ids=str,
 )
 def test_what_is_wrong_with_a_form_is_said_before_anything_loads(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, ColumnNotFound), match=message):
         images(1).vl.ask("image", "What is it?", **{**DEMO, **given})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
 import html
 import io
 import re
@@ -29,7 +28,18 @@ from qwenvl_kit.compare.memory import Peak, measure_peak
 from qwenvl_kit.demo import WORLD, draw, sample_scenes
 from qwenvl_kit.images import ImageLoader
 from qwenvl_kit.inference import echo
-from qwenvl_kit.widgets import DtypeCompare, Playground, ResizeCompare, SamplingCompare
+from qwenvl_kit.options import option_docs
+from qwenvl_kit.widgets import (
+    DtypeCompare,
+    ModelCompare,
+    Playground,
+    PromptCompare,
+    ResizeCompare,
+    SamplingCompare,
+    images,
+    replaced,
+    worker,
+)
 
 DEMO: dict[str, Any] = {
     "model_name": "demo",
@@ -183,7 +193,7 @@ def test_the_status_shows_the_words_as_they_come(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(panel, "redraw_s", 0.0)
     panel.run()
 
-    assert any("x: …&lt;i&gt;Hm?" in status for status in told)
+    assert any("x: …<i>Hm?" in status for status in told)
     assert any("about" in status and "left" in status for status in told)
 
 
@@ -210,6 +220,58 @@ def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.nd
     assert panel.to_config().resized_height == 56
 
 
+@pytest.mark.model
+def test_a_playground_shades_the_tokens_of_an_answer_also_in_the_saved_view(scenes: list[np.ndarray]) -> None:
+    panel = Playground(scenes[:1], prompt="Describe the noise.", logprobs=2, max_caption_length=12, **DEMO)
+    panel.run()
+
+    (tokens,) = panel.to_frame()["logprobs"]
+    for view in (shown(panel), panel.to_html()):
+        assert f"{len(tokens)} tokens, together" in view
+        assert "<script" not in view
+    panel.controls.by_name["logprobs"].value = ""
+    panel.run()
+    assert "tokens, together" not in shown(panel)
+
+
+@pytest.mark.model
+def test_a_playground_draws_labels_as_bars_and_its_code_does_the_same(scenes: list[np.ndarray]) -> None:
+    panel = Playground(scenes[:1], prompt="Is there a circle?", labels=["Yes.", "No."], **DEMO)
+    panel.run()
+
+    (label,), (share,) = panel.to_frame()["text"], panel.to_frame()["probability"]
+    assert label in ("Yes.", "No.")
+    assert shown(panel).count("aria-hidden='true'") == panel.to_html().count("aria-hidden='true'") == 2
+    names: dict[str, Any] = {}
+    exec(panel.to_code(), names)
+    assert names["panel_answers"]["label"].tolist() == [label]
+    assert names["panel_answers"]["probability"].tolist() == pytest.approx([share], abs=1e-5)
+    panel.labels_field.value = ""
+    panel.run()
+    assert "aria-hidden='true'" not in shown(panel)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "said"),
+    [
+        ("Yes.", DEMO, "Pass at least two"),
+        ("Yes.\nYes.", DEMO, "twice"),
+        ("Yes.\nNo.", {"backend": "echo"}, "backend='echo' has no model to score labels with"),
+        ("Yes.\nNo.", {**DEMO, "num_beams": 2}, "num_beams=2 changes generated answers only"),
+    ],
+)
+def test_labels_that_cannot_be_scored_are_told_and_the_panel_stays_usable(
+    labels: str, options: dict[str, Any], said: str
+) -> None:
+    panel = Playground([gray(1)], prompt="Hm?", **options)
+    panel.labels_field.value = labels
+    panel.run()
+
+    assert said in panel.status_line.value
+    assert panel.state.phase == "idle"
+    assert panel.to_frame().empty
+
+
 @pytest.mark.parametrize(("value", "n_rows"), [("auto", "auto"), ("32", 32), ("", None)])
 def test_rows_in_flight_are_a_number_or_auto(value: str, n_rows: int | str | None) -> None:
     panel = Playground([gray(1)], prompt="Hm?", backend="echo", rows_in_flight=7)
@@ -233,7 +295,7 @@ def test_an_impossible_value_is_told_and_the_panel_stays_usable(name: str, value
     control = panel.controls.by_name[name]
     control.value = value
     panel.run()
-    assert said in html.unescape(panel.status_line.value)
+    assert said in panel.status_line.value
     with pytest.raises(ConfigError, match=re.escape(said)):
         panel.to_config()
 
@@ -246,7 +308,7 @@ def test_heights_that_are_no_numbers_are_told_and_the_panel_stays_usable() -> No
     panel = ResizeCompare([gray(1)], heights=[56], prompt="Hm?", backend="echo")
     panel.heights_field.value = "small"
     panel.run()
-    assert "resized_height contains &#39;small&#39;. Enter integers with commas between" in panel.status_line.value
+    assert "resized_height contains 'small'. Enter integers with commas between" in panel.status_line.value
 
     panel.heights_field.value = "56，112"
     panel.run()
@@ -257,25 +319,134 @@ def test_an_upload_that_is_no_picture_is_refused_beside_one_that_is() -> None:
     good = io.BytesIO()
     Image.fromarray(gray(9)).save(good, "PNG")
     panel = Playground(prompt="Hm?", backend="echo")
-    files = {f"{EVIL}.txt": b"text", "ok.png": good.getvalue(), "empty.png": b""}
-    now = datetime.datetime.now(datetime.UTC)
-    panel.gallery.upload_button.value = tuple(
-        {"name": name, "type": "", "size": len(data), "content": memoryview(data), "last_modified": now}
-        for name, data in files.items()
-    )
+    upload(panel, {f"{EVIL}.txt": b"text", "ok.png": good.getvalue(), "empty.png": b""})
 
-    assert "was not added" in panel.status_line.value
+    assert "Added ok.png." in panel.status_line.value
+    assert f"{EVIL}.txt was not added: decode:" in panel.status_line.value
     assert "empty.png was not added: the file is empty" in panel.status_line.value
-    assert "<script" not in panel.status_line.value
     panel.run()
     assert panel.to_frame()["label"].tolist() == ["ok.png"]
+
+
+def test_a_large_file_comes_in_slices_and_one_that_is_too_large_is_refused_before_it_is_sent() -> None:
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (2000, 2200, 3), np.uint8)).save(noise, "PNG")
+    assert len(noise.getvalue()) > 10 * 2**20, "more than one message of a browser can hold"
+    panel = Playground(prompt="Hm?", backend="echo")
+    upload(panel, {"large.png": noise.getvalue()})
+    assert panel.state.message == "Added large.png."
+    assert panel.state.images[0].cell == noise.getvalue()
+
+    button = panel.gallery.upload_button
+    assert button.receive({"kind": "begin", "files": [{"name": "huge.png", "size": 33 * 2**20}]}, []) == []
+    button.receive({"kind": "slice", "at": 0}, [b"sent all the same"])
+    button.receive({"kind": "end"}, [])
+    assert "huge.png was not added: 34603008 bytes exceed the upload limit" in panel.state.message
+
+
+def upload(panel: Playground, files: dict[str, bytes]) -> None:
+    """Send files as the page does."""
+    button, contents = panel.gallery.upload_button, list(files.values())
+    told = [{"name": name, "size": len(data)} for name, data in files.items()]
+    for at in button.receive({"kind": "begin", "files": told}, []):
+        for start in range(0, len(contents[at]), 2**20):
+            button.receive({"kind": "slice", "at": at}, [memoryview(contents[at])[start : start + 2**20]])
+    button.receive({"kind": "end"}, [])
+
+
+def test_a_model_that_does_not_start_leaves_the_answers_of_the_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = Playground([gray(1), gray(2)], prompt="Hm?", backend="echo")
+    panel.run()
+    answers, page = panel.to_frame(), panel.to_html()
+
+    def missing(config: object) -> None:
+        raise ConfigError("no such model")
+
+    monkeypatch.setattr(echo, "spec", missing)
+    panel.run()
+
+    assert "no such model" in panel.status_line.value
+    pd.testing.assert_frame_equal(panel.to_frame(), answers)
+    assert panel.to_html() == page
+    assert "…" not in shown(panel)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_panel_that_waits_says_for_which_run_and_its_clock_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "TICK_S", 0.05)
+
+    async def scenario() -> None:
+        first = SamplingCompare([gray(1)] * 4, temperatures=[0.5], repeats=4, prompt="A?", backend="echo", batch_size=1)
+        second = Playground([gray(1)], prompt="B?", backend="echo")
+        first.start()
+        second.start()
+        await until(lambda: "Waiting for another run: Compare sampling, " in second.status_line.value)
+        told = second.status_line.value
+        await until(lambda: second.status_line.value != told)
+        second.cancel()
+        await until(lambda: second.state.phase == "idle", 1.0)
+        assert first.state.phase == "running"
+        first.cancel()
+        await until(lambda: first.state.phase == "idle")
+
+    play(scenario())
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_cell_that_is_run_again_cancels_the_run_of_its_former_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaced, "current_cell", lambda: "cell-7")
+
+    async def scenario() -> None:
+        former = Playground([gray(level) for level in range(24)], prompt="Hm?", backend="echo", batch_size=1)
+        replaced.cancel_replaced(former)
+        former.start()
+        await until(lambda: len(former.to_frame()) >= 1)
+        replaced.cancel_replaced(Playground([gray(1)], prompt="Hm?", backend="echo"))
+        await until(lambda: former.state.phase == "idle", 2.0)
+        assert "Finished answers are kept" in former.state.message
+
+    play(scenario())
+
+
+def test_a_cell_that_is_no_picture_says_so_in_the_code() -> None:
+    panel = Playground([3.5], prompt="Hm?", backend="echo")
+    panel.code_header.opened = True
+
+    assert panel.code.value.startswith("# ")
+    assert "is not an image" in panel.code.value
+
+
+def test_the_code_leaves_the_readers_names_alone_and_keeps_the_labels() -> None:
+    panel = Playground(pd.Series([gray(1), gray(2)], index=["left", "right"]), prompt="Hm?", backend="echo")
+    names: dict[str, Any] = {"df": "mine", "frame": "mine", "found": "mine", "pixels": "mine"}
+    exec(panel.to_code(), names)
+
+    assert [names[name] for name in ("df", "frame", "found", "pixels")] == ["mine"] * 4
+    assert names["panel_answers"].index.tolist() == ["left", "right"]
+
+
+def test_every_token_is_framed_light_and_dark_on_a_gray_picture() -> None:
+    framed = Image.new("RGB", (336, 336), (128, 128, 128))
+    images.frame_tokens(framed, 112)
+    halved = np.asarray(framed.resize((168, 168), Image.Resampling.BOX))[84]
+
+    assert halved.min() < 40, "the page halves the picture, and the dark line must not average to gray"
+    assert halved.max() > 215
+
+
+def test_every_control_has_the_help_of_its_option() -> None:
+    controls = Playground([gray(1)], prompt="Hm?", backend="echo").controls.by_name
+
+    docs = {option.name: option.doc for option in option_docs()}
+    for name, control in controls.items():
+        assert html.unescape(control.description) == f"<span title='{docs[name]}'>{name}</span>"
 
 
 def test_scripts_in_prompts_names_and_answers_stay_text() -> None:
     panel = Playground(pd.Series([gray(1)], index=[EVIL]), prompt=f"{EVIL} what?", backend="echo")
     panel.run()
 
-    for page in (shown(panel), panel.to_html(), panel.status_line.value):
+    for page in (shown(panel), panel.to_html()):
         assert "<script" not in page
     assert "&lt;script&gt;" in panel.to_html()
 
@@ -314,7 +485,7 @@ def test_the_code_runs_as_pasted_and_gives_the_same_answers(
     panel = SamplingCompare(scenes, temperatures=[0.5, 1.5], repeats=2, **DEMO, max_caption_length=6)
     code = panel.to_code(folder=tmp_path if where == "in files" else None)
     script = tmp_path / "pasted.py"
-    script.write_text(f"{code}\nprint(found.frame['text'].tolist())\n", encoding="utf-8")
+    script.write_text(f"{code}\nprint(panel_answers.frame['text'].tolist())\n", encoding="utf-8")
     said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=120).stdout
 
     panel.run()
@@ -364,3 +535,27 @@ def test_without_ipywidgets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(MissingExtra, match=r"pip install 'qwenvl_kit\[notebook\]'"):
         __import__("qwenvl_kit.widgets")
+
+
+def test_prompts_are_compared_line_by_line_and_the_code_does_the_same() -> None:
+    panel = PromptCompare([gray(1)], prompts=["What is it?", "Describe it."], backend="echo", progress=False)
+    panel.lines_field.value += "\n\n  Is it red?  \nWhat is it?"
+    panel.run()
+
+    assert panel.to_frame()["prompt"].tolist() == ["What is it?", "Describe it.", "Is it red?"]
+    assert [text.partition(" [")[0] for text in panel.to_frame()["text"]] == panel.to_frame()["prompt"].tolist()
+    names: dict[str, Any] = {}
+    exec(panel.to_code(), names)
+    assert names["panel_answers"].frame["text"].tolist() == panel.to_frame()["text"].tolist()
+
+    panel.lines_field.value = " \n"
+    panel.run()
+    assert "There is no prompt to try. Enter one per line" in panel.status_line.value
+
+
+def test_models_are_compared_one_after_another() -> None:
+    panel = ModelCompare([gray(1)], models=["echo", "echo-10ms"], prompt="Hm?", backend="echo")
+    panel.run()
+
+    assert panel.to_frame()["model_name"].tolist() == ["echo", "echo-10ms"]
+    assert panel.to_frame()["same"].all()

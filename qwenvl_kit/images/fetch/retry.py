@@ -51,7 +51,7 @@ def broken_connection() -> TransientError:
 
 def status_error(message: str, response: Any) -> RowError:
     """Return the error of a response without success, transient or permanent."""
-    wait_s = _retry_after_s(response)
+    wait_s = retry_after_s(response)
     if not _POLICY.is_retry("GET", response.status, wait_s is not None):
         return RowError("fetch", message)
     fault = TransientError("fetch", message)
@@ -115,7 +115,8 @@ def host_retry_state(key: str) -> HostRetryState:
     return HostRetryState()
 
 
-def _retry_after_s(response: Any) -> float | None:
+def retry_after_s(response: Any) -> float | None:
+    """Return the seconds of a response's Retry-After header, at most a day; None without a readable one."""
     try:
         wait_s = _POLICY.get_retry_after(response)
         return None if wait_s is None else min(float(wait_s), _MAX_WAIT_S)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_kit.widgets.diff_html import diff_html
+from qwenvl_kit.compare.diff_html import diff_html
 
 
 def plain(marked: str) -> str:
