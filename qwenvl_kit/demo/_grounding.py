@@ -12,6 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from qwenvl_kit.tasks.box_parser import Kind
+from qwenvl_kit.tasks.grounding_prompts import object_prompt
+
 from ._drawing import Box, boxes, image_size
 from ._language import Language, kind_words, thing_kind, word
 from ._questions import Listing
@@ -20,16 +23,7 @@ from ._world import LARGE_WORLD, Scene, Thing, World
 #: What is asked of an object.
 Locate = Literal["detect", "point"]
 
-_PROMPTS: dict[Language, dict[Locate, str]] = {
-    "zh": {
-        "detect": "检测图中所有的{things}，以JSON格式输出坐标。",
-        "point": "指出图中所有的{things}，以JSON格式输出坐标。",
-    },
-    "en": {
-        "detect": "Detect every {things} in the image and output the coordinates in JSON format.",
-        "point": "Point to every {things} in the image and output the coordinates in JSON format.",
-    },
-}
+_KINDS: dict[Locate, Kind] = {"detect": "box", "point": "point"}
 _KEYS: dict[Locate, str] = {"detect": "bbox_2d", "point": "point_2d"}
 _ANYTHING: dict[Language, str] = {"zh": "物体", "en": "object"}
 
@@ -92,7 +86,7 @@ def locate(
     labels = _labels(scene, names, language)
     located = resized_boxes(scene, height=height, width=width)
     items = [_item(what, located[row], label) for row, label in labels]
-    prompt = _PROMPTS[language][what].format(things=_enumerated([name.words(language) for name in names], language))
+    prompt = object_prompt(_KINDS[what], tuple(name.words(language) for name in names), language)
     parts = _parts(items, is_fenced=is_fenced)
     return Listing(prompt=prompt, parts=parts, about=(*((row,) for row, _ in labels), ()))
 
@@ -197,11 +191,3 @@ def _parts(items: list[str], *, is_fenced: bool) -> tuple[str, ...]:
     if not items:
         return ("```json\n[]\n```" if is_fenced else "[]",)
     return (begin + items[0], *(between + item for item in items[1:]), end)
-
-
-def _enumerated(words: list[str], language: Language) -> str:
-    if not words:
-        return _ANYTHING[language]
-    if language == "zh":
-        return "、".join(words)
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
