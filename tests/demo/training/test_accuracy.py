@@ -10,7 +10,9 @@ import pytest
 
 from qwenvl_kit.demo import WORLD, caption, draw, model_dir, sample_scenes
 from qwenvl_kit.demo.training.evaluate import by_height, evaluate
+from qwenvl_kit.demo.training.evaluate_json import judge_places, judge_schema
 from qwenvl_kit.demo.training.metrics import score
+from qwenvl_kit.demo.training.places import score_places
 
 GOLDEN = Path(__file__).parent / "golden_captions.json"
 SAMPLE = sample_scenes(50, seed=2026, world=WORLD)
@@ -39,6 +41,24 @@ def test_accuracy_on_the_fixed_sample_has_not_fallen() -> None:
         least = LEAST.get(found.group, 0.95)
         allowed = max(1, round((1 - least) * found.n_total))
         assert found.n_total - found.n_right <= allowed, found
+
+
+def test_columns_of_a_schema_are_right() -> None:
+    judged = judge_schema(SAMPLE, {**EXACT, "rows_in_flight": 50})
+
+    assert sum(answer.right for answer in judged) >= 0.92 * len(SAMPLE)
+
+
+@pytest.mark.parametrize("constrain", [False, True])
+def test_all_objects_are_found_where_they_are(constrain: bool) -> None:
+    options = {**EXACT, "rows_in_flight": 50}
+    scores = score_places(judge_places(SAMPLE[:24], options, seed=0, world=WORLD, constrain=constrain))
+
+    for found in scores:
+        assert found.n_unread == 0, found
+        if found.asked == "all":
+            assert found.f1 > 0.9, found
+            assert found.mean_iou is None or found.mean_iou > 0.75, found
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
