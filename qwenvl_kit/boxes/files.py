@@ -19,6 +19,7 @@ Files = pd.Series | Mapping[Hashable, str]
 
 _SHOWN = 100
 _LARGEST = 2**62  # of an integer
+_LONGEST_SIDE = 2**31  # in pixels
 
 
 def name_images(frame: pd.DataFrame, files: Files | None) -> dict[Hashable, str]:
@@ -157,7 +158,7 @@ def size_or_none(record: Mapping[str, Any], names: tuple[str, str], where: str) 
     """Return width and height of an image in JSON; None where they are missing or null."""
     sides = {side: number_or_nan(record, name, where) for side, name in zip(("width", "height"), names, strict=True)}
     for side, value in sides.items():
-        if not math.isnan(value) and not (value.is_integer() and value > 0):
+        if not math.isnan(value) and not (value.is_integer() and 0 < value <= _LONGEST_SIDE):
             raise ConfigError(f"{where} has {side}={value:g}. It must be a whole number of pixels.")
     return {side: None if math.isnan(value) else int(value) for side, value in sides.items()}
 

@@ -8,7 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from qwenvl_kit.boxes.files import Files, base_name, field, find_rows, name_images, number, number_or_nan, read_json
+from qwenvl_kit.boxes.files import (
+    Files,
+    base_name,
+    field,
+    find_rows,
+    name_images,
+    number,
+    number_or_nan,
+    read_json,
+    size_or_none,
+)
 from qwenvl_kit.boxes.frame import Kind, checked, kind_of, make_frame
 from qwenvl_kit.errors import ConfigError
 
@@ -180,7 +190,8 @@ def _objects(result: Mapping[str, Any], kind: Kind, where: str) -> Iterator[dict
             f"{where} is rotated by {value['rotation']} degrees, and has no corners x0, y0, x1, y1. Replace it by an "
             "upright rectangle."
         )
-    width, height = (field(result, f"original_{side}", int, where) for side in ("width", "height"))
+    sides = ("original_width", "original_height")
+    width, height = (field(size_or_none(result, sides, where), side, int, where) for side in ("width", "height"))
     x, y = number(value, "x", where) / 100 * width, number(value, "y", where) / 100 * height
     place = {"x": x, "y": y}
     if kind == "boxes":

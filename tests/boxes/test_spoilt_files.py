@@ -49,13 +49,13 @@ def read_spoilt(read: Callable[[Any], pd.DataFrame], whole: Any, data: st.DataOb
         assert (found["x0"] <= found["x1"]).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_coco(data: st.DataObject) -> None:
     read_spoilt(from_coco, to_coco(FOUND), data)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_label_studio(data: st.DataObject) -> None:
     read_spoilt(from_label_studio, to_label_studio(FOUND), data)
