@@ -64,14 +64,16 @@ def compare_rows(
         options,
         reference=reference,
         truths=None if truth is None else fill(values_of("truth", truth, cells.index), None, len(cells)),
-        choose=None if some is None else _chooser(classification, some),
+        choose=None if some is None else chooser(classification, some),
         repeats=repeats,
         control=control,
         keep=remember,
     )
 
 
-def _chooser(classification: Classification, labels: Sequence[tuple[str, ...]]) -> Choose:
+def chooser(classification: Classification, labels: Sequence[tuple[str, ...]]) -> Choose:
+    """Return what chooses among the labels of each row, for `compare.tidy`."""
+
     def choose(results: Sequence[Result]) -> tuple[list[str | None], list[float | None]]:
         frame = result_frame(Run(list(results), {}), pd.RangeIndex(len(results)))
         found = classification.frame(frame, [labels[result.row] for result in results], None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frame_run import check_index, execute_rows, row_prompts, values_of
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.results import text_series
@@ -132,6 +133,11 @@ def ground_rows(
 def _grounding_config(options: Options) -> Config:
     """Return a config with room for many objects, and log-probabilities for their scores where there can be any."""
     config = Config(**options)
+    if config.image_mode == "url" and config.backend == "openai":
+        raise ConfigError(
+            "image_mode='url' leaves the sizes of images unknown, without which coordinates have no place. Pass "
+            "image_mode='data'."
+        )
     if "max_caption_length" not in config.explicit:
         config = config.replace(max_caption_length=_MAX_OBJECTS_LENGTH)
     if "logprobs" not in config.explicit and config.num_beams == 1 and config.backend != "echo":

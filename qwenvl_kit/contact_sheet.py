@@ -126,7 +126,7 @@ def contact_sheet(
     if captions is not None:
         named = [_position(frame, name) for name in captions]
     shown = frame.head(max(0, n_rows))
-    views = None if boxes is None else BoxViews.of(boxes, frame.index)
+    views = None if boxes is None else BoxViews.of(boxes, frame.index, len(shown))
     thumbnailer = Thumbnailer.of(config) if views is None else Thumbnailer.of(config, n_pixels=_BOX_PIXELS)
     images = thumbnailer.thumbnails(shown.iloc[:, at].tolist())
     texts = [(frame.columns[place], shown.iloc[:, place]) for place in named]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import pandas as pd
@@ -15,7 +13,7 @@ from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.results import result_frame, return_or_raise, text_series
+from qwenvl_kit.results import result_frame, return_or_raise, text_series, with_results
 from qwenvl_kit.tasks.classify import Classification, blank_cells, check_classifiable, label_prompts, row_labels
 from qwenvl_kit.tasks.plan import Plan, plan_run
 
@@ -211,16 +209,10 @@ def execute_rows(
             guard.hold()
             run = guard.rescued(config)
         if checked is not None:
-            run = _with_results(run, checked(run))
+            run = with_results(run, checked(run))
         remember(lambda: result_frame(run, index))
         frame = result_frame(run, index)
         remember(frame)
         results = shape(frame)
         run = guard.finished(run)
     return return_or_raise(run, frame, results, on_error=config.on_error, n_prompts=n_prompts)
-
-
-def _with_results(run: Run, results: list[Result]) -> Run:
-    """Return a run with other results, counted anew in its record."""
-    rows = dict(Counter(result.status for result in results))
-    return replace(run, results=results, record={**run.record, "rows": rows})

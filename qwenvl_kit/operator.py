@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
@@ -15,8 +15,9 @@ from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.interrupts import InterruptGuard
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
-from qwenvl_kit.results import result_frame, return_or_raise
+from qwenvl_kit.results import result_frame, return_or_raise, with_results
 from qwenvl_kit.signatures import expand_options
+from qwenvl_kit.tasks.answer_forms import AnswerForm
 
 if TYPE_CHECKING:
     from qwenvl_kit.types import Result
@@ -27,13 +28,19 @@ class QwenVLImageUnderstanding:
 
     Parameters
     ----------
+    labels : sequence of str, optional
+        Answer with the likeliest of these texts, as `classify` chooses it.
+    schema : mapping, type or pydantic model, optional
+        Answer with JSON of this schema, as of `extract`.
+    regex, choices : str, sequence of str, optional
+        Answer with a text of this form, as of `ask`.
     **options
         Options of `Config`; the defaults of ``image_src_type`` and ``progress`` are ``"image_url"`` and False.
 
     Raises
     ------
     ConfigError, UnknownOption
-        An option is invalid or unknown.
+        An option or the form of answers is invalid or unknown; there is more than one form.
     ModelNotFound
         No searched location has the model.
 
@@ -44,7 +51,15 @@ class QwenVLImageUnderstanding:
     [None, None]
     """
 
-    def __init__(self, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        *,
+        labels: Sequence[str] | None = None,
+        schema: object = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
         given: dict[str, Any] = {"image_src_type": "image_url", "progress": False, **options}
         self._config = Config(**given)
         if self._config.engine != "local":
@@ -52,6 +67,7 @@ class QwenVLImageUnderstanding:
                 f"The operator does not support engine={self._config.engine!r}, which runs in the calling process. "
                 "Leave engine out, or use qwenvl_kit.daft.las_udf in a job on Daft or Ray."
             )
+        self._form = AnswerForm.of(self._config, labels=labels, schema=schema, regex=regex, choices=choices)
         # A missing model fails here, not at the first image; one warning is enough for all calls.
         warn_ignored_options(self._config, make_spec(self._config).resolved)
 
@@ -77,7 +93,7 @@ class QwenVLImageUnderstanding:
         RowErrors
             Rows failed under ``on_error="raise"``; raised after the last row.
         """
-        return [result.text for result in self.results(images, user_prompts)]
+        return [result.text if result.status == "ok" else None for result in self.results(images, user_prompts)]
 
     def results(self, images: Iterable[object], user_prompts: Iterable[object] | None = None) -> list[Result]:
         """Return all result fields of each row; otherwise as a call.
@@ -93,7 +109,8 @@ class QwenVLImageUnderstanding:
             if user_prompts is None or isinstance(user_prompts, str)
             else rows_of(user_prompts, "user_prompts")
         )
-        prompts = fill(asked, self._config.prompt, len(cells))
+        texts = fill(asked, self._config.prompt, len(cells))
+        prompts = self._form.prompts(texts, is_own=asked is not None or "prompt" in self._config.explicit)
         with InterruptGuard(len(cells)) as guard:
             try:
                 run = local.execute(cells, prompts, self._config, control=guard.control, warn_ignored=False)
@@ -102,6 +119,7 @@ class QwenVLImageUnderstanding:
                 guard.hold()
                 run = guard.rescued(self._config)
             assert len(run.results) == len(cells), "one result per row"
+            run = with_results(run, [self._form.checked(result) for result in run.results])
             frame = result_frame(run, pd.RangeIndex(len(cells)))
             run = guard.finished(run)
         return return_or_raise(run, frame, run.results, on_error=self._config.on_error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -103,6 +104,12 @@ def _tokens(result: Result) -> list[dict[str, Any]] | None:
 
 def _pairs(texts: Sequence[str], logprobs: Sequence[float]) -> list[dict[str, Any]]:
     return [{"token": text, "logprob": logprob} for text, logprob in zip(texts, logprobs, strict=True)]
+
+
+def with_results(run: Run, results: list[Result]) -> Run:
+    """Return a run with other results, counted anew in its record."""
+    rows = dict(Counter(result.status for result in results))
+    return replace(run, results=results, record={**run.record, "rows": rows})
 
 
 def text_series(frame: pd.DataFrame, name: str) -> pd.Series:

@@ -138,12 +138,12 @@ RowPrompt: TypeAlias = "str | Prompt | RowError | None"
 
 
 class ImageSizes(TypedDict):
-    """The sizes of a row's first image in a `Result`, in pixels."""
+    """The sizes of a row's first image in a `Result`, in pixels; None for an address."""
 
-    height: int
-    width: int
-    source_height: int
-    source_width: int
+    height: int | None
+    width: int | None
+    source_height: int | None
+    source_width: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +162,8 @@ class Request:
     @property
     def sizes(self) -> ImageSizes:
         """The sizes that its result holds."""
+        if self.images[0].address is not None:
+            return ImageSizes(height=None, width=None, source_height=None, source_width=None)
         (height, width), (source_height, source_width) = self.images[0].size, self.images[0].source_size
         return ImageSizes(height=height, width=width, source_height=source_height, source_width=source_width)
 

@@ -9,11 +9,20 @@ from typing import Any
 import pandas as pd
 
 from qwenvl_kit._warnings import warn
-from qwenvl_kit.boxes.files import Files, base_name, field, find_rows, image_sizes, name_images, read_json
+from qwenvl_kit.boxes.files import (
+    Files,
+    base_name,
+    field,
+    find_rows,
+    image_sizes,
+    name_images,
+    number,
+    number_or_nan,
+    read_json,
+    size_or_none,
+)
 from qwenvl_kit.boxes.frame import Kind, checked, kind_of, label_order, make_frame
 from qwenvl_kit.errors import ConfigError, QwenVLWarning
-
-_NUMBER = (int, float)
 
 
 def to_coco(found: pd.DataFrame, *, files: Files | None = None) -> dict[str, Any]:
@@ -109,6 +118,7 @@ def from_coco(
     }
     rows = find_rows(list(names.values()), files, key=base_name)
     kept = {id: rows[name] for id, name in names.items() if name in rows}
+    sizes = {id: size_or_none(images[id], ("width", "height"), f"Image {id}") for id in kept}
     objects, n_crowds = [], 0
     for one in field(data, "annotations", list, "COCO JSON"):
         where = f"Annotation {one.get('id') if isinstance(one, Mapping) else one!r}"
@@ -119,12 +129,12 @@ def from_coco(
             continue
         if (category := field(one, "category_id", (int, str), where)) not in labels:
             raise ConfigError(f"{where} has category_id={category!r}, which is not among the categories.")
-        place = {"row": kept[one["image_id"]], "label": labels[category], "score": one.get("score", float("nan"))}
-        image = images[one["image_id"]]
-        objects.append({**place, **_size_of(image), **_coordinates(one, kind, where)})
+        id, score = one["image_id"], number_or_nan(one, "score", where)
+        place = {"row": kept[id], "label": labels[category], "score": score, **sizes[id]}
+        objects.append({**place, **_coordinates(one, kind, where)})
     if n_crowds:
         warn(f"{n_crowds} regions of crowds were left out, which are no single objects.", QwenVLWarning)
-    return make_frame(objects, pd.DataFrame([_size_of(images[id]) for id in kept], index=list(kept.values())), kind)
+    return make_frame(objects, pd.DataFrame([sizes[id] for id in kept], index=list(kept.values())), kind)
 
 
 def _shape(one: Mapping[Any, Any], kind: Kind) -> dict[str, Any]:
@@ -136,19 +146,16 @@ def _shape(one: Mapping[Any, Any], kind: Kind) -> dict[str, Any]:
 
 
 def _coordinates(one: Mapping[str, Any], kind: Kind, where: str) -> dict[str, float]:
-    name, least = ("bbox", 4) if kind == "boxes" else ("keypoints", 3)
+    name, parts = ("bbox", 4) if kind == "boxes" else ("keypoints", 3)
     values = field(one, name, list, where)
-    if len(values) < least or not all(isinstance(value, _NUMBER) for value in values):
-        raise ConfigError(f"{where} has {name}={values!r}. It must be {least} numbers.")
+    if len(values) < parts:
+        raise ConfigError(f"{where} has {name}={values!r}. It must be {parts} numbers.")
+    numbers = [number({name: value}, name, where) for value in values[:parts]]
     if kind == "points":
-        return {"x": float(values[0]), "y": float(values[1])}
-    x, y, width, height = map(float, values[:4])
+        return {"x": numbers[0], "y": numbers[1]}
+    x, y, width, height = numbers
     return {"x0": x, "y0": y, "x1": x + width, "y1": y + height}
 
 
 def _size(size: tuple[int, int] | None) -> dict[str, int]:
     return {} if size is None else {"width": size[0], "height": size[1]}
-
-
-def _size_of(image: Mapping[str, Any]) -> dict[str, int | None]:
-    return {"width": image.get("width"), "height": image.get("height")}

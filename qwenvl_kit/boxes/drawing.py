@@ -47,9 +47,8 @@ STYLE = f"""
 .qwenvl-swatch {{ display: inline-block; width: 20px; height: 12px; vertical-align: -1px; margin-right: 5px;
   box-sizing: border-box; border: 2px var(--l) var(--c); outline: 1px solid rgba(128, 128, 128, .6);
   forced-color-adjust: none; }}
-.qwenvl-objects, .qwenvl-legend {{ list-style: none; margin: 0 0 6px; padding: 0; font-size: 12px; line-height: 1.5; }}
+.qwenvl-objects, .qwenvl-legend {{ margin: 0 0 6px; font-size: 12px; line-height: 1.5; overflow-wrap: anywhere; }}
 .qwenvl-legend {{ display: flex; flex-wrap: wrap; gap: 2px 14px; margin-bottom: 10px; }}
-.qwenvl-objects li, .qwenvl-legend li {{ margin: 0; overflow-wrap: anywhere; }}
 .qwenvl-objects small, .qwenvl-note {{ opacity: .75; font-size: 12px; }}
 .qwenvl-note {{ margin: 0 0 6px; }}
 .qwenvl-views {{ display: flex; flex-wrap: wrap; gap: 8px 20px; }}
@@ -59,12 +58,14 @@ _IMAGE = """<div class="qwenvl-image" role="group" aria-label="{{ said }}"><img 
 {%- for mark in marks %}<span class="{{ mark.classes }}" style="{{ mark.place }}" tabindex="0" role="img" aria-label="
 {{- mark.words }}" title="{{ mark.words }}"><b aria-hidden="true">{{ mark.number }}<i> {{ mark.label }}</i></b></span>
 {%- endfor %}</div>"""
-_OBJECTS = """<ol class="qwenvl-objects">{% for mark in marks %}<li><span class="{{ mark.swatch }}"></span>
-{{- mark.number }} {{ mark.label }}{% if mark.note %} <small>{{ mark.note }}</small>{% endif %}</li>{% endfor %}
-{%- if n_more %}<li>and {{ n_more }} more</li>{% endif %}</ol>"""
-_LEGEND = """<ul class="qwenvl-legend" aria-label="Labels">{% for swatch, label, n in entries %}<li><span class="
-{{- swatch }}"></span>{{ label }} ({{ n }})</li>{% endfor %}
-{%- if n_more %}<li>and {{ n_more }} more labels</li>{% endif %}</ul>"""
+# JupyterLab gives ul, ol and li its own bullets, numbers and margins.
+_OBJECTS = """{% if marks %}<div class="qwenvl-objects" role="list">{% for mark in marks %}<div role="listitem"><span
+class="{{ mark.swatch }}"></span>{{ mark.number }} {{ mark.label }}{% if mark.note %} <small>
+{{- mark.note }}</small>{% endif %}</div>{% endfor %}
+{%- if n_more %}<div role="listitem">and {{ n_more }} more</div>{% endif %}</div>{% endif %}"""
+_LEGEND = """<div class="qwenvl-legend" role="list" aria-label="Labels">{% for swatch, label, n in entries %}<div
+role="listitem"><span class="{{ swatch }}"></span>{{ label }} ({{ n }})</div>{% endfor %}
+{%- if n_more %}<div role="listitem">and {{ n_more }} more labels</div>{% endif %}</div>"""
 
 
 @dataclass(frozen=True, slots=True)

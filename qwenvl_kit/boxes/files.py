@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ Files = pd.Series | Mapping[Hashable, str]
 """File name of each image, by the label of its row, such as the column of paths."""
 
 _SHOWN = 100
+_LARGEST = 2**62  # of an integer
+_LONGEST_SIDE = 2**31  # in pixels
 
 
 def name_images(frame: pd.DataFrame, files: Files | None) -> dict[Hashable, str]:
@@ -131,13 +134,33 @@ def field(record: object, name: str, kind: type | tuple[type, ...], where: str) 
     Raises
     ------
     ConfigError
-        It is missing, or of another type.
+        It is missing, of another type, or a number that no coordinate or identifier is.
     """
     value = record.get(name) if isinstance(record, Mapping) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
+    is_huge = isinstance(value, int) and abs(value) > _LARGEST
+    if not isinstance(value, kind) or isinstance(value, bool) or is_huge:
         expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise ConfigError(f"{where} has {name}={printable(repr(value), _SHOWN)}. It must be of type {expected}.")
     return value
+
+
+def number(record: object, name: str, where: str) -> float:
+    """Return a number of a JSON object; raises ConfigError as `field`."""
+    return float(field(record, name, (int, float), where))
+
+
+def number_or_nan(record: Mapping[str, Any], name: str, where: str) -> float:
+    """Return a number of a JSON object, NaN where it is missing or null."""
+    return float("nan") if record.get(name) is None else number(record, name, where)
+
+
+def size_or_none(record: Mapping[str, Any], names: tuple[str, str], where: str) -> dict[str, int | None]:
+    """Return width and height of an image in JSON; None where they are missing or null."""
+    sides = {side: number_or_nan(record, name, where) for side, name in zip(("width", "height"), names, strict=True)}
+    for side, value in sides.items():
+        if not math.isnan(value) and not (value.is_integer() and 0 < value <= _LONGEST_SIDE):
+            raise ConfigError(f"{where} has {side}={value:g}. It must be a whole number of pixels.")
+    return {side: None if math.isnan(value) else int(value) for side, value in sides.items()}
 
 
 def _quoted(value: object) -> str:

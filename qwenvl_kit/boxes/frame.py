@@ -105,6 +105,11 @@ def make_frame(objects: Iterable[Mapping[str, Any]], pictures: pd.DataFrame, kin
         Indexed by the labels of images, also of those without objects; ``width`` and ``height`` where known.
     kind : {"boxes", "points"}
         Which coordinates the objects have.
+
+    Raises
+    ------
+    ConfigError
+        A coordinate is no finite number, or corners are out of order.
     """
     columns = COORDINATES[kind]
     given = list(objects)
@@ -119,6 +124,7 @@ def make_frame(objects: Iterable[Mapping[str, Any]], pictures: pd.DataFrame, kin
             **{name: pd.array([one.get(name) for one in given], dtype="Int64") for name in ("width", "height")},
         }
     )
+    _check_coordinates(frame, columns, "the file")
     n_objects = frame.groupby("row", sort=False).size()
     frame.attrs[_PICTURES] = pictures_record(
         pictures.assign(status="ok", n_objects=[int(n_objects.get(row, 0)) for row in pictures.index])

@@ -8,12 +8,21 @@ from typing import Any
 
 import pandas as pd
 
-from qwenvl_kit.boxes.files import Files, base_name, field, find_rows, name_images, read_json
+from qwenvl_kit.boxes.files import (
+    Files,
+    base_name,
+    field,
+    find_rows,
+    name_images,
+    number,
+    number_or_nan,
+    read_json,
+    size_or_none,
+)
 from qwenvl_kit.boxes.frame import Kind, checked, kind_of, make_frame
 from qwenvl_kit.errors import ConfigError
 
 _TYPES: dict[Kind, str] = {"boxes": "rectanglelabels", "points": "keypointlabels"}
-_NUMBER = (int, float)
 _DOT = 0.5  # width of a keypoint's dot, percent of the image
 
 
@@ -160,15 +169,20 @@ def _mean_score(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _results(task: Mapping[str, Any]) -> list[Any]:
-    given = [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
-    given = [one for one in given if one.get("ground_truth")] or given or task.get("predictions") or []
+    done = [one for one in _list(task, "annotations") if not one.get("was_cancelled")]
+    given = [one for one in done if one.get("ground_truth")] or done or _list(task, "predictions")
     results: list[Any] = field(given[0], "result", list, "An annotation") if given else []
     return results
 
 
+def _list(task: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    given = field(task, name, list, "A task") if task.get(name) is not None else []
+    return [field({name: one}, name, Mapping, "A task") for one in given]
+
+
 def _objects(result: Mapping[str, Any], kind: Kind, where: str) -> Iterator[dict[str, Any]]:
     """Yield the objects of a region: one for each of its labels."""
-    if result.get("type") != _TYPES[kind]:
+    if field({"result": result}, "result", Mapping, where).get("type") != _TYPES[kind]:
         return
     value = field(result, "value", Mapping, where)
     if value.get("rotation"):
@@ -176,19 +190,15 @@ def _objects(result: Mapping[str, Any], kind: Kind, where: str) -> Iterator[dict
             f"{where} is rotated by {value['rotation']} degrees, and has no corners x0, y0, x1, y1. Replace it by an "
             "upright rectangle."
         )
-    width, height = (field(result, f"original_{side}", int, where) for side in ("width", "height"))
-    x, y = field(value, "x", _NUMBER, where) / 100 * width, field(value, "y", _NUMBER, where) / 100 * height
+    sides = ("original_width", "original_height")
+    width, height = (field(size_or_none(result, sides, where), side, int, where) for side in ("width", "height"))
+    x, y = number(value, "x", where) / 100 * width, number(value, "y", where) / 100 * height
     place = {"x": x, "y": y}
     if kind == "boxes":
-        x1 = x + field(value, "width", _NUMBER, where) / 100 * width
-        y1 = y + field(value, "height", _NUMBER, where) / 100 * height
+        x1 = x + number(value, "width", where) / 100 * width
+        y1 = y + number(value, "height", where) / 100 * height
         place = {"x0": x, "y0": y, "x1": x1, "y1": y1}
-    score = result.get("score")
+    score = number_or_nan(result, "score", where)
     for label in field(value, _TYPES[kind], list, where):
-        yield {
-            "label": label,
-            "score": float("nan") if score is None else score,
-            "width": width,
-            "height": height,
-            **place,
-        }
+        name = field({"label": label}, "label", str, where)
+        yield {"label": name, "score": score, "width": width, "height": height, **place}

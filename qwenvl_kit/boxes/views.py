@@ -98,14 +98,15 @@ class Layer:
         return ", ".join(parts)
 
     def notes(self, row: Hashable, size: tuple[int, int] | None) -> list[str]:
-        """Return what else is to be said of an image: its error, unread text, missed objects, or another size."""
+        """Return what else is to be said of an image: its error, unread text, another size, missed objects."""
         said = []
-        if row in self.pictures.index:
-            about = self.pictures.loc[[row]].iloc[0]
-            if about["status"] == "error":
-                said.append(f"error: {printable(str(about.get('error')), _LONGEST_NOTE)}")
-            if about.get("n_unread", 0) > 0:
-                said.append(f"{about['n_unread']} objects could not be read")
+        about = self.pictures.loc[[row]].iloc[0].to_dict() if row in self.pictures.index else {}
+        if about.get("status") == "error":
+            said.append(f"error: {printable(str(about.get('error')), _LONGEST_NOTE)}")
+        elif size is not None and row not in self.places:
+            said.append("no objects")
+        if about.get("n_unread", 0) > 0:
+            said.append(f"pieces of the answer that are unread: {about['n_unread']}")
         if size is not None and not self.fits(row, size):
             width, height = self.objects[["width", "height"]].iloc[self.places[row][0]].astype(int)
             said.append(
@@ -151,15 +152,15 @@ class BoxViews:
     layers : tuple of Layer
         The first is the reference where there are several.
     counts : dict
-        Number of objects of each label, in the order of the legend.
+        Number of shown objects of each label, in the order of the legend.
     """
 
     layers: tuple[Layer, ...]
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, boxes: BoxFrames, index: pd.Index) -> Self:
-        """Return the views of one frame, or of several by name, for the rows of an index.
+    def of(cls, boxes: BoxFrames, index: pd.Index, n_rows: int) -> Self:
+        """Return the views of one frame, or of several by name, for the first `n_rows` rows of an index.
 
         Raises
         ------
@@ -179,7 +180,13 @@ class BoxViews:
                 f"No object of boxes belongs to a row of this frame: {printable(repr(next(iter(rows))), 100)} is not "
                 "in its index. The column row of boxes holds index labels."
             )
-        counts = Counter(label for layer in layers for label in layer.objects["label"].tolist())
+        shown = set(index[:n_rows])
+        counts = Counter(
+            label
+            for layer in layers
+            for row, label in layer.objects[["row", "label"]].itertuples(index=False, name=None)
+            if row in shown
+        )
         return cls((layers[0], *(layer.against(layers[0]) for layer in layers[1:])), dict(counts))
 
     @property

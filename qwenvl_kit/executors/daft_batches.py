@@ -84,7 +84,8 @@ def _rows_in_flight(config: Config) -> int:
 
 def _gpus_each(daft: Any, config: Config, n_workers: int) -> float:
     check_cluster(config, n_workers)
-    gpus = config.num_gpus if config.num_gpus is not None else float(gpus_of_cluster(daft) > 0)
+    computes = config.backend != "openai"  # a worker that asks a server needs no GPU
+    gpus = config.num_gpus if config.num_gpus is not None else float(computes and gpus_of_cluster(daft) > 0)
     check_gpus(daft, gpus, n_workers)
     return gpus
 

@@ -81,7 +81,7 @@ def las_udf(
             answers = self._operator.results(images, prompts)
             # Daft would silently repeat a single value for the whole batch.
             assert len(answers) == len(images), "one answer per row"
-            return [_struct(answer) for answer in answers] if as_struct else [answer.text for answer in answers]
+            return [_struct(one) if as_struct else one.text if one.status == "ok" else None for one in answers]
 
     # With on_error="ignore" Daft would null whole batches, also where the model cannot be loaded.
     method = api.method.batch(return_dtype=_dtype(api, as_struct=as_struct), batch_size=batch_size, on_error="raise")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.inference.cancellation import Cancelled
 from qwenvl_kit.openai_backend.faults import StatusError, Transient
 from qwenvl_kit.openai_backend.parameters import parameters
 from qwenvl_kit.openai_backend.request import request_body
@@ -76,6 +77,8 @@ class Asker:
         ------
         RowError
             The row has no answer, of the stage ``generate``.
+        Cancelled
+            The run was cancelled while the row waited for another try.
         """
         if request.labels:
             raise RowError("generate", "A server returns no likelihoods of labels. Use backend='torch' or 'onnx'.")
@@ -120,7 +123,7 @@ class Asker:
     def _wait_until(self, at: float, deadline: float) -> None:
         left = min(at, deadline) - time.monotonic()
         if left > 0 and self._cancel.wait(left):
-            raise RowError("generate", "The run was cancelled.")
+            raise Cancelled
 
 
 class _Told:

@@ -120,10 +120,10 @@ def spec(config: Config) -> OpenAISpec:
     capabilities = capabilities_of(config)
     check_fixed(config, capabilities)  # before anything is sent
     configs = find_configs(config.model)
-    geometry = PatchGeometry() if configs is None else configs.geometry
-    penalty = None if configs is None else configs.repetition_penalty
     model = find_model(server, config.model_name)
-    defaults = CheckpointDefaults(model.name, model.fingerprint, geometry, penalty)
+    defaults = CheckpointDefaults(model.name, model.fingerprint, PatchGeometry(), repetition_penalty=None)
+    if configs is not None:
+        defaults = replace(defaults, geometry=configs.geometry, repetition_penalty=configs.repetition_penalty)
     planned = resolve(config, Device("server"), defaults, capabilities)
     planned = replace(
         planned,
@@ -133,7 +133,7 @@ def spec(config: Config) -> OpenAISpec:
         extra_body=None if config.extra_body is None else dict(config.extra_body),
     )
     resolved, refused = agree(server, model.name, planned)
-    return OpenAISpec(server, resolved, geometry, refused)
+    return OpenAISpec(server, resolved, defaults.geometry, refused)
 
 
 def _server(config: Config) -> Server:

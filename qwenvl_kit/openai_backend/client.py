@@ -15,6 +15,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.errors import QwenVLError, RowError
+from qwenvl_kit.images.heap import trim_heap
 from qwenvl_kit.openai_backend.faults import TRANSPORT_ERRORS, status_error, transport_error
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 10.0
 _CHUNK = 1 << 16
+_LARGE = 1 << 20
 _MAX_ERROR_BYTES = 1 << 16
 # Requests that are written and sent at a time. The others wait for answers, and hold no encoded image.
 _N_WRITERS = max(4, min(16, available_cpus()))
@@ -139,15 +141,18 @@ class Client:
                 self._write(method, path, deadline, None)
             else:
                 with self._writers:
-                    self._write(method, path, deadline, body())
+                    n_bytes = self._write(method, path, deadline, body())
+                    if n_bytes >= _LARGE:
+                        trim_heap()  # else 16 heaps keep what an image's file and its base64 took
         return self._connection.getresponse()
 
-    def _write(self, method: str, path: str, deadline: float, pieces: Sequence[bytes] | None) -> None:
-        headers = self.server.headers()
+    def _write(self, method: str, path: str, deadline: float, pieces: Sequence[bytes] | None) -> int:
+        headers, n_bytes = self.server.headers(), sum(map(len, pieces or ()))
         if pieces is not None:
-            headers |= {"Content-Type": "application/json", "Content-Length": str(sum(map(len, pieces)))}
+            headers |= {"Content-Type": "application/json", "Content-Length": str(n_bytes)}
         self._connection.timeout = max(0.001, deadline - time.monotonic())
         self._connection.request(method, path, body=pieces, headers=headers, preload_content=False)
+        return n_bytes
 
     def _connect(self, left: float) -> None:
         self._connection.close()

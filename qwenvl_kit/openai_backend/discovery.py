@@ -102,7 +102,7 @@ def _listed(client: Client, server: Server, deadline: float) -> list[dict[str, A
     try:
         return patiently(lambda: _get_models(client, server, deadline), server, deadline)
     except RowError as error:
-        raise start_error(error, server, hint=_hint(error, client, server, deadline)) from error
+        raise start_error(error, server, hint=_hint(error, client, server, deadline)) from None
 
 
 def _get_models(client: Client, server: Server, deadline: float) -> list[dict[str, Any]]:

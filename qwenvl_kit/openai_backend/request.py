@@ -62,7 +62,7 @@ def body_of(
     around = json.dumps(fields, ensure_ascii=False).encode().split(_PLACE.encode())
     pieces = [around[0]]
     for image, text in zip((one for one in images if one.address is None), around[1:], strict=True):
-        pieces += [data_url(image.pixels, encoding), text]
+        pieces += [*data_url(image.pixels, encoding), text]
     return pieces
 
 
@@ -73,8 +73,8 @@ def request_body(model: str, parameters: Mapping[str, Any], request: Request, en
     )
 
 
-def data_url(pixels: NDArray[Any], encoding: str) -> bytes:
-    """Return pixels as a data URL.
+def data_url(pixels: NDArray[Any], encoding: str) -> tuple[bytes, bytes]:
+    """Return pixels as a data URL in two pieces: its head and the base64 of a file.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def data_url(pixels: NDArray[Any], encoding: str) -> bytes:
     file = io.BytesIO()
     settings: dict[str, Any] = _JPEG if encoding == "jpeg" else _PNG
     Image.fromarray(pixels).save(file, encoding, **settings)
-    return b"data:image/" + encoding.encode() + b";base64," + base64.b64encode(file.getbuffer())
+    return f"data:image/{encoding};base64,".encode(), base64.b64encode(file.getbuffer())
 
 
 def constraint_fields(constraint: Constraint | None) -> dict[str, Any]:

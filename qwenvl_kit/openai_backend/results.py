@@ -51,7 +51,6 @@ def result_of(request: Request, answer: Answer, server: Server, n_alternatives: 
     if request.constraint is not None and reason == "stop":
         _check_match(request.constraint, text, server)
     phrase = None if reason == "stop" else answer.phrase()
-    height, width = request.images[0].size
     return Result(
         request.row,
         "ok",
@@ -59,9 +58,8 @@ def result_of(request: Request, answer: Answer, server: Server, n_alternatives: 
         finish_reason=reason,
         prompt_tokens=answer.prompt_tokens,
         new_tokens=answer.new_tokens,
-        height=height or None,
-        width=width or None,
         flag=None if phrase is None else f"repeats {''.join(answer.pieces[-phrase:])!r} to its end",
+        **request.sizes,
         **({} if n_alternatives is None else _logprobs(answer.tokens, text, n_alternatives)),
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.errors import ConfigError, RowError
+from qwenvl_kit.inference.cancellation import Cancelled
 from qwenvl_kit.inference.outputs import failed
 from qwenvl_kit.types import Result
 
@@ -178,6 +179,7 @@ class Workers:
                 self.events.put(result)
                 del taken, result
                 if client.is_aborted:
+                    client.close()
                     client = self._open_client()
         except BaseException as caught:  # noqa: BLE001  # the thread of the run raises it
             error = caught
@@ -224,9 +226,13 @@ class Workers:
     def _answer(self, taken: _Taken) -> Result:
         try:
             result = self._ask(taken.request, taken.client, taken.deadline)
+        except Cancelled:
+            return Result(taken.request.row, "cancelled")
         except ConfigError as error:  # such as a key that is not one, which the caller corrects
             return failed(taken.request, RowError("generate", str(error)), "")
         except Exception as error:  # noqa: BLE001  # whatever one row's request or answer causes is its own
+            if self._is_over:  # its connection was closed
+                return Result(taken.request.row, "cancelled")
             return failed(taken.request, error, "asking the server")
         with self._changed:
             n_asked = sum(one.is_asked for one in self._taken.values())

@@ -26,8 +26,10 @@ FOREIGN_NAMES = {
     "num_threads": "threads",
     "enforce_eager": "torch_compile",
     "max_num_seqs": "rows_in_flight",
+    "api_base": "base_url",
+    "api_key": "api_key_env",
 }
-"""Names of transformers and vLLM, and the options here."""
+"""Names of transformers, vLLM and openai, and the options here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,11 +12,13 @@ import pandas as pd
 
 from qwenvl_kit.errors import ConfigError, RowError, printable
 from qwenvl_kit.inference.constraints import check_constraint
-from qwenvl_kit.tasks.extract import truncated
+from qwenvl_kit.tasks.classify import check_classifiable, label_prompts, row_labels
+from qwenvl_kit.tasks.extract import Extraction, check_constrainable, truncated
 from qwenvl_kit.types import Constraint, Prompt
 
 if TYPE_CHECKING:
-    from qwenvl_kit.types import Result
+    from qwenvl_kit.options import Config
+    from qwenvl_kit.types import Result, RowPrompt
 
 _SHOWN = 60
 
@@ -28,15 +31,69 @@ def check_form(question: object, options: object, regex: object, choices: object
     ConfigError
         There is more than one, or one with several questions.
     """
-    given = {"options": options, "regex": regex, "choices": choices}
-    forms = [name for name, value in given.items() if value is not None]
-    if len(forms) > 1:
-        raise ConfigError(f"{' and '.join(forms)} exclude each other. Pass only one of them.")
-    if not forms:
-        return None
-    if isinstance(question, Mapping):
-        raise ConfigError(f"{forms[0]} belong to one question. Call ask once for each of the questions.")
-    return forms[0]
+    form = _only_one({"options": options, "regex": regex, "choices": choices})
+    if form is not None and isinstance(question, Mapping):
+        raise ConfigError(f"{form} belong to one question. Call ask once for each of the questions.")
+    return form
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """One form for all answers of a call: free text, a label, JSON of a schema, or a text that matches a constraint.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Answers to choose from, if there are any.
+    extraction : Extraction or None
+        Of a schema.
+    constraint : Constraint or None
+        Of a regular expression or choices.
+    """
+
+    labels: tuple[str, ...] = ()
+    extraction: Extraction | None = None
+    constraint: Constraint | None = None
+
+    @classmethod
+    def of(cls, config: Config, *, labels: object, schema: object, regex: str | None, choices: object) -> AnswerForm:
+        """Check a form against the options of a call.
+
+        Raises
+        ------
+        ConfigError
+            There is more than one, it is invalid, or an option excludes it.
+        MissingExtra
+            llguidance is not installed.
+        """
+        given = {"labels": labels, "schema": schema, "regex": regex, "choices": choices}
+        form = _only_one(given)
+        if form is None:
+            return cls()
+        if form == "labels":
+            check_classifiable(config)
+            return cls(labels=row_labels(labels, 1)[0])
+        if form == "schema":
+            return cls(extraction=Extraction.of(schema, config))
+        check_constrainable(config)
+        (constraint,) = row_constraints(regex, choices, 1)
+        if isinstance(constraint, RowError):
+            raise ConfigError("choices is empty. Pass at least one text.")
+        return cls(constraint=constraint)
+
+    def prompts(self, texts: Sequence[str | None], *, is_own: bool) -> list[RowPrompt]:
+        """Return the prompt of each row; where the caller did not write them, the labels or fields are asked for."""
+        if self.labels:
+            return list(label_prompts(texts, [self.labels] * len(texts), is_own=is_own))
+        if self.extraction is not None:
+            return list(self.extraction.prompts(texts, is_own=is_own))
+        return [text and Prompt(text, constraint=self.constraint) if self.constraint else text for text in texts]
+
+    def checked(self, result: Result) -> Result:
+        """Return a result as an error, with its text, where it has not the form."""
+        if self.extraction is not None:
+            return self.extraction.checked(result)
+        return result if self.constraint is None else checked_text(result)
 
 
 def row_constraints(regex: str | None, choices: object, n_rows: int) -> list[Constraint | RowError]:
@@ -95,6 +152,13 @@ def constrained_prompts(
 def checked_text(result: Result) -> Result:
     """Return a result as an error, with its text, where the answer is cut and so need not match its constraint."""
     return truncated(result) if result.status == "ok" and result.finish_reason != "stop" else result
+
+
+def _only_one(given: Mapping[str, object]) -> str | None:
+    forms = [name for name, value in given.items() if value is not None]
+    if len(forms) > 1:
+        raise ConfigError(f"{' and '.join(forms)} exclude each other. Pass only one of them.")
+    return forms[0] if forms else None
 
 
 def _checked(found: list[Constraint | RowError]) -> list[Constraint | RowError]:

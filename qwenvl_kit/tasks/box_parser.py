@@ -21,8 +21,11 @@ Kind = Literal["box", "point"]
 _KEYS: dict[Kind, tuple[str, ...]] = {"box": ("bbox_2d", "bbox", "box", "bounding_box"), "point": ("point_2d", "point")}
 _N_NUMBERS: dict[Kind, int] = {"box": 4, "point": 2}
 _LABELS = ("label", "name", "class", "category")
-# The innermost object or list from a place on; without its end where another begins in it, or where the text ends.
-_PIECE = re.compile(r"\{[^{}]*+\}?|\[(?!\s*+[\[{])[^\[\]{}]*+\]?")
+# Objects that only hold another, however many; or the innermost object or list from a place on, without its end where
+# another begins in it, or where the text ends.
+_PIECE = re.compile(
+    r"""(?P<nest>(?:\{\s*+["'“]?\w*+["'“”]?\s*+:\s*+(?=\{))++)|\{[^{}]*+\}?|\[(?!\s*+[\[{])[^\[\]{}]*+\]?"""
+)
 _OPENING = re.compile(r"""[{\[]\s*(?:(?:"[^"]*"|'[^']*'|\w+)\s*:\s*\[?\s*)?""")  # what only holds other pieces
 _NAMED = {kind: re.compile(rf"[{{,]\s*[\"'“]?(?:{'|'.join(keys)})[\"'”]?\s*:") for kind, keys in _KEYS.items()}
 _SEPARATOR = re.compile(r"[\s,;()\[\]]+")
@@ -110,6 +113,9 @@ def parse_objects(text: str, kind: Kind) -> ParsedObjects:
     known: dict[str, list[_Read] | None] = {}  # a model in a loop writes one piece thousands of times
     n_read, is_empty, at = 0, False, 0
     while (found := _PIECE.search(text, at)) is not None:
+        if found["nest"]:
+            at = found.end()
+            continue
         piece, start = _whole(text, found)
         at = start + len(piece)
         if piece[-1] not in "}]":

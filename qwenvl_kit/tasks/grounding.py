@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from qwenvl_kit.boxes.frame import pictures_record
+from qwenvl_kit.checkpoints.checkpoint import FAMILY
 from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import count_images
 from qwenvl_kit.inference.constraints import check_constraint
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 VERBS: dict[Kind, str] = {"box": "detect", "point": "point"}
 _COLUMNS: dict[Kind, tuple[str, ...]] = {"box": ("x0", "y0", "x1", "y1"), "point": ("x", "y")}
+_SIZES = ("height", "width", "source_height", "source_width")
+_SIZES_OF = attrgetter(*_SIZES)
 _TEXT = pd.StringDtype(na_value=np.nan)
 _SHOWN = 60
 
@@ -129,7 +133,7 @@ class Grounding:
 
     def checked(self, run: Run) -> list[Result]:
         """Return results, as errors with their texts where an answer is cut, or holds something but no object."""
-        system = coordinate_system(run.record["effective"]["family"])
+        system = _system(run.record)
         return [self._checked(result, system) if result.status == "ok" else result for result in run.results]
 
     def frame(self, results: pd.DataFrame) -> pd.DataFrame:
@@ -140,7 +144,7 @@ class Grounding:
         results : DataFrame
             Of a run whose results are `checked`.
         """
-        system = coordinate_system(results.attrs["effective"]["family"])
+        system = _system(results.attrs)
         answers = [
             _Answer.of(self.kind, system, row, labels)
             for row, labels in zip(results.to_dict("records"), self.labels, strict=True)
@@ -161,7 +165,7 @@ class Grounding:
         return None if text is None else Prompt(text, constraint=constraint)
 
     def _checked(self, result: Result, system: CoordinateSystem) -> Result:
-        sizes = _sizes(asdict(result))
+        sizes = _sizes(*_SIZES_OF(result))
         if result.finish_reason != "stop":
             return truncated(result)
         if sizes is None:
@@ -174,7 +178,8 @@ class Grounding:
             return result
         what = "boxes" if self.kind == "box" else "points"
         shown = printable(repr(result.text), _SHOWN)
-        return failed_answer(result, f"The answer holds no {what}: {shown}. Use constrain=True, or another prompt.")
+        remedy = "another prompt" if self.constrain else "constrain=True, or another prompt"
+        return failed_answer(result, f"The answer holds no {what}: {shown}. Use {remedy}.")
 
 
 def find_objects(text: str, kind: Kind, system: CoordinateSystem, input_size: Size, source_size: Size) -> FoundObjects:
@@ -226,7 +231,7 @@ class _Answer:
     @classmethod
     def of(cls, kind: Kind, system: CoordinateSystem, row: Mapping[Any, Any], asked: Labels) -> _Answer:
         """Read a row of results; of objects without a label, the only one asked for is theirs."""
-        sizes = _sizes(row)
+        sizes = _sizes(*(row[name] for name in _SIZES))
         if not isinstance(row["text"], str) or sizes is None:
             return cls(FoundObjects(), (), (), None)
         found = find_objects(row["text"], kind, system, *sizes)
@@ -236,12 +241,16 @@ class _Answer:
         return cls(found, tuple(scores), tuple(only if one.label is None else one.label for one in parsed), sizes[1])
 
 
-def _sizes(row: Mapping[Any, Any]) -> tuple[Size, Size] | None:
+def _system(record: Mapping[Any, Any]) -> CoordinateSystem:
+    """Return the coordinate system of the model that ran; a run that Ctrl-C tore off does not record which that was."""
+    return coordinate_system(record.get("effective", {}).get("family", FAMILY))
+
+
+def _sizes(*sides: Any) -> tuple[Size, Size] | None:
     """Return the sizes of the model's input and of the original image; None where a result lacks them."""
-    names = ("height", "width", "source_height", "source_width")
-    if any(pd.isna(row[name]) for name in names):
+    if any(pd.isna(one) for one in sides):
         return None
-    height, width, source_height, source_width = (int(row[name]) for name in names)
+    height, width, source_height, source_width = map(int, sides)
     return (height, width), (source_height, source_width)
 
 
@@ -252,7 +261,7 @@ def _objects_frame(kind: Kind, answers: Sequence[_Answer], index: pd.Index) -> p
     names = _COLUMNS[kind]
     numbers = np.array([one.coordinates for one in objects], dtype=np.float64).reshape(len(objects), len(names))
     columns: dict[str, Any] = {
-        "row": pd.Series(index.take(places)),
+        "row": pd.Series(index.take(places).to_flat_index()),
         "label": pd.Series([label for answer in answers for label in answer.labels], dtype=_TEXT),
         **dict(zip(names, numbers.T, strict=True)),
         "score": np.array([score for answer in answers for score in answer.scores], dtype=np.float64),

@@ -27,6 +27,7 @@ _PROMPTS: dict[tuple[Kind, Language], str] = {
     ("point", "zh"): "指出图中所有的{things}，以JSON格式输出坐标。",
 }
 _LARGEST = 99_999  # pixels of a side: at 200:1 an input of 12.8 megapixels, the family's most, has 50,680
+_LONGEST_LABEL = 100  # characters; without a bound, a model that repeats itself fills the label
 _N_NUMBERS: dict[Kind, int] = {"box": 4, "point": 2}
 _SHOWN = 60
 
@@ -91,14 +92,14 @@ def object_constraint(kind: Kind, labels: Labels) -> Constraint:
 
     Examples
     --------
-    >>> object_constraint("point", ("cat",)).source[-58:]
-    '"required":["point_2d","label"],"additionalProperties":false}}'
+    >>> json.loads(object_constraint("point", ("cat",)).source)["items"]["properties"]["label"]
+    {'enum': ['cat']}
     """
     name, n_numbers = f"{'bbox' if kind == 'box' else 'point'}_2d", _N_NUMBERS[kind]
     number = {"type": "integer", "minimum": 0, "maximum": _LARGEST}
     properties: dict[str, Any] = {
         name: {"type": "array", "items": number, "minItems": n_numbers, "maxItems": n_numbers},
-        "label": {"enum": list(labels)} if labels else {"type": "string"},
+        "label": {"enum": list(labels)} if labels else {"type": "string", "maxLength": _LONGEST_LABEL},
     }
     item = {
         "type": "object",

@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise MissingExtra("qwenvl_kit.widgets", "notebook") from error
 
+from qwenvl_kit.widgets.box_compare import BoxCompare
 from qwenvl_kit.widgets.judge import Judge
 from qwenvl_kit.widgets.line_panels import ModelCompare, PromptCompare
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
@@ -20,6 +21,7 @@ from qwenvl_kit.widgets.panels import DtypeCompare, Playground, ResizeCompare, S
 
 __all__ = [
     "BeforeAfter",
+    "BoxCompare",
     "DtypeCompare",
     "Judge",
     "ModelCompare",

@@ -62,6 +62,9 @@ def to_code(state: State, *, folder: str | os.PathLike[str] | None = None) -> st
 def _call(state: State) -> list[str]:
     # Bytes and pixels have become data URIs or files, which image_src_type='auto' recognises.
     options = [_option(name, value) for name, value in state.asked.items() if name != "image_src_type"]
+    if state.labels and not state.vary:
+        labels = [f"    {list(state.labels)!r},", "    all=True,"]
+        return ["panel_answers = panel_images.vl.classify(", '    "image",', *labels, *options, ")", "panel_answers"]
     if not state.vary:
         return ["panel_answers = panel_images.vl.run(", '    "image",', *options, ")", "panel_answers"]
     vary = ", ".join(f"{name!r}: {_plain(values)!r}" for name, values in state.vary.items())

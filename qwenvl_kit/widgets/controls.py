@@ -40,6 +40,7 @@ _SHOWN = (
     "seed",
     "num_beams",
     "repetition_penalty",
+    "logprobs",
     "rank",
 )
 

@@ -12,9 +12,11 @@ from IPython.display import HTML
 
 from qwenvl_kit.compare import GridRun, tidy
 from qwenvl_kit.compare.grid import GridCell
+from qwenvl_kit.comparison_run import chooser
 from qwenvl_kit.errors import ConfigError, Interrupted, printable
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config, Options
+from qwenvl_kit.tasks.classify import Classification
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets import worker
 from qwenvl_kit.widgets.code import to_code
@@ -123,7 +125,8 @@ class Panel(View):
         if trial is None:
             return pd.DataFrame()
         cells = pd.Series([image.cell for image in trial.images], index=[image.name for image in trial.images])
-        return tidy(GridRun(trial.results()), trial.settings, cells)
+        choose = chooser(Classification(), [trial.labels] * len(cells)) if trial.labels else None
+        return tidy(GridRun(trial.results()), trial.settings, cells, choose=choose)
 
     def _read(self, *, strictly: bool = False) -> bool:
         """Read the controls into the state; show an invalid value, or raise where `strictly`."""
@@ -135,8 +138,8 @@ class Panel(View):
             self._set_state(self._state.with_message(str(error), "error"))
             return False
         options = {**self.controls.read(), **further}
-        asked = self._state.choose(self.gallery.chosen()).ask(self._prompt.value, options, vary, repeats)
-        self._state = asked
+        chosen = self._state.choose(self.gallery.chosen())
+        self._state = chosen.ask(self._prompt.value, options, vary, repeats, self._read_labels())
         return True
 
     def _begin(self) -> Trial | None:

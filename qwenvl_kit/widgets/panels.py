@@ -32,8 +32,11 @@ class Playground(Panel):
         Images to offer, at most 24; more can be uploaded.
     column : label
         Their column where `pictures` is a DataFrame.
+    labels : sequence of str
+        Answers to choose from, shown as bars with their probabilities; none for free answers.
     **options
-        Initial options of `Config`, with ``prompt``.
+        Initial options of `Config`, with ``prompt``. ``logprobs=3`` shades each token by its probability, and shows the
+        three likeliest in its place.
 
     Raises
     ------
@@ -53,6 +56,32 @@ class Playground(Panel):
     """
 
     title = "Playground"
+
+    def __init__(
+        self,
+        pictures: Pictures = None,
+        column: Hashable = "image",
+        *,
+        labels: Sequence[str] = (),
+        **options: Unpack[Options],
+    ) -> None:
+        self._given = tuple(labels)
+        super().__init__(pictures, column, **options)
+
+    def _make_axes(self, options: dict[str, Any]) -> list[widgets.Widget]:
+        self.labels_field = widgets.Textarea(
+            value="\n".join(self._given),
+            placeholder="one per line: the likeliest is chosen, instead of a free answer",
+            description="labels",
+            rows=2,
+            continuous_update=False,
+            style=_STYLE,
+            layout=_WIDE,
+        )
+        return [self.labels_field]
+
+    def _read_labels(self) -> tuple[str, ...]:
+        return tuple(line.strip() for line in self.labels_field.value.splitlines() if line.strip())
 
 
 class DtypeCompare(Panel):

@@ -14,6 +14,7 @@ from qwenvl_kit.compare.metrics import token_edits
 from qwenvl_kit.html import render
 from qwenvl_kit.thumbnails import Thumbnailer
 from qwenvl_kit.widgets.images import model_input_uri, thumbnail_html
+from qwenvl_kit.widgets.probabilities import PROBABILITY_STYLE, labels_html, tokens_html
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 _LONGEST = 4_000
 _MAX_SAVED = 600_000
 
-STYLE = """<style>
+STYLE = (
+    """<style>
 .qwenvl { font-family: var(--jp-ui-font-family, system-ui, "Noto Sans CJK SC", sans-serif); font-size: 13px;
   line-height: 1.45; color: var(--jp-ui-font-color1, inherit); }
 .qwenvl table { border-collapse: collapse; width: 100%; margin: 0; table-layout: fixed; }
@@ -43,6 +45,8 @@ STYLE = """<style>
 .qwenvl-figure > figure { margin: 0; width: 170px; flex: none; } .qwenvl-figure figcaption { font-size: 12px; }
 .qwenvl-figure > div { flex: 1 1 420px; min-width: 0; }
 </style>"""
+    + PROBABILITY_STYLE
+)
 
 PANEL_STYLE = """<style>
 .qwenvl-panel { border: 1px solid rgba(128, 128, 128, .4); border-radius: 8px; padding: 12px; max-width: 1100px; }
@@ -63,7 +67,7 @@ _TRIAL = """<div class='qwenvl qwenvl-figure'><figure>{{ image }}<figcaption>{{ 
 {%- for row in rows %}<tr><td class='setting' style='text-align: left'>{{ row.head }}
 {%- if row.grid %}<img class='grid' src='{{ row.grid }}' alt='{{ row.alt }}'>{% endif %}</td>
 <td style='text-align: left'>
-{%- if row.error %}<div class='error'>{{ row.error }}</div>{% else %}{{ row.answer }}{% endif %}
+{%- if row.error %}<div class='error'>{{ row.error }}</div>{% else %}{{ row.answer }}{{ row.probabilities }}{% endif %}
 {%- if row.verdict %}<br><small>{{ row.verdict }}</small>{% endif %}</td><td class='measures' style='text-align: left'>
 {%- for measure in row.measures %}{{ measure }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>{% endfor %}
 </tbody></table></div></div>"""
@@ -137,6 +141,7 @@ def thumbnailer_of(trial: Trial) -> Thumbnailer:
 class _Row:
     head: str
     answer: str = ""
+    probabilities: str = ""
     error: str = ""
     verdict: str = ""
     measures: Sequence[str] = ()
@@ -167,14 +172,22 @@ def _with_answer(row: _Row, trial: Trial, place: Place, before: Trial | None) ->
         return replace(row, error=f"Error ({result.stage}): {result.error}")
     if result.text is None:
         return replace(row, answer="no image, no answer")
+    row = _with_probabilities(row, trial, result)
     answer, (reference, name) = result.text, _reference(trial, place, before)
     if reference is None:
-        return replace(row, answer=_clip(answer))
+        has_tokens = bool(result.token_logprobs)  # which are the answer, unless it is long
+        return row if has_tokens and len(answer) <= _LONGEST else replace(row, answer=_clip(answer))
     if answer == reference:
         return replace(row, answer=_clip(answer), verdict=f"✓ equal to {name}")
     n_edits = token_edits(answer, reference)
     verdict = f"≠ {n_edits} {'token differs' if n_edits == 1 else 'tokens differ'} from {name}"
     return replace(row, answer=diff_html(_clip(answer), _clip(reference)), verdict=verdict)
+
+
+def _with_probabilities(row: _Row, trial: Trial, result: Result) -> _Row:
+    if result.label_logprobs is not None:
+        return replace(row, probabilities=labels_html(trial.labels, result.label_logprobs))
+    return replace(row, probabilities=tokens_html(result) or "")
 
 
 def _reference(trial: Trial, place: Place, before: Trial | None) -> tuple[str | None, str]:

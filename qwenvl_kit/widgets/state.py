@@ -11,6 +11,7 @@ from qwenvl_kit.compare import Setting, expand
 from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import Config
+from qwenvl_kit.tasks.classify import check_classifiable, row_labels
 
 if TYPE_CHECKING:
     from qwenvl_kit.types import Result
@@ -46,6 +47,8 @@ class Trial:
         Runs of each setting.
     prompt : str
         The prompt of all rows.
+    labels : tuple of str
+        Answers to choose from; none for free answers.
     started : float
         Start time, on the clock of the view, in seconds.
     grid_cells : mapping
@@ -61,6 +64,7 @@ class Trial:
     repeats: int
     prompt: str
     started: float
+    labels: tuple[str, ...] = ()
     first_answer: float | None = None
     grid_cells: Mapping[tuple[int, int], GridCell] = field(default_factory=lambda: MappingProxyType({}))
     answers: Mapping[Place, Result] = field(default_factory=lambda: MappingProxyType({}))
@@ -105,6 +109,8 @@ class State:
         Positions of the images of the next run.
     prompt : str
         The prompt of the next run.
+    labels : tuple of str
+        Answers to choose from in the next run; none for free answers.
     options : mapping
         The fixed options of the next run.
     vary : mapping
@@ -130,6 +136,7 @@ class State:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     vary: Mapping[str, Sequence[Any]] = field(default_factory=lambda: MappingProxyType({}))
     repeats: int = 1
+    labels: tuple[str, ...] = ()
     phase: Phase = "idle"
     message: str = ""
     tone: Tone = "info"
@@ -150,7 +157,12 @@ class State:
         return replace(self, chosen=frozenset(at for at in positions if 0 <= at < len(self.images)))
 
     def ask(
-        self, prompt: str, options: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], repeats: int = 1
+        self,
+        prompt: str,
+        options: Mapping[str, Any],
+        vary: Mapping[str, Sequence[Any]],
+        repeats: int = 1,
+        labels: Sequence[str] = (),
     ) -> State:
         """Return the state with these inputs of the next run."""
         return replace(
@@ -159,6 +171,7 @@ class State:
             options=MappingProxyType(dict(options)),
             vary=MappingProxyType(dict(vary)),
             repeats=repeats,
+            labels=tuple(labels),
         )
 
     @property
@@ -182,8 +195,16 @@ class State:
         Raises
         ------
         ConfigError
-            An option is invalid.
+            An option is invalid, or the labels are.
         """
+        settings = self._settings()
+        if self.labels:
+            row_labels(self.labels, 1)
+            for setting in settings:
+                check_classifiable(setting.config)
+        return settings
+
+    def _settings(self) -> tuple[Setting, ...]:
         if not self.vary:
             return (Setting((), self.config(), 0),)
         return tuple(expand(self.vary, self.asked))  # type: ignore[arg-type]  # Config checks them
@@ -201,7 +222,7 @@ class State:
         except ConfigError as error:
             return self.with_message(f"{error}", "error")
         images = tuple(self.images[at] for at in sorted(self.chosen))
-        trial = Trial(images, settings, self.repeats, self.prompt, now)
+        trial = Trial(images, settings, self.repeats, self.prompt, now, self.labels)
         kept = self.trial if self.trial is not None and self.trial.n_done else self.before
         return replace(self, phase="running", trial=trial, before=kept).with_message("Loading the model…")
 

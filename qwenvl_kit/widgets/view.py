@@ -97,6 +97,10 @@ class View(ABC):
         """Return varied options, further options, and repeats."""
         return {}, {}, 1
 
+    def _read_labels(self) -> tuple[str, ...]:
+        """Return the answers to choose from; none for free answers."""
+        return ()
+
     def _detail_view(self) -> list[widgets.Widget]:
         """Return the widgets below the answers."""
         return []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qwenvl_kit.compare import GridRun, run_grid
 from qwenvl_kit.compare.grid import GridCell
 from qwenvl_kit.inference.backend import Control
+from qwenvl_kit.types import Prompt
 
 if TYPE_CHECKING:
     from qwenvl_kit.types import Result
@@ -32,6 +33,10 @@ class Listener:
     on_end: Callable[[GridRun | None, BaseException | None], None]
     on_tick: Callable[[], None] = lambda: None
     told: Callable[[], str] = lambda: ""
+
+
+def _asked(prompt: str | None, labels: tuple[str, ...]) -> Prompt | str | None:
+    return Prompt(prompt, labels) if prompt and labels else prompt
 
 
 def loop_post() -> Post:
@@ -106,7 +111,7 @@ def run_trial(trial: Trial, listener: Listener, post: Post, control: Control) ->
     try:
         run = run_grid(
             [image.cell for image in trial.images],
-            lambda prompt: [prompt] * len(trial.images),
+            lambda prompt: [_asked(prompt, trial.labels)] * len(trial.images),
             trial.settings,
             repeats=trial.repeats,
             control=control,

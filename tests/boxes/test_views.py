@@ -123,6 +123,16 @@ def test_a_label_has_one_colour_on_all_images_and_in_the_legend() -> None:
     assert "label 7 (2)" in page
 
 
+def test_the_legend_counts_the_objects_that_are_shown() -> None:
+    df = pd.DataFrame({"image": [gray(1), gray(2)]})
+    found = boxes([(0, "cat", 0, 0, 1, 1, 1.0), (1, "dog", 0, 0, 1, 1, 1.0), (5, "bird", 0, 0, 1, 1, 1.0)])
+    page = df.vl.show(boxes=found, n_rows=1).html
+
+    assert "cat (1)" in page
+    assert "dog" not in page
+    assert "bird" not in page
+
+
 def luminance(colour: tuple[int, ...]) -> float:
     shares = [value / 255 for value in colour]
     red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
@@ -179,7 +189,8 @@ def test_an_image_that_failed_is_told_apart_from_one_without_objects() -> None:
     page = df.vl.show(boxes=found).html
 
     assert page.count("0 objects") == 2
-    assert "3 objects could not be read" in page
+    assert "unread: 3" in page
+    assert page.count(">no objects<") == 1
     assert "error: out of memory" in page
     assert page.count("<img") == 2
 

@@ -116,6 +116,22 @@ def test_the_slider_divides_the_two_sizes_by_mouse_and_by_keys(notebook: Open) -
     expect(grid).to_contain_text("row 2, column 1")
 
 
+def test_a_doubtful_token_takes_the_focus_and_shows_what_else_was_likely(notebook: Open) -> None:
+    page = notebook("panel = Playground(df, prompt='Describe the noise.', logprobs=3, **SETTINGS)\npanel")
+    button(page, "Run").click()
+    expect(status(page)).to_contain_text("Done: 4 of 4 answers")
+
+    token = page.locator(".qwenvl-panel .token[tabindex]").first
+    token.focus()
+    shown = token.evaluate("one => getComputedStyle(one, '::after').content")
+    assert shown.strip('"') == token.get_attribute("title")
+    assert "%" in shown
+    token.press("Tab")  # to the next one, or to the table of all
+    assert page.evaluate("document.activeElement.matches('.qwenvl-panel .token, .qwenvl-panel summary')")
+    page.locator(".qwenvl-panel summary").first.press("Enter")
+    expect(page.locator(".qwenvl-panel details[open] th").first).to_have_text("token")
+
+
 def test_scripts_in_prompts_do_not_run(notebook: Open) -> None:
     page = notebook(
         "panel = Playground(df, backend='echo', prompt='<img src=x onerror=\"window.broken=1\"> <b>what</b>?')\npanel"

@@ -19,6 +19,7 @@ from qwenvl_kit.checkpoints.resolve import (
     resolve,
     warn_ignored_options,
 )
+from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.types import PatchGeometry
 
 CPU = Device("cpu")
@@ -217,6 +218,13 @@ def test_the_record_is_plain_json() -> None:
     record = resolved(do_sample=True, temperature=0.3).record()
 
     assert json.loads(json.dumps(record)) == record
+
+
+def test_the_family_of_the_model_is_on_record() -> None:
+    """It decides how answers name places in an image."""
+    demo = make_spec(Config(model_name="demo", dtype="float32", use_flash_attention_2=False)).resolved
+
+    assert demo.record()["family"] == resolved().record()["family"] == "qwen2_5_vl"
 
 
 def test_advice_about_the_device_is_on_record_and_warned_of_once() -> None:

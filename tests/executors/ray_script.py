@@ -73,6 +73,24 @@ def demo() -> dict[str, Any]:
     return {"here": here, "there": there, "operator": frame.to_pydict()["said"]}
 
 
+def forms() -> dict[str, Any]:
+    """Labels, a schema and a pattern, in one process, on a worker, and through the operator."""
+    options: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "batch_size": 2}
+    series = pd.Series(URLS[:2])
+
+    def told(**where: Any) -> list[Any]:
+        chosen = series.vl.classify(["Yes.", "No."], prompt="Is there a circle?", **options, **where)
+        found = series.vl.extract({"count": int}, max_caption_length=20, **options, **where)
+        matched = series.vl.ask("How many?", regex="[0-9]{2}", **options, **where)
+        return [chosen["label"].tolist(), found["raw"].tolist(), matched.tolist()]
+
+    given = {**options, "labels": ["Yes.", "No."], "prompt": "Is there a circle?"}
+    choose = las_udf(QwenVLImageUnderstanding, given, num_gpus=0, batch_size=2, concurrency=1)
+    frame = daft.from_pydict({"image": URLS[:2]}).with_column("label", choose(col("image")))
+    labels = dict(zip(*frame.to_pydict().values(), strict=True))
+    return {"here": told(progress=False), "there": told(**ON_RAY), "operator": [labels[url] for url in URLS[:2]]}
+
+
 def ten_thousand() -> dict[str, Any]:
     """Order and count of many rows."""
     cells, prompts = numbered(10_000)
@@ -176,6 +194,7 @@ if __name__ == "__main__":
     for name, work in {
         "odd_cells": odd_cells,
         "demo": demo,
+        "forms": forms,
         "ten_thousand": ten_thousand,
         "killed_by_pid": lambda: killed(kill_by_pid),
         "killed_by_ray": lambda: killed(kill_by_ray),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.fake_backends import gray, within
+from helpers.openai_server import MODEL, State, expected, serve
 from PIL import Image
 
 import qwenvl_kit
@@ -121,6 +123,27 @@ def test_the_demo_model_says_the_same(gallery: Any) -> None:
     options: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "batch_size": 2, "progress": False}
 
     told_same(cells.vl.run(**options), cells.vl.run(engine="daft", **options))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::qwenvl_kit.RowErrorWarning")
+def test_answers_of_a_form_are_the_same_on_workers(gallery: Any) -> None:
+    frame = pd.DataFrame({"image": [*gallery.urls[:3], None], "tags": [["Yes.", "No."], ["one", "two"], None, ["a"]]})
+    options: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "batch_size": 2, "progress": False}
+    schema = {"count": Literal[1, 2, 3], "round": bool}
+
+    def told(engine: str) -> list[Any]:
+        vl, asked = frame.vl, {**options, "engine": engine}
+        return [
+            vl.classify("image", ["Yes.", "No."], prompt="Is there a circle?", prior="blank", all=True, **asked),
+            vl.extract("image", schema, logprobs=0, **asked),
+            vl.ask("image", "How many?", regex="[0-9]{2}", **asked).to_frame(),
+            vl.ask("image", "Which?", choices="tags", **asked).to_frame(),
+        ]
+
+    for here, there in zip(told("local"), told("daft"), strict=True):
+        pd.testing.assert_frame_equal(there, here, atol=1e-5)
+        assert here.iloc[:2].notna().any(axis=1).all()
 
 
 @pytest.mark.filterwarnings("ignore::qwenvl_kit.RowErrorWarning")
@@ -401,3 +424,16 @@ def run_script(text: str, folder: Path) -> str:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
+
+
+def test_workers_ask_a_server_and_take_no_key_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(State(key="sk-marked-0123456789")) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-marked-0123456789")
+        config = qwenvl_kit.Config(backend="openai", base_url=server.url, model_name=MODEL)
+        options = {name: getattr(config, name) for name in config.explicit}
+        cells = [gray(level) for level in range(40)]
+
+        frame = pd.DataFrame({"image": cells}).vl.run("image", engine="daft", progress=False, prompt="What?", **options)
+
+    assert frame["text"].tolist() == [expected("What?", cell) for cell in cells]
+    assert b"sk-marked" not in pickle.dumps(config)

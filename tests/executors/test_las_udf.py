@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -181,6 +181,46 @@ def test_the_operator_is_a_plain_callable_for_lists_series_and_arrow(gallery: An
     assert own is not None
     assert own.startswith("Own?")
     assert understand([]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::qwenvl_kit.RowErrorWarning")
+def test_the_operator_gives_labels_and_json_here_and_in_a_job(gallery: Any) -> None:
+    import daft
+    from daft import col
+
+    urls = [*gallery.urls[:2], "missing.png"]
+    demo: dict[str, Any] = {"model_name": "demo", "dtype": "float32"}
+    asked = {**demo, "labels": ["Yes.", "No."], "prompt": "Is there a circle?"}
+    labels = QwenVLImageUnderstanding(**asked)(urls)
+    counts = QwenVLImageUnderstanding(schema={"count": Literal[1, 2, 3]}, **demo)(urls)
+    cut = QwenVLImageUnderstanding(regex="[0-9]{40}", max_caption_length=3, **demo)
+    frame = daft.from_pydict({"image": urls}).with_column(
+        "label", las_udf(QwenVLImageUnderstanding, asked)(col("image"))
+    )
+
+    chosen = pd.Series(urls[:2]).vl.classify(["Yes.", "No."], prompt=asked["prompt"], progress=False, **demo)
+    assert labels == [*chosen["label"], None]
+    assert frame.to_pydict()["label"] == labels
+    assert [json.loads(one)["count"] in (1, 2, 3) for one in counts[:2] if one] == [True, True]
+    assert counts[2] is None
+    assert cut(urls[:1], ["How many?"]) == [None]
+    assert cut.results(urls[:1])[0].text, "the text of a cut answer is kept"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": ["a", "b"], "regex": "a"}, "labels and regex exclude each other"),
+        ({"labels": ["a"], "model_name": "demo"}, "Pass at least two"),
+        ({"labels": ["a", "b"], "backend": "echo"}, "backend='echo' has no model to score labels with"),
+        ({"choices": [], "model_name": "demo"}, "choices is empty"),
+        ({"schema": {}, "backend": "echo"}, "no fields|cannot be constrained|at least one"),
+    ],
+)
+def test_a_form_that_the_operator_cannot_give_is_refused_at_once(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QwenVLImageUnderstanding(**given)
 
 
 def test_the_operator_fails_at_once_where_it_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,13 @@ def test_the_demo_model_says_the_same_here_on_workers_and_through_the_operator(
     assert sum(said == true for said, true in zip(here, gallery.captions, strict=False)) >= 4
 
 
+def test_answers_of_a_form_are_the_same_here_on_workers_and_through_the_operator(seen: dict[str, Any]) -> None:
+    forms = seen["forms"]
+
+    assert forms["there"] == forms["here"]
+    assert forms["operator"] == forms["here"][0]
+
+
 def test_ten_thousand_rows_keep_their_order_and_are_counted_once(seen: dict[str, Any]) -> None:
     assert seen["ten_thousand"] == {"right": 10_000, "told": 10_000, "told_once": 10_000}
 

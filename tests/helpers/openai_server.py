@@ -13,7 +13,6 @@ import http.server
 import io
 import json
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -355,7 +354,7 @@ def serve(state: State | None = None) -> Iterator[State]:
             thread.join(5)
 
 
-if __name__ == "__main__":  # in a process of its own, for tests that kill it: port, seconds a piece
-    with listening(State(port=int(sys.argv[1]), piece_s=float(sys.argv[2]))) as alone:
-        print(alone.server_port, flush=True)
+def serve_alone(port: int, piece_s: float) -> None:
+    """Serve in a process of its own, for tests that kill it and measurements that leave it out."""
+    with listening(State(port=port, piece_s=piece_s)) as alone:
         alone.serve_forever(0.05)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError, RowErrorWarning
-from qwenvl_kit.images.classify import classify, is_null
+from qwenvl_kit.images.classify import classify, count_images, is_null
 from qwenvl_kit.images.urls import redact_url
 from qwenvl_kit.types import ImageSource
 
@@ -151,6 +151,26 @@ def test_a_data_sets_mapping_gives_its_bytes_else_its_path(gap: object) -> None:
     assert only({"bytes": gap, "path": "a.png"}).value == "a.png"
     assert only({"bytes": np.zeros((2, 2), np.uint8), "path": gap}).kind == "array"
     assert "both empty" in error_message({"bytes": gap, "path": gap})
+
+
+class Unreadable(list[object]):
+    """A cell whose own code raises."""
+
+    def __iter__(self) -> Any:
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("cell", "n_images"),
+    [
+        *((None, 0), ("", 0), ([], 0), ("a.png", 1), (b"x", 1), (["a.png"], 1), (("a.png", "b.png"), 2)),
+        (np.zeros((4, 4, 3), np.uint8), 1),
+        (np.array(["a.png", "b.png"], dtype=object), 2),
+        (Unreadable(["a.png", "b.png"]), 1),
+    ],
+)
+def test_images_of_a_cell_are_counted_before_they_are_read(cell: object, n_images: int) -> None:
+    assert count_images(cell) == n_images
 
 
 def test_a_list_is_several_images_in_order() -> None:

@@ -16,6 +16,8 @@ from helpers.openai_server import MODEL, State, expected, pixels_of, serve
 from PIL import Image
 
 from qwenvl_kit import Config, ConfigError, Control, OptionWarning, QwenVLError, RowErrorWarning
+from qwenvl_kit.executors.daft_worker import Worker
+from qwenvl_kit.executors.serialization import WorkItem
 from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.images import ImageLoader, Sizing, classify
 from qwenvl_kit.operator import QwenVLImageUnderstanding
@@ -170,7 +172,7 @@ def test_logprobs_that_a_server_does_not_send_are_noted(server: State) -> None:
 
     frame = run(server, [image(1), image(2)], logprobs=0, rows_in_flight=1)
 
-    assert frame["logprobs"].isna().tolist() == [True, False]
+    assert sorted(frame["logprobs"].isna()) == [False, True]
     assert f"{server.url} sent no log-probabilities of 1 answers." in frame.attrs["effective"]["notes"]
 
 
@@ -487,6 +489,29 @@ def test_a_comparison_asks_a_server_beside_another_backend(server: State) -> Non
         )
 
     assert len(found.summary()) == 2
+
+
+def test_boxes_stand_in_pixels_of_the_original(server: State) -> None:
+    server.answer = '[{"bbox_2d": [14, 14, 28, 28], "label": "cat"}]'
+
+    found = pd.DataFrame({"image": [image(1, 112, 112)]}).vl.detect(
+        "image", ["cat"], **options(server, resized_height=56, resized_width=56)
+    )
+
+    assert found[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[28, 28, 56, 56]]
+
+
+def test_boxes_need_the_sizes_of_images(server: State) -> None:
+    with pytest.raises(ConfigError, match="image_mode='url' leaves the sizes of images unknown"):
+        pd.DataFrame({"image": ["http://h/a.png"]}).vl.detect("image", ["cat"], **options(server, image_mode="url"))
+
+
+def test_a_worker_of_daft_asks_the_server(server: State) -> None:
+    worker = pickle.loads(pickle.dumps(Worker(Config(**options(server)))))
+
+    (answer,) = worker.answer([WorkItem(image(1), ("What?", "Where?")).pack()])
+
+    assert [one["text"] for one in answer["results"]] == [expected("What?", image(1)), expected("Where?", image(1))]
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import multiprocessing
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +22,9 @@ from .conftest import options
 from .test_backend import image, images, run
 
 
-@pytest.mark.parametrize("fault", ["429", "503", "502", "500", "cut", "drop", "429/1"])
+@pytest.mark.parametrize(
+    "fault", ["429", "503", "502", "500", "cut", "drop", pytest.param("429/1", marks=pytest.mark.slow)]
+)
 def test_a_fault_that_passes_costs_no_row(server: State, fault: str) -> None:
     server.faults = [fault, "", fault]
 
@@ -34,6 +34,7 @@ def test_a_fault_that_passes_costs_no_row(server: State, fault: str) -> None:
     assert len(server.bodies) == 8
 
 
+@pytest.mark.slow
 def test_no_row_is_asked_before_the_time_that_the_server_names(server: State) -> None:
     server.faults = ["429/1"]
     started = time.monotonic()
@@ -91,6 +92,7 @@ def test_a_row_that_breaks_every_connection_gives_up(server: State, monkeypatch:
     assert sorted(frame["status"]) == ["error", "ok"]
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_costs_the_rows_time_and_no_more(server: State) -> None:
     server.faults = ["silent"]
     started = time.monotonic()
@@ -102,6 +104,7 @@ def test_a_server_that_says_nothing_costs_the_rows_time_and_no_more(server: Stat
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 def test_a_stream_that_never_ends_costs_the_rows_time_and_no_more(server: State) -> None:
     server.piece_s = 0.2
     server.answer = "word " * 1000
@@ -112,6 +115,7 @@ def test_a_stream_that_never_ends_costs_the_rows_time_and_no_more(server: State)
     assert frame["status"].tolist() == ["error"]
 
 
+@pytest.mark.slow
 def test_a_run_without_its_server_ends() -> None:
     """The rows in flight wait for its return; the others do not wait again."""
     state = State()
@@ -133,51 +137,69 @@ def test_a_run_without_its_server_ends() -> None:
     assert time.monotonic() - started < 20
 
 
-@contextlib.contextmanager
-def processes(port: int, n: int, seconds: float) -> Iterator[list[float]]:
-    """Run a server in a process, and kill it every few seconds; it is back at once."""
-    over, killed = threading.Event(), list[float]()
-    command = [sys.executable, "-m", "helpers.openai_server", str(port), "0.002"]
+@pytest.mark.parametrize("fault", ["503", "503/30", "silent"])
+def test_rows_that_wait_for_a_server_are_cancelled_and_have_no_error(server: State, fault: str) -> None:
+    control = Control(on_result=lambda _: control.cancel.set())
+    server.faults = ["", *[fault] * 200]
 
-    def begin() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, cwd=Path(openai_server.__file__).parents[1], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        return process
+    frame = run(server, images(20), control=control, rows_in_flight=8)
 
-    def kill_again_and_again(process: subprocess.Popen[bytes]) -> None:
-        while len(killed) < n and not over.wait(seconds):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed.append(time.monotonic())
-            process = begin()
-        over.wait()
-        process.kill()
-        process.wait()
+    assert frame["status"].value_counts().to_dict() == {"ok": 1, "cancelled": 19}
+    assert frame["error"].isna().all()
 
-    thread = threading.Thread(target=kill_again_and_again, args=(begin(),))
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
+
+class Killed:
+    """A server in a process of its own, which is killed after every so many results and is back soon."""
+
+    def __init__(self, every: int) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["helpers.openai_server"])
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            self.port = unused.getsockname()[1]
+        self._every, self._n_results, self.n_kills = every, 0, 0
+        self._start()
+
+    def count(self, _: object) -> None:
+        self._n_results += 1
+        if self._n_results % self._every == 0 and self.n_kills < 20:
+            self.stop()
+            self.n_kills += 1
+            self._start()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+    def _start(self) -> None:
+        self._process = self._context.Process(target=openai_server.serve_alone, args=(self.port, 0.01), daemon=True)
+        self._process.start()
+
+    def wait(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
 def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    """Each row is answered once, and stored answers are not asked again."""
     cells = [image(n % 256, 28 * (2 + n // 256)) for n in range(500)]
-    asked = options(State(port=port), store=str(tmp_path / "answers.db"), prompt="What?", rows_in_flight=8)
+    server = Killed(every=24)
+    server.wait()
+    asked = options(State(port=server.port), store=str(tmp_path / "answers.db"), prompt="What?", rows_in_flight=8)
+    try:
+        frame = pd.DataFrame({"image": cells}).vl.run("image", control=Control(on_result=server.count), **asked)
+        server.wait()
+        again = pd.DataFrame({"image": cells}).vl.run("image", **asked)
+    finally:
+        server.stop()
 
-    with processes(port, n=20, seconds=0.4) as killed:
-        frame = pd.DataFrame({"image": cells}).vl.run("image", **asked)
-        while len(killed) < 20 and (tmp_path / "answers.db").exists():
-            again = pd.DataFrame({"image": cells}).vl.run("image", **asked)
-            assert again["cached"].all()
-            time.sleep(0.2)
-
+    assert server.n_kills == 20
     assert frame["text"].tolist() == [expected("What?", one) for one in cells]
-    assert frame["status"].eq("ok").all()
+    assert not frame["cached"].any()
+    assert again["cached"].all()

@@ -16,15 +16,18 @@ import qwenvl_kit
 from qwenvl_kit import Config, ConfigError, OptionWarning, RowErrors, RowErrorWarning
 from qwenvl_kit.boxes import pictures
 from qwenvl_kit.demo import draw, sample_scenes
+from qwenvl_kit.pipeline import Run
+from qwenvl_kit.results import result_frame
 from qwenvl_kit.tasks.box_parser import parse_objects
 from qwenvl_kit.tasks.box_scores import object_scores
 from qwenvl_kit.tasks.grounding import Grounding
 from qwenvl_kit.tasks.grounding_prompts import object_constraint, object_labels, object_prompt
+from qwenvl_kit.types import Result
 
 ECHO: dict[str, Any] = {"backend": "echo", "progress": False}
 DEMO: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "progress": False}
 CAT = '```json\n[\n\t{"bbox_2d": [322, 238, 700, 476], "label": "cat"}\n]\n```'
-INPUT = {"height": 476, "width": 644, "source_height": 480, "source_width": 640}
+INPUT: dict[str, Any] = {"height": 476, "width": 644, "source_height": 480, "source_width": 640}
 BLACK = np.zeros((480, 640, 3), np.uint8)
 COLUMNS = ["row", "label", "x0", "y0", "x1", "y1", "score", "text", "clipped", "width", "height"]
 
@@ -178,6 +181,26 @@ def test_workers_of_daft_give_the_same_objects() -> None:
     assert here.attrs["rows"] == there.attrs["rows"]
 
 
+def test_what_ctrl_c_leaves_has_its_objects() -> None:
+    answers = [Result(0, "ok", text=CAT, finish_reason="stop", **INPUT), Result(1, "cancelled")]
+    run = Run(answers, {"asked": {}, "rows": {}}, interrupted=True)
+    grounding = Grounding.of("box", None, pd.RangeIndex(2), Config(**ECHO))
+
+    found = grounding.frame(result_frame(run, pd.RangeIndex(2)))
+
+    assert grounding.checked(run) == answers
+    assert found["row"].tolist() == [0]
+    assert found.attrs["rows"]["status"] == ["ok", "cancelled"]
+
+
+def test_rows_are_named_by_any_label() -> None:
+    index = pd.MultiIndex.from_tuples([("a", 1), ("a", 2)])
+
+    found = pd.Series([BLACK, BLACK], index=index).vl.detect(prompts=[CAT, CAT], **ECHO)
+
+    assert found["row"].tolist() == [("a", 1), ("a", 2)]
+
+
 def test_a_series_has_the_same_verbs() -> None:
     series = pd.Series([BLACK], index=["a"])
 
@@ -294,7 +317,7 @@ def test_constrained_answers_are_objects_of_the_labels_with_scores_and_cost_no_w
     found = frame.vl.detect("image", ["red circle", "方块"], constrain=True, max_caption_length=400, **DEMO)
 
     assert set(found["label"]) <= {"red circle", "方块"}
-    assert found["score"].between(0, 1).all()
+    assert found["score"].between(0, 1).all()  # also not missing
     for raw in found.attrs["rows"]["raw"]:
         assert isinstance(json.loads(raw), list)
 

@@ -220,6 +220,58 @@ def test_a_playground_marks_what_changed_since_the_run_before(scenes: list[np.nd
     assert panel.to_config().resized_height == 56
 
 
+@pytest.mark.model
+def test_a_playground_shades_the_tokens_of_an_answer_also_in_the_saved_view(scenes: list[np.ndarray]) -> None:
+    panel = Playground(scenes[:1], prompt="Describe the noise.", logprobs=2, max_caption_length=12, **DEMO)
+    panel.run()
+
+    (tokens,) = panel.to_frame()["logprobs"]
+    for view in (shown(panel), panel.to_html()):
+        assert f"{len(tokens)} tokens, together" in view
+        assert "<script" not in view
+    panel.controls.by_name["logprobs"].value = ""
+    panel.run()
+    assert "tokens, together" not in shown(panel)
+
+
+@pytest.mark.model
+def test_a_playground_draws_labels_as_bars_and_its_code_does_the_same(scenes: list[np.ndarray]) -> None:
+    panel = Playground(scenes[:1], prompt="Is there a circle?", labels=["Yes.", "No."], **DEMO)
+    panel.run()
+
+    (label,), (share,) = panel.to_frame()["text"], panel.to_frame()["probability"]
+    assert label in ("Yes.", "No.")
+    assert shown(panel).count("aria-hidden='true'") == panel.to_html().count("aria-hidden='true'") == 2
+    names: dict[str, Any] = {}
+    exec(panel.to_code(), names)
+    assert names["panel_answers"]["label"].tolist() == [label]
+    assert names["panel_answers"]["probability"].tolist() == pytest.approx([share], abs=1e-5)
+    panel.labels_field.value = ""
+    panel.run()
+    assert "aria-hidden='true'" not in shown(panel)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "said"),
+    [
+        ("Yes.", DEMO, "Pass at least two"),
+        ("Yes.\nYes.", DEMO, "twice"),
+        ("Yes.\nNo.", {"backend": "echo"}, "backend='echo' has no model to score labels with"),
+        ("Yes.\nNo.", {**DEMO, "num_beams": 2}, "num_beams=2 changes generated answers only"),
+    ],
+)
+def test_labels_that_cannot_be_scored_are_told_and_the_panel_stays_usable(
+    labels: str, options: dict[str, Any], said: str
+) -> None:
+    panel = Playground([gray(1)], prompt="Hm?", **options)
+    panel.labels_field.value = labels
+    panel.run()
+
+    assert said in panel.status_line.value
+    assert panel.state.phase == "idle"
+    assert panel.to_frame().empty
+
+
 @pytest.mark.parametrize(("value", "n_rows"), [("auto", "auto"), ("32", 32), ("", None)])
 def test_rows_in_flight_are_a_number_or_auto(value: str, n_rows: int | str | None) -> None:
     panel = Playground([gray(1)], prompt="Hm?", backend="echo", rows_in_flight=7)
