@@ -66,9 +66,11 @@ def draw_reliability(bins: pd.DataFrame, varied: Sequence[str], *, ax: Axes | No
         line = ax.errorbar(
             points["confidence"],
             points["right"],
-            yerr=[
-                (points["right"] - points["right_low"]).clip(lower=0),  # a skewed one may leave the share out
-                (points["right_high"] - points["right"]).clip(lower=0),
+            yerr=[  # as arrays: matplotlib makes a float of each, which pandas 2 warns of for a series
+                (points["right"] - points["right_low"])
+                .clip(lower=0)
+                .to_numpy(),  # a skewed one may leave the share out
+                (points["right_high"] - points["right"]).clip(lower=0).to_numpy(),
             ],
             marker=_MARKERS[at % len(_MARKERS)],
             capsize=3,
