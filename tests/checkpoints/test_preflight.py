@@ -399,7 +399,7 @@ def demo_answer() -> str:
 def test_a_token_that_the_model_lacks_is_that_rows_error() -> None:
     processor = load_processor(read(model_dir()))
     request = Request(0, (LoadedImage(PICTURE, "", (112, 112)),), "What?", None, None, 4)
-    assert InputProcessor(processor, 999, vocab_size=1024).encode(request).prompt_ids
+    assert InputProcessor(processor, 999, vocab_size=len(processor.tokenizer)).encode(request).prompt_ids
 
     with pytest.raises(RowError, match="vocabulary of 900 tokens"):
         InputProcessor(processor, 999, vocab_size=900).encode(request)

@@ -39,7 +39,7 @@ def test_each_batch_size_is_measured_and_one_of_them_is_advised(capsys: pytest.C
         backend, threads, batch_size, pictures, tokens = line.split()
         assert (backend, threads, int(batch_size)) == ("torch", "auto", size)
         assert float(pictures) > 0
-        assert float(tokens) == pytest.approx(4 * float(pictures), rel=0.02), "four tokens a picture"
+        assert 0.98 <= float(tokens) / float(pictures) <= 4.08, "at most four tokens an image; answers may end sooner"
     assert advice in [f"Set backend='torch', model_name='demo', threads=None, batch_size={size}." for size in (1, 3)]
 
 
