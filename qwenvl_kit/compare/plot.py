@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from qwenvl_kit.errors import MissingExtra
@@ -63,13 +64,12 @@ def draw_reliability(bins: pd.DataFrame, varied: Sequence[str], *, ax: Axes | No
     ax.plot([0, 1], [0, 1], linestyle=":", color="gray")
     n_lines = 0
     for at, (values, points) in enumerate(bins.groupby(list(varied), sort=False, dropna=False)):
+        share = points["right"].to_numpy(float)
+        below, above = share - points["right_low"].to_numpy(float), points["right_high"].to_numpy(float) - share
         line = ax.errorbar(
-            points["confidence"],
-            points["right"],
-            yerr=[
-                (points["right"] - points["right_low"]).clip(lower=0),  # a skewed one may leave the share out
-                (points["right_high"] - points["right"]).clip(lower=0),
-            ],
+            points["confidence"].to_numpy(float),
+            share,
+            yerr=np.clip([below, above], 0, None),  # a skewed interval may leave the share out
             marker=_MARKERS[at % len(_MARKERS)],
             capsize=3,
             label=", ".join(f"{option}={value}" for option, value in zip(varied, values, strict=True)),

@@ -227,7 +227,7 @@ def test_a_cell_that_is_run_again_ends_the_run_that_nobody_sees(notebook: Open) 
 
 
 def test_controls_look_like_what_they_are_and_explain_themselves(notebook: Open) -> None:
-    page = notebook("panel = DtypeCompare(df, **SETTINGS, resized_height=112)\npanel")
+    page = notebook("panel = Playground(df, **SETTINGS, resized_height=112)\npanel")
     page.get_by_role("button", name="Parameters").click()
     arrow = page.locator(".qwenvl-panel select").first.evaluate("one => getComputedStyle(one).backgroundImage")
     assert arrow != "none", "a drop-down has its arrow"

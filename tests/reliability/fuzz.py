@@ -12,6 +12,7 @@ import contextlib
 import gc
 import hashlib
 import itertools
+import math
 import os
 import resource
 import sys
@@ -119,7 +120,9 @@ class _Batch:
     peak_bytes: int
 
 
-def fuzz(kind: str, n_cases: int, seed: int, *, n_batch: int = 500, most_bytes: int = MOST_BYTES) -> Report:
+def fuzz(
+    kind: str, n_cases: int, seed: int, *, n_batch: int = 500, most_bytes: int = MOST_BYTES, most_s: float = math.inf
+) -> Report:
     """Run `n_cases` odd rows in batches, with good rows between them.
 
     Parameters
@@ -132,6 +135,8 @@ def fuzz(kind: str, n_cases: int, seed: int, *, n_batch: int = 500, most_bytes: 
         Odd rows of one run.
     most_bytes : int
         Most memory above the clean run's.
+    most_s : float
+        Seconds after which no batch begins.
     """
     report = Report()
     options = {**ECHO, "timeout_s": FETCH_S} if kind == "servers" else ECHO
@@ -142,7 +147,7 @@ def fuzz(kind: str, n_cases: int, seed: int, *, n_batch: int = 500, most_bytes: 
         report.clean_bytes = clean[-1].peak_bytes
         before = _left()
         started = time.perf_counter()
-        while batch := list(itertools.islice(odd, n_batch)):
+        while time.perf_counter() - started < most_s and (batch := list(itertools.islice(odd, n_batch))):
             _judge(runner, batch, report)
             if any(breach.what == "hangs" for breach in report.breaches):
                 break
@@ -496,10 +501,11 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no batch after so many")
     parser.add_argument("--save", type=Path)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # Pillow's, of what is opened to be given as a cell
-    report = fuzz(asked.kind, asked.cases, asked.seed, n_batch=asked.batch)
+    report = fuzz(asked.kind, asked.cases, asked.seed, n_batch=asked.batch, most_s=60 * asked.minutes)
     _print(report, asked.kind, asked.seed)
     if asked.save is not None:
         _save(report, asked.save, f"{asked.kind}-{asked.seed}")
