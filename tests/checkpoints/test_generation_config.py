@@ -129,7 +129,7 @@ def test_without_generation_config_the_settings_of_config_json_serve(folder: Pat
 
 IGNORED: dict[str, Any] = {
     "exponential_decay_length_penalty": [5, 1.5],
-    "forced_eos_token_id": 964,
+    "forced_eos_token_id": 1328,
     "forced_bos_token_id": 1,
     "max_time": 1.0,
     "stop_strings": ["."],
