@@ -20,7 +20,7 @@ from PIL import AvifImagePlugin, Image, ImageFile
 
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.images.decode import decode_resized_image
-from qwenvl_kit.images.heap import trim_heap
+from qwenvl_kit.images.heap import blocks_returned, trim_heap
 from qwenvl_kit.images.pixels import bands
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _Buffer = TypeVar("_Buffer", bytearray, "NDArray[np.uint8]")
 LENGTH = struct.Struct("<Q")
 _BASE_MEMORY = 96 * 2**20  # a HEIF file of 64×64 pixels takes 40 MiB, all others 8 or less
 _MAX_MEMORY = 2 * 2**30
+_LARGE_MEMORY = 200 * 2**20  # what 24 megapixels take
 _KEPT_MEMORY = 64 * 2**20  # after an image, for the next one: getting it anew would cost a tenth of the time
 
 
@@ -121,9 +122,14 @@ def _respond(
 ) -> None:
     """Write a pickled head and the pixels, some rows at a time."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
+    # What a large image leaves in the heap, the next one would get beside its own limit.
+    is_large = not 0 < n_image_bytes <= _LARGE_MEMORY
     failure = None
     try:
-        with _limited_memory(max_memory(len(data), n_image_bytes)):
+        with (
+            blocks_returned() if is_large else contextlib.nullcontext(),
+            _limited_memory(max_memory(len(data), n_image_bytes)),
+        ):
             image, source_size = decode_resized_image(data, sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
         failure = error.stage, error.message

@@ -8,9 +8,11 @@ files: https://man7.org/linux/man-pages/man3/mallopt.3.html, M_TRIM_THRESHOLD an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
 # What the thresholds grow to by themselves once a process frees an array of 32 MB. They stop growing when they are set.
@@ -40,6 +42,20 @@ def trim_heap() -> None:
     if not any(name in os.environ for name in _SETTINGS):
         _trim_end_of_this_thread(_glibc)
     _glibc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def blocks_returned() -> Iterator[None]:
+    """Keep none of the large blocks that are allocated within for reuse: each goes back as soon as it is freed."""
+    if _glibc is None or any(name in os.environ for name in _SETTINGS):
+        yield
+        return
+    _glibc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+    _glibc.mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES)
+    try:
+        yield
+    finally:
+        _glibc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
 def _trim_end_of_this_thread(glibc: ctypes.CDLL) -> None:

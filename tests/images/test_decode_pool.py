@@ -178,6 +178,20 @@ def test_the_limit_of_an_image_does_not_depend_on_the_images_before_it(pool: Dec
     assert [outcome(data) for data in (progressive, large, progressive)] == ["decode", "ok", "decode"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells the memory of no process")
+@pytest.mark.slow
+def test_a_decoder_keeps_little_of_a_large_image() -> None:
+    pool = DecodePool(1)
+    try:
+        for mode in ("L", "RGB"):
+            data = encoded(noise(64, 64, 0).convert(mode).resize((9459, 9459)), "JPEG")
+            pool.decode(data, SIZING, max_image_pixels=MOST, n_pixels=MOST, n_bytes=8 * MOST, timeout_s=60)
+            (decoder,) = decoders()
+            assert decoder.memory_info().rss < 100 * 2**20, mode
+    finally:
+        pool.close_idle()
+
+
 def test_decoders_do_not_see_the_callers_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     process = DecodeProcess()
