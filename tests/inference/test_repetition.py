@@ -44,7 +44,7 @@ def looping(published: Path, pictures: list[Image.Image]) -> pd.DataFrame:
 def test_answers_that_loop_to_their_end_are_flagged_with_the_phrase(looping: pd.DataFrame) -> None:
     flagged = looping[looping["flag"].notna()]
 
-    assert 3 <= len(flagged) < 24, "random weights loop often, and not always"
+    assert 1 <= len(flagged) < 24, "random weights loop often, and not always"
     assert (flagged["finish_reason"] == "length").all()
     assert flagged["flag"].str.startswith("repeats '").all()
 
