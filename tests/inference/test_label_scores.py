@@ -24,7 +24,7 @@ EXACT: dict[str, Any] = {"dtype": "float32", "use_flash_attention_2": False, "pr
 LABELS = ["A red circle.", "A red circle on the left", "No.", "图中有两个物体。", "two", "🦉 owl <|im_end|>"]
 PROMPT = "What is in the picture?"
 # An owl has a log-likelihood of some hundreds below zero, where float32 itself rounds to 3e-5.
-CLOSE: dict[str, float] = {"atol": 1e-4, "rtol": 1e-6}
+CLOSE: dict[str, float] = {"atol": 1e-4, "rtol": 2e-6}
 
 
 @pytest.fixture(params=["published", "demo"])
