@@ -1,8 +1,8 @@
 """A store that an earlier version wrote still answers: its keys are made of the same parts in the same order.
 
 ``tests/data/answers.sqlite`` was written by `write` below, run as a script at version 0.1. Write it anew only where
-a key must change, and say so in the changelog: every user's store is asked again then. The rows of the embedded model are
-those of its present weights, added by `add`.
+a key must change, and say so in the changelog: every user's store is asked again then. The rows of the embedded model
+are those of its present weights, added by `add`.
 """
 
 from __future__ import annotations
