@@ -78,7 +78,7 @@ def test_cancel_stops_a_slow_run_while_another_cell_answers(notebook: Open) -> N
 def test_an_uploaded_picture_is_looked_at_and_one_that_is_none_is_refused(notebook: Open) -> None:
     file = io.BytesIO()
     Image.fromarray(draw(sample_scenes(1, seed=9, world=WORLD)[0])).save(file, "PNG")
-    page = notebook("panel = Playground(**SETTINGS)\npanel")
+    page = notebook("panel = Playground(**SETTINGS, resized_height=112)\npanel")
     upload(page, "<b>notes.txt", b"no picture at all")
     expect(status(page)).to_contain_text("<b>notes.txt was not added: decode:")
 
