@@ -127,8 +127,8 @@ def win_rates(judged: pd.DataFrame, n_equal: pd.Series, level: float = 0.95) -> 
     Examples
     --------
     >>> judged = pd.DataFrame({"other": ["b"] * 4, "verdict": ["other", "other", "other", "reference"]})
-    >>> win_rates(judged, pd.Series({"b": 0})).loc["b", ["wins", "losses", "win_rate"]].tolist()
-    [3, 1, 0.75]
+    >>> win_rates(judged, pd.Series({"b": 0}))[["wins", "losses", "win_rate"]].to_dict("records")
+    [{'wins': 3, 'losses': 1, 'win_rate': 0.75}]
     """
     if not 0 < level < 1:
         raise ConfigError(f"level must be between 0 and 1; got {level!r}. Pass 0.95 for 95 % intervals.")
