@@ -71,8 +71,8 @@ class Judge(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no type
     >>> vary = {"prompt": ["What is it?", "Describe it."]}
     >>> judge = Judge(df.vl.compare("image", vary=vary, backend="echo", progress=False), seed=1)
     >>> judge.decide("first")
-    >>> judge.summary()[["wins", "losses"]].sum().sum()
-    np.int64(1)
+    >>> int(judge.summary()[["wins", "losses"]].sum().sum())
+    1
     """
 
     _esm = static_text("judge.js")
