@@ -35,7 +35,7 @@ STYLE = """
 .qwenvl-heat { position: absolute; left: 0; top: 0; pointer-events: none; display: none; }
 .qwenvl-heat img, .qwenvl-small .qwenvl-heat img { image-rendering: pixelated; }
 .qwenvl-answer { margin: 0 0 6px; line-height: 1.9; overflow-wrap: anywhere; }
-.qwenvl-word { padding: 1px 3px; border-bottom: 3px solid rgba(204, 85, 0, var(--s)); border-radius: 3px; cursor: default; }
+.qwenvl-word { padding: 1px 3px; border-bottom: 3px solid rgba(204, 85, 0, var(--s)); border-radius: 3px; }
 .qwenvl-word:is(:hover, :focus) { background: #c50; color: #fff; outline: none; }
 .qwenvl-word:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .qwenvl-word:is(:hover, :focus) > .qwenvl-heat { display: block; }
@@ -56,14 +56,15 @@ _PAGE = """<style>{{ style }}</style>{% for row in rows %}{{ row }}{% endfor %}
 {%- if n_shown < n_rows %}<p>{{ n_shown }} of {{ n_rows }} rows are shown: see n_rows and max_bytes.</p>{% endif %}"""
 _ROW = """<div class="qwenvl-explained" role="group" aria-label="row {{ label }}: {{ answer }}">{{ stage }}
 <p class="qwenvl-answer">{% for piece in pieces %}{{ piece }}{% endfor %}</p>
-{%- if strongest %}<div class="qwenvl-strongest" aria-hidden="true">{% for one in strongest %}{{ one }}{% endfor %}</div>
-{%- endif %}<small>row {{ label }} · {{ note }}</small></div>"""
+{%- if strongest %}<div class="qwenvl-strongest" aria-hidden="true">
+{%- for one in strongest %}{{ one }}{% endfor %}</div>{% endif %}<small>row {{ label }} · {{ note }}</small></div>"""
 _STAGE = """<div class="qwenvl-stage" style="width:{{ width }}px;height:{{ height }}px">
 {%- for image in images %}{% if image.uri %}<img src="{{ image.uri }}" alt="{{ image.alt }}" style="{{ image.style }}">
 {%- else %}<span>{{ image.alt }}</span>{% endif %}{% endfor %}</div>"""
-_WORD = """<span class="qwenvl-word" tabindex="0" style="--s:{{ share }}" aria-label="{{ said }}">{{ text }}{{ heat }}</span>"""
-_HEAT = """<span class="qwenvl-heat" aria-hidden="true">{% for uri, style in layers %}<img src="{{ uri }}" alt="" style="
-{{- style }}">{% endfor %}</span>"""
+_WORD = """<span class="qwenvl-word" tabindex="0" style="--s:{{ share }}" aria-label="{{ said }}">{{ text }}
+{{- heat }}</span>"""
+_HEAT = """<span class="qwenvl-heat" aria-hidden="true">{% for uri, style in layers %}
+{{- "" }}<img src="{{ uri }}" alt="" style="{{ style }}">{% endfor %}</span>"""
 _SMALL_FIGURE = """<figure class="qwenvl-small">{{ stage }}{{ heat }}<figcaption>{{ text }}</figcaption></figure>"""
 
 

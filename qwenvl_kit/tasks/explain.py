@@ -83,11 +83,11 @@ def cost_of(attribution: Attribution) -> str:
     Examples
     --------
     >>> cost_of(Attribution(method="occlusion", grid=3))
-    'explain: beside its answer, each row is read 5 times (2 × 2 hidden squares per image, and once whole).'
+    'explain: beside its answer, each row is read 17 times (4 × 4 hidden squares per image, and once whole).'
     """
     parts = []
     if attribution.method == "occlusion":
-        n_windows = attribution.grid - 1
+        n_windows = attribution.grid + 1
         parts.append(f"{n_windows**2 + 1} times ({n_windows} × {n_windows} hidden squares per image, and once whole)")
     if attribution.n_steps:
         n_readings = 2 * (attribution.n_steps + 1)

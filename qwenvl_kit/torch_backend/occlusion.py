@@ -13,6 +13,8 @@ _SIDE = 2  # groups that are hidden together along each side: neighbours show mu
 def group_masks(grids: Sequence[tuple[int, int]], n_side: int) -> NDArray[np.bool_]:
     """Return which visual tokens each reading hides: squares of groups that overlap by half.
 
+    Squares reach over the borders. So each group is in as many as any other, and one at a border is no stronger for it.
+
     Parameters
     ----------
     grids : sequence of (int, int)
@@ -23,12 +25,12 @@ def group_masks(grids: Sequence[tuple[int, int]], n_side: int) -> NDArray[np.boo
     Returns
     -------
     bool array (N, n_visual)
-        Every visual token is hidden at least once.
+        Every visual token is hidden four times.
 
     Examples
     --------
-    >>> group_masks([(1, 3)], 3).astype(int).tolist()
-    [[1, 1, 0], [0, 1, 1]]
+    >>> group_masks([(1, 2)], 2).astype(int).tolist()
+    [[1, 0], [1, 1], [0, 1], [1, 0], [1, 1], [0, 1]]
     """
     sizes = [rows * columns for rows, columns in grids]
     masks, before = [], 0
@@ -46,8 +48,7 @@ def _windows(n_tokens: int, n_side: int) -> list[NDArray[np.bool_]]:
     """Return the tokens of each window along a side."""
     n_groups = min(n_side, n_tokens)
     group = np.arange(n_tokens) * n_groups // n_tokens
-    n_windows = max(1, n_groups - _SIDE + 1)
-    return [(group >= at) & (group < at + _SIDE) for at in range(n_windows)]
+    return [(group >= at) & (group < at + _SIDE) for at in range(1 - _SIDE, n_groups)]
 
 
 def spread_drops(drops: NDArray[np.float32], groups: NDArray[np.bool_]) -> NDArray[np.float32]:
