@@ -217,7 +217,7 @@ class Explanation:
                 f"There is no map of layer {layer!r}. Layers of these maps: {list(known) or 'only their mean'}. Run "
                 "explain(…, layers='all')."
             )
-        return word.weights[known.index(layer)]
+        return np.asarray(word.weights[known.index(layer)])
 
     def _check_picture(self, picture: int) -> None:
         n_pictures = len(self.maps.grids)

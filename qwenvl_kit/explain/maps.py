@@ -52,7 +52,7 @@ def _averaged(grid: NDArray[np.float32], side: int) -> NDArray[np.float32]:
         starts = np.arange(0, grid.shape[axis], side)
         counts = np.diff([*starts, grid.shape[axis]])
         shape = (-1, 1) if axis == -2 else (-1,)
-        grid = np.add.reduceat(grid, starts, axis=axis) / counts.reshape(shape).astype(np.float32)
+        grid = np.asarray(np.add.reduceat(grid, starts, axis=axis) / counts.reshape(shape), np.float32)
     return grid
 
 
@@ -64,7 +64,7 @@ def edges(n_cells: int, n_pixels: int) -> NDArray[np.float64]:
     >>> edges(4, 100).tolist()
     [0.0, 25.0, 50.0, 75.0, 100.0]
     """
-    return np.arange(n_cells + 1) * (n_pixels / n_cells)
+    return np.asarray(np.arange(n_cells + 1) * (n_pixels / n_cells), np.float64)
 
 
 def on_pixels(grid: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -79,7 +79,7 @@ def on_pixels(grid: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
         ((np.arange(n_pixels) + 0.5) * n_cells / n_pixels).astype(np.intp)
         for n_pixels, n_cells in zip(size, grid.shape, strict=True)
     )
-    return grid[rows[:, None], columns]
+    return np.asarray(grid[rows[:, None], columns])
 
 
 def area_under(shares: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -35,4 +35,5 @@ def _new_axes() -> Axes:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise MissingExtra("plot()", "notebook") from error
-    return plt.figure().add_subplot()
+    ax: Axes = plt.figure().add_subplot()
+    return ax

@@ -164,7 +164,7 @@ def _layers(explanation: Explanation, word: WordMap) -> list[str]:
     """Return a data URI for each image: black, and transparent where the word comes from; none without any place."""
     grids, _ = pooled(np.asarray(word.weights.mean(axis=0), np.float32), explanation.maps.grids)
     peak = max(float(grid.max()) for grid in grids)
-    return [_png(np.maximum(grid, 0) / peak) for grid in grids] if peak > 0 else []
+    return [_png(np.asarray(np.maximum(grid, 0) / peak, np.float32)) for grid in grids] if peak > 0 else []
 
 
 def _heat(layers: Sequence[str], images: Sequence[_Placed]) -> Markup:
@@ -201,7 +201,7 @@ def _said(explanation: Explanation, word: WordMap) -> str:
 
 def _note(explanation: Explanation) -> str:
     maps = explanation.maps
-    parts = [explanation.method]
+    parts: list[str] = [explanation.method]
     if maps.layers:
         parts.append(f"layers {', '.join(map(str, maps.layers))}")
     if not maps.words:

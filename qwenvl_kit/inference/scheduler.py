@@ -108,8 +108,8 @@ class Scheduler:
             sequence.append_token(token, self._tokenization.eos_ids, stop_repetition=self._resolved.stop_repetition)
             if self._control.on_token is not None:
                 sequence.emit_text(self._tokenization.decode, self._control.on_token)
-        for sequence in sequences if explain is not None else ():
-            if sequence.asks_for_maps:
+        if explain is not None:
+            for sequence in (one for one in sequences if one.asks_for_maps):
                 explain(sequence)
         done = self._slots.release_finished()
         self._limit.count(len(done))

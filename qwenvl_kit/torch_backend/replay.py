@@ -138,7 +138,7 @@ class Replay:
         embedded[self.visual - start] = features.to(embedded)
         positions = self._positions[:, None, start:-1]
         found = []
-        for some in hidden.split(max(1, max_prefill_tokens(self._runner.device) // len(embedded))):
+        for some in torch.split(hidden, max(1, max_prefill_tokens(self._runner.device) // len(embedded))):
             seen = torch.ones(len(some), len(at), dtype=torch.bool, device=at.device)
             seen[:, self.visual] = ~some.to(at.device)
             mask = (causal & seen[:, None]) | itself  # (B, T, L)
@@ -179,6 +179,6 @@ class Replay:
         targets = answer.repeat(len(states))
         found = [
             self._runner.logits(rows).log_softmax(dim=1).gather(1, picked[:, None])[:, 0]
-            for rows, picked in zip(last.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)
+            for rows, picked in zip(torch.split(last, _LOGIT_ROWS), torch.split(targets, _LOGIT_ROWS), strict=True)
         ]
         return torch.cat(found).view(len(states), -1)

@@ -127,7 +127,8 @@ class OneDNNRMSNorm(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return states (…, D), each of mean square one, times the weights."""
         if states.requires_grad:
-            return states * (states.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt() * self.weight
+            plain: Tensor = states * (states.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt() * self.weight
+            return plain
         scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
         scale = scale.square_().div_(states.shape[-1]).add_(self._epsilon).rsqrt_()
         normed: Tensor = (states * scale).mul_(self.weight)
