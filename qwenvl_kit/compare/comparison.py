@@ -18,17 +18,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MEASURES = {
-    "right": ("right", "share of answers that are right"),
-    "truth_chrf": ("truth_chrf", "chrF against the truth"),
-    "same": ("same", "share of answers equal to the reference"),
-    "chrf": ("chrf", "chrF against the reference"),
-    "probability": ("probability", "mean probability of answers"),
-    "brier": ("brier", "Brier score"),
-    "seconds": ("seconds", "seconds per image"),
-    "visual_tokens": ("visual_tokens", "visual tokens per image"),
-    "prompt_tokens": ("prompt_tokens", "prompt tokens per image"),
-    "new_tokens": ("new_tokens", "new tokens per image"),
-    "peak_mib": ("peak_mib", "peak memory, MiB"),
+    "right": "share of answers that are right",
+    "truth_chrf": "chrF against the truth",
+    "same": "share of answers equal to the reference",
+    "chrf": "chrF against the reference",
+    "probability": "mean probability of answers",
+    "brier": "Brier score",
+    "seconds": "seconds per image",
+    "visual_tokens": "visual tokens per image",
+    "prompt_tokens": "prompt tokens per image",
+    "new_tokens": "new tokens per image",
+    "peak_mib": "peak memory, MiB",
+    "resized_height": "resized_height, px",
+    "resized_width": "resized_width, px",
+    "min_pixels": "min_pixels, px",
+    "max_pixels": "max_pixels, px",
 }
 
 
@@ -272,11 +276,11 @@ class Comparison:
         quality = quality or ("right" if "right" in self.frame else "chrf")
         for name in (quality, cost):
             if name not in self.frame or not pd.api.types.is_numeric_dtype(self.frame[name]):
-                known = [name for name in (*_MEASURES, *self.varied) if name in self.frame]
+                known = [name for name in dict.fromkeys((*_MEASURES, *self.varied)) if name in self.frame]
                 raise ConfigError(
                     f"{name!r} is not a numeric measure of this comparison. Use one of: {', '.join(known)}."
                 )
-        labels = {name: _MEASURES.get(name, (name, name))[1] for name in (quality, cost)}
+        labels = {name: _MEASURES.get(name, name) for name in (quality, cost)}
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
 
     def _repr_html_(self) -> str:
