@@ -9,9 +9,11 @@ import pandas as pd
 
 from qwenvl_kit.compare.reliability import N_BINS, reliability_bins
 from qwenvl_kit.compare.sheet import MAX_BYTES, ComparisonSheet, Only, comparison_sheet
-from qwenvl_kit.compare.summary import WITH_INTERVALS, answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.summary import answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.tables import html_table, latex_table
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import FetchOptions
+from qwenvl_kit.stamps import stamp
 from qwenvl_kit.thumbnails import Thumbnailer
 
 if TYPE_CHECKING:
@@ -220,7 +222,7 @@ class Comparison:
         )
 
     def to_latex(self, level: float | None = None) -> str:
-        """Return the summary as a LaTeX table of the booktabs package, with three digits.
+        """Return the summary as a LaTeX table of the booktabs package, with three digits, and its stamp as a comment.
 
         Parameters
         ----------
@@ -235,14 +237,17 @@ class Comparison:
         >>> "toprule" in found.to_latex()
         True
         """
-        summary = self.summary(level)
-        ends = tuple(f"{name}_{end}" for name in WITH_INTERVALS for end in ("low", "high"))
-        cells = {str(name): summary[name].map(_rounded) for name in summary if name not in ends}
-        for name in [one for one in WITH_INTERVALS if f"{one}_low" in summary]:
-            low, high = (summary[f"{name}_{end}"].map(_rounded) for end in ("low", "high"))
-            cells[name] = cells[name] + " [" + low + ", " + high + "]"
-        table: str = pd.DataFrame(cells).reset_index().to_latex(index=False, escape=True)
-        return table
+        return latex_table(self.summary(level), self._stamp())
+
+    def to_html(self, level: float | None = None) -> str:
+        """Return the summary as an HTML table, with the stamp of the run under it.
+
+        Parameters
+        ----------
+        level : float, optional
+            As of `summary`.
+        """
+        return html_table(self.summary(level), self._stamp())
 
     def plot(
         self, quality: str | None = None, cost: str = "seconds", *, ax: Axes | None = None, annotate: bool = True
@@ -283,14 +288,11 @@ class Comparison:
         labels = {name: _MEASURES.get(name, name) for name in (quality, cost)}
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
 
+    def _stamp(self) -> str:
+        return stamp(self) if self.record else ""
+
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
-
-
-def _rounded(value: object) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _check_level(level: float) -> None:

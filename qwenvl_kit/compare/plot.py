@@ -84,16 +84,14 @@ def _start_at_zero(ax: Axes, points: pd.DataFrame) -> None:
 
 def _write_values(ax: Axes, points: pd.DataFrame, option: str) -> None:
     """Write the option's values beside the points, one text for points that lie within the width of a text."""
-    texts: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
-    places = ax.transData.transform(points[["cost", "quality"]].to_numpy(float))
-    for value, (x, y), row in zip(points[option], places, points.itertuples(), strict=True):
+    spots: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
+    places = points[["cost", "quality"]].to_numpy(float)
+    for value, place, (x, y) in zip(points[option], places, ax.transData.transform(places), strict=True):
         if np.isfinite([x, y]).all():
-            text = "None" if pd.isna(value) else str(value)
-            spot = (round(x / _TEXT_PX[0]), round(y / _TEXT_PX[1]))
-            texts.setdefault(spot, {}).setdefault(text, (float(row.cost), float(row.quality)))
-    for spot in texts.values():
-        text = ", ".join(spot)
-        ax.annotate(text, next(iter(spot.values())), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            spot = spots.setdefault((round(x / _TEXT_PX[0]), round(y / _TEXT_PX[1])), {})
+            spot.setdefault("None" if pd.isna(value) else str(value), (float(place[0]), float(place[1])))
+    for spot in spots.values():
+        ax.annotate(", ".join(spot), next(iter(spot.values())), xytext=(4, 4), textcoords="offset points", fontsize=8)
 
 
 def draw_reliability(bins: pd.DataFrame, varied: Sequence[str], *, ax: Axes | None, annotate: bool) -> Axes:
