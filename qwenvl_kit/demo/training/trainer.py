@@ -217,7 +217,7 @@ class Trainer:
             return
         state = torch.load(source, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(_grown(state["heads"], self.heads.state_dict()))
+        self.heads.load_state_dict(grown(state["heads"], self.heads.state_dict()))
 
     def _load_state(self) -> None:
         state = torch.load(self.plan.out / "state.pt", weights_only=True)
@@ -228,7 +228,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def _grown(former: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+def grown(former: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of heads to which labels were added since: their first rows are the former ones."""
     return {name: torch.cat([former[name], rows[len(former[name]) :]]) for name, rows in drawn.items()}
 
