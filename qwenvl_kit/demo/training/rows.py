@@ -44,17 +44,18 @@ ROW_TOKENS = 320
 #: Forms of answers, in the order of their numbers in `RowBatch.forms`.
 FORMS = ("caption", "question", "schema", "place")
 _WEIGHTS = {"caption": 1.5, "question": 2.5, "schema": 0.5, "place": 0.5}  # an array's signs are soon known
-_VALUE_WEIGHT = 1.5  # of coordinates and names in JSON
-_END_WEIGHT = 2.5  # of what decides whether an array of places has one more object
+_VALUE_WEIGHT = 2.0  # of coordinates and names in JSON
+_END_WEIGHT = 4.0  # of what decides whether an array of places has one more object
 _ENDS = ("[\n", "[]\n", '"},\n', '"}\n', '[{"', "[]", '"},', '"}]')
 _OTHER_PHRASING = 0.25
 _N_CAPTIONS = (0.45, 0.45, 0.1)  # shares of rows with none, one and two
-_SCHEMA = 0.75  # of rows
+_SCHEMA = 0.55  # of rows
 _WHOLE_SCHEMA = 0.6  # of schemas
-_N_NAMES = (0.25, 0.55, 0.2)  # shares of prompts for all objects, for one name and for two
-_SEVERAL = 0.3  # of names fit several objects, where the scene has such: else these were rare
+_N_NAMES = (0.2, 0.6, 0.2)  # shares of prompts for all objects, for one name and for two
+_SEVERAL = 0.4  # of names fit several objects, where the scene has such: else these were rare
 _WHOLE_NAME = 0.35  # of names hold colour and shape: the others are hard
-_ONE_MORE = 0.8  # of rows ask for the place of one more name
+_N_MORE = 2  # most further prompts of a row for the place of one name
+_ONE_MORE = 0.8  # of these are asked
 _BARE_ARRAY = 0.3
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -196,20 +197,21 @@ class RowPacker:
 
     def _answers(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator) -> list[_Answer]:
         """Return more prompts than fit into a row, the most wanted first."""
-        answers = [_listed(self._described(scene, rng), "schema")] if rng.random() < _SCHEMA else []
+        number = self._asker(scene, rng, _any_language(rng)).number()
+        answers = [_asked(number)] if number else []
+        if rng.random() < _SCHEMA:
+            answers.append(_listed(self._described(scene, rng), "schema"))
         answers.append(
             _listed(self._located(scene, grid, rng, n_names=int(rng.choice(len(_N_NAMES), p=_N_NAMES))), "place")
         )
-        number = self._asker(scene, rng, _any_language(rng)).number()
-        answers += [_asked(number)] if number else []
         languages = rng.permutation(LANGUAGES)
         for language in languages[: int(rng.choice(len(_N_CAPTIONS), p=_N_CAPTIONS))]:
             prompts = CAPTION_PROMPTS[language]
             chosen = int(rng.integers(1, len(prompts))) if rng.random() < _OTHER_PHRASING else 0
             about = ((), *((row,) for row in range(len(scene.things))))
             answers.append(_Answer(prompts[chosen], tuple(caption_parts(scene, language)), about, "caption"))
-        if rng.random() < _ONE_MORE:
-            answers.append(_listed(self._located(scene, grid, rng, n_names=1), "place"))
+        n_more = int(rng.binomial(_N_MORE, _ONE_MORE))
+        answers += [_listed(self._located(scene, grid, rng, n_names=1), "place") for _ in range(n_more)]
         asked = [question for language in LANGUAGES for question in self._questions(scene, rng, language)]
         order = rng.permutation(len(asked))
         return [*answers, *(_asked(asked[i]) for i in order)]
