@@ -158,6 +158,7 @@ class Request:
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    start_with: str = ""
 
     @property
     def sizes(self) -> ImageSizes:

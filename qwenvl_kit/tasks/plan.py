@@ -174,7 +174,7 @@ class _Tokens:
 
     def _count(self, n_images: int, prompt: str) -> int:
         assert self._processor is not None
-        return self._processor.count_text_tokens(n_images, prompt, self._config.system_prompt)
+        return self._processor.count_text_tokens(n_images, prompt, self._config.system_prompt, self._config.beginning)
 
 
 def _processor(spec: BackendSpec) -> InputProcessor | None:
