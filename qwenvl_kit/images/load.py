@@ -18,8 +18,9 @@ from PIL import Image
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.addressed import by_address
+from qwenvl_kit.images.arrays import decode_array
 from qwenvl_kit.images.budget import Budget
-from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
+from qwenvl_kit.images.decode import decode_pil, decode_resized
 from qwenvl_kit.images.fetch.dispatch import Fetch, fetch, is_unchanged
 from qwenvl_kit.images.fetch.idle import close_idle_connections
 from qwenvl_kit.images.fetch.limits import FetchLimits
