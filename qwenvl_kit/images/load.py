@@ -69,6 +69,16 @@ class DecodeCost:
     n_bytes: int
     is_short: bool
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the image is so small that its memory is not counted."""
+        return self.is_short and self.n_pixels <= _FREE_PIXELS
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the image is decoded alone."""
+        return self.n_bytes >= _MEMORY
+
 
 @dataclass(frozen=True)
 class ImageLoader:
@@ -186,10 +196,10 @@ class ImageLoader:
             Of the stage ``decode`` or ``resize``; also where decoding took too long.
         """
         with source_context(source.label, "decode", _FAILED):
-            if cost.n_pixels <= _FREE_PIXELS and cost.is_short:
+            if cost.is_free:
                 return self._decode_here(source, fetched)
             with _memory.take(cost.n_bytes):
-                if not _memory.available:  # beside an image that takes all of it, none is kept for later
+                if cost.is_large:  # beside it, nothing is kept for later
                     trim_heap()
                     decode_pool.pool.close_idle(keep=1)
                 if not cost.is_short and fetched is not None:
