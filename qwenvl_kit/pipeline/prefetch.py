@@ -203,6 +203,7 @@ class ImagePrefetcher:
                     self._max_new_tokens,
                     ref.prompt.labels,
                     ref.prompt.constraint,
+                    ref.prompt.attribution,
                 )
                 self._requests.put(request)
 
