@@ -45,9 +45,10 @@ def test_a_blank_beginning_is_none(blank: str) -> None:
         lambda: IMAGES.vl.extract({"count": int}, start_with="A", model_name="demo"),
         lambda: IMAGES.vl.ask("Which?", choices=["a", "b"], start_with="A", model_name="demo"),
         lambda: IMAGES.vl.classify(["a", "b"], start_with="A", model_name="demo"),
+        lambda: IMAGES.vl.explain(start_with="A", model_name="demo"),
         lambda: IMAGES.vl.caption(start_with="A", backend="openai", base_url="http://127.0.0.1:9/v1", model_name="x"),
     ],
-    ids=["extract", "choices", "labels", "server"],
+    ids=["extract", "choices", "labels", "explain", "server"],
 )
 def test_what_cannot_begin_so_is_refused_by_name(ask: object) -> None:
     with pytest.raises(ConfigError, match="start_with"):
