@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qwenvl_kit.compare.latex import latex_table
 from qwenvl_kit.compare.objects import Objects, with_measures
 from qwenvl_kit.compare.reliability import N_BINS, reliability_bins
 from qwenvl_kit.compare.sheet import MAX_BYTES, ComparisonSheet, Only, comparison_sheet
 from qwenvl_kit.compare.summary import answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.tables import html_table, latex_table
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import FetchOptions
+from qwenvl_kit.stamps import stamp
 from qwenvl_kit.thumbnails import Thumbnailer
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ class Comparison:
         )
 
     def to_latex(self, level: float | None = None) -> str:
-        """Return the summary as a LaTeX table of the booktabs package, with three digits.
+        """Return the summary as a LaTeX table of the booktabs package, with three digits, and its stamp as a comment.
 
         Parameters
         ----------
@@ -235,7 +236,17 @@ class Comparison:
         >>> "toprule" in found.to_latex()
         True
         """
-        return latex_table(self.summary(level))
+        return latex_table(self.summary(level), self._stamp())
+
+    def to_html(self, level: float | None = None) -> str:
+        """Return the summary as an HTML table, with the stamp of the run under it.
+
+        Parameters
+        ----------
+        level : float, optional
+            As of `summary`.
+        """
+        return html_table(self.summary(level), self._stamp())
 
     def plot(
         self, quality: str | None = None, cost: str = "seconds", *, ax: Axes | None = None, annotate: bool = True
@@ -269,6 +280,9 @@ class Comparison:
         quality = quality or ("right" if "right" in self.frame else "chrf")
         labels = measure_names(self.frame, self.varied, quality, cost)
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
+
+    def _stamp(self) -> str:
+        return stamp(self) if self.record else ""
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
