@@ -127,7 +127,7 @@ class ComparedObjects:
     def _judged(self, cell: CellObjects) -> pd.DataFrame:
         objects = checked(cell.frame)
         judged = pd.DataFrame({name: [one] * len(objects) for name, one in cell.values.items()})
-        judged["row"] = pictures(cell.frame).index.get_indexer(objects["row"].tolist())
+        judged["row"] = pictures(cell.frame).index.get_indexer(pd.Index(objects["row"].tolist(), tupleize_cols=False))
         judged["probability"] = objects["score"]
         return judged if self.truth is None else judged.assign(right=self._is_right(cell))
 
