@@ -11,7 +11,7 @@ from qwenvl_kit.caption_answers import CaptionAnswers, RowPrompts, pick_row_prom
 from qwenvl_kit.caption_run import plan_rows, run_rows
 from qwenvl_kit.columns import pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
-from qwenvl_kit.comparison_run import compare_rows
+from qwenvl_kit.comparison_run import Task, compare_objects, compare_rows
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.explained_answers import ExplainedAnswers
 from qwenvl_kit.grounded_answers import GroundedAnswers
@@ -99,8 +99,9 @@ class FrameAccessor(CaptionAnswers, StructuredAnswers, GroundedAnswers, Explaine
         *,
         vary: Mapping[str, Sequence[object]],
         reference: Mapping[str, object] | None = None,
-        truth: Prompts | None = None,
+        truth: Prompts | pd.DataFrame | None = None,
         labels: Labels | None = None,
+        task: Task | None = None,
         normalize: Normalize = "sum",
         prompts: Prompts | None = None,
         repeats: int = 1,
@@ -120,10 +121,14 @@ class FrameAccessor(CaptionAnswers, StructuredAnswers, GroundedAnswers, Explaine
         reference : mapping, optional
             Reference values, such as ``{"dtype": "float32"}``: each answer is compared with the setting that differs
             in these options only. Default: the first value of every option.
-        truth : label, Series or sequence of str, optional
-            The correct answers, one per row.
+        truth : label, Series, sequence of str or DataFrame, optional
+            The correct answers, one per row; or a frame of true boxes, as of `qwenvl_kit.boxes.from_coco` and
+            ``df.vl.detect``, with the index labels of this frame as ``row``.
         labels, normalize
-            As for `classify`: each answer is the likeliest label, with its probability.
+            As for `classify`: each answer is the likeliest label, with its probability. With a task, what to find, as
+            for `detect`; true boxes of other labels are left out.
+        task : {"detect", "point"}, optional
+            Compare the boxes or points that are found. Default: "detect" where `truth` is a frame of boxes.
         repeats : int
             Runs of each setting. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
         prompts, control, **options
@@ -134,12 +139,13 @@ class FrameAccessor(CaptionAnswers, StructuredAnswers, GroundedAnswers, Explaine
         Comparison
             ``.frame`` is tidy, a row per image, setting and repeat; ``.summary()`` has a row per setting; ``.plot()``
             draws quality against cost. With `labels` or ``logprobs=0``, and a `truth`, the summary has calibration
-            errors, and ``.plot_reliability()`` draws them.
+            errors, and ``.plot_reliability()`` draws them. With true boxes it has precision, recall, F1, average
+            precision and mean IoU; ``.boxes()`` has what each setting found.
 
         Raises
         ------
         ConfigError
-            `vary`, `reference` or `labels` is invalid; raised before anything runs.
+            `vary`, `reference`, `labels`, `task` or `truth` is invalid; raised before anything runs.
         MissingExtra
             sacrebleu, which computes chrF, is not installed.
         ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
@@ -154,13 +160,28 @@ class FrameAccessor(CaptionAnswers, StructuredAnswers, GroundedAnswers, Explaine
         """
         if "prompt" in vary and prompts is not None:
             raise ConfigError("prompts and vary['prompt'] exclude each other. Pass only one of them.")
+        cells, asked = pick_column(self._frame, column), pick_prompts(self._frame, prompts)
+        some = None if labels is None else pick_labels(self._frame, labels)
+        if task is not None or isinstance(truth, pd.DataFrame):
+            return compare_objects(
+                cells,
+                asked,
+                vary,
+                options,
+                task=task or "detect",
+                labels=some,
+                reference=reference,
+                truth=truth,
+                repeats=repeats,
+                control=control,
+            )
         return compare_rows(
-            pick_column(self._frame, column),
-            pick_prompts(self._frame, prompts),
+            cells,
+            asked,
             vary,
             options,
             reference=reference,
-            labels=None if labels is None else pick_labels(self._frame, labels),
+            labels=some,
             normalize=normalize,
             truth=pick_prompts(self._frame, truth),
             repeats=repeats,

@@ -196,7 +196,9 @@ class ImagePrefetcher:
         for ref in prompts:
             key = self._keys.key(digests, ref.prompt, ref.sample_index)
             if self._collector.claim(ref.row, key):
-                seed = self._keys.seed(key)
+                seed, constraint = self._keys.seed(key), ref.prompt.constraint
+                if constraint is not None:
+                    constraint = constraint.at(*images[0].size)
                 request = Request(
                     ref.row,
                     tuple(images),
@@ -205,7 +207,7 @@ class ImagePrefetcher:
                     seed,
                     self._max_new_tokens,
                     ref.prompt.labels,
-                    ref.prompt.constraint,
+                    constraint,
                     ref.prompt.attribution,
                     self._start_with,
                 )
