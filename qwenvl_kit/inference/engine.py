@@ -170,6 +170,7 @@ class Engine:
         """Return the sequences whose images are good, and the visual tokens of each; the others get an `error`."""
         good: list[Sequence] = []
         tensors: list[Tensor] = []
+        self._control.begin([one.request.row for one in sequences])
         self._long_images.begin(sequences)
         for sequence, features in zip(sequences, self._encoder_cache.encode(sequences), strict=True):
             if isinstance(features, Exception):
