@@ -33,6 +33,7 @@ from qwenvl_kit.executors import unload
 from qwenvl_kit.frame_run import last_run
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config
+from qwenvl_kit.stamps import restamp, stamp
 from qwenvl_kit.types import Result
 
 __all__ = [
@@ -63,6 +64,8 @@ __all__ = [
     "UnknownOption",
     "__version__",
     "last_run",
+    "restamp",
+    "stamp",
     "unload",
 ]
 

@@ -11,6 +11,7 @@ from qwenvl_kit.columns import pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
 from qwenvl_kit.comparison_run import compare_rows
 from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.explained_answers import ExplainedAnswers
 from qwenvl_kit.frame_run import plan_rows, run_rows, run_texts
 from qwenvl_kit.grounded_answers import GroundedAnswers
 from qwenvl_kit.image_views import ImageViews
@@ -23,7 +24,7 @@ from qwenvl_kit.tasks.plan import Plan
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
+class FrameAccessor(StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageViews):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples

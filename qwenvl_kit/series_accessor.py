@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 import pandas as pd
 
+from qwenvl_kit.attribution import Method
 from qwenvl_kit.constrained_run import constrained_texts, extract_rows, ground_rows
+from qwenvl_kit.explain import Explanations
+from qwenvl_kit.explained_run import explain_rows
 from qwenvl_kit.frame_run import (
     classify_rows,
     plan_rows,
@@ -20,6 +23,7 @@ from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
 from qwenvl_kit.tasks.answer_forms import check_form
 from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
+from qwenvl_kit.tasks.explain import attribution_of
 from qwenvl_kit.tasks.grounding_prompts import Language
 from qwenvl_kit.tasks.plan import Plan
 
@@ -131,6 +135,24 @@ class SeriesAccessor:
         return ground_rows(
             self._series, "point", labels, prompts, control, options, constrain=constrain, language=language
         )
+
+    @expand_options
+    def explain(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | None = None,
+        method: Method = "attention",
+        layers: Sequence[int] | Literal["all"] | None = None,
+        heads: Sequence[int] | None = None,
+        correct: bool = True,
+        grid: int = 8,
+        check: bool = False,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> Explanations:
+        """Trace each word of the answers to the images; see `FrameAccessor.explain`."""
+        asked = attribution_of(method=method, layers=layers, heads=heads, correct=correct, grid=grid, check=check)
+        return explain_rows(self._series, prompts, asked, control, options)
 
     @expand_options
     def run(

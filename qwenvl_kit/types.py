@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qwenvl_kit.attribution import AnswerMaps, Attribution
     from qwenvl_kit.errors import RowError, Stage
 
 SourceKind = Literal["url", "path", "remote", "base64", "bytes", "pil", "array"]
@@ -126,11 +127,14 @@ class Prompt:
         Answers whose likelihood is computed instead of generating one; none for a free answer.
     constraint : Constraint or None
         What a generated answer must match.
+    attribution : Attribution or None
+        How the words of a generated answer are traced to its images.
     """
 
     text: str
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    attribution: Attribution | None = None
 
 
 RowPrompt: TypeAlias = "str | Prompt | RowError | None"
@@ -158,6 +162,7 @@ class Request:
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    attribution: Attribution | None = None
 
     @property
     def sizes(self) -> ImageSizes:
@@ -204,6 +209,8 @@ class Result:
         Log-likelihood of each label of the prompt as the whole answer, end of turn included.
     label_tokens : tuple of int or None
         Tokens of each label, end of turn included.
+    maps : AnswerMaps or None
+        Where the words of the answer come from, if that was asked for.
     """
 
     row: int
@@ -227,6 +234,7 @@ class Result:
     alternative_texts: tuple[str, ...] | None = None
     label_logprobs: tuple[float, ...] | None = None
     label_tokens: tuple[int, ...] | None = None
+    maps: AnswerMaps | None = None
 
     def for_row(self, row: int, *, cached: bool = False) -> Result:
         """Return the result for another row; a cached one has zero seconds."""

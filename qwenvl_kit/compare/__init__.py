@@ -25,6 +25,7 @@ from qwenvl_kit.errors import (
 )
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
+from qwenvl_kit.pipeline.run_record import RunClock, distinct_prompts, versions
 
 __all__ = ["Comparison", "GridRun", "Setting", "compare", "expand", "run_grid", "tidy"]
 
@@ -50,6 +51,7 @@ def compare(
         raise ConfigError(f"repeats={repeats!r} is invalid. It must be an integer of at least 1.")
     chrf_signature = signature()  # raises before anything runs where sacrebleu is missing
     settings = expand(vary, options, reference)
+    clock = RunClock()
     run = run_grid(
         cells.tolist(),
         prompts,
@@ -62,10 +64,13 @@ def compare(
     n_wanted = len(cells) * len(settings) * repeats
     record = {
         "settings": run.records,
+        "prompts": distinct_prompts([prompt for setting in settings for prompt in prompts(setting.config.prompt)]),
         "loads": run.loads,
         "seconds": round(run.seconds, 3),
         "memory": run.memory,
         "chrf": chrf_signature,
+        "started": clock.started_at,
+        "versions": versions(),
     }
     against = dict(reference) if reference is not None else dict(settings[0].values)
     fetch = settings[0].config.fetch

@@ -9,26 +9,32 @@ import pandas as pd
 
 from qwenvl_kit.compare.reliability import N_BINS, reliability_bins
 from qwenvl_kit.compare.sheet import MAX_BYTES, ComparisonSheet, Only, comparison_sheet
-from qwenvl_kit.compare.summary import WITH_INTERVALS, answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.summary import answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.tables import html_table, latex_table
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import FetchOptions
+from qwenvl_kit.stamps import stamp
 from qwenvl_kit.thumbnails import Thumbnailer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MEASURES = {
-    "right": ("right", "share of answers that are right"),
-    "truth_chrf": ("truth_chrf", "chrF against the truth"),
-    "same": ("same", "share of answers equal to the reference"),
-    "chrf": ("chrf", "chrF against the reference"),
-    "probability": ("probability", "mean probability of answers"),
-    "brier": ("brier", "Brier score"),
-    "seconds": ("seconds", "seconds per image"),
-    "visual_tokens": ("visual_tokens", "visual tokens per image"),
-    "prompt_tokens": ("prompt_tokens", "prompt tokens per image"),
-    "new_tokens": ("new_tokens", "new tokens per image"),
-    "peak_mib": ("peak_mib", "peak memory, MiB"),
+    "right": "share of answers that are right",
+    "truth_chrf": "chrF against the truth",
+    "same": "share of answers equal to the reference",
+    "chrf": "chrF against the reference",
+    "probability": "mean probability of answers",
+    "brier": "Brier score",
+    "seconds": "seconds per image",
+    "visual_tokens": "visual tokens per image",
+    "prompt_tokens": "prompt tokens per image",
+    "new_tokens": "new tokens per image",
+    "peak_mib": "peak memory, MiB",
+    "resized_height": "resized_height, px",
+    "resized_width": "resized_width, px",
+    "min_pixels": "min_pixels, px",
+    "max_pixels": "max_pixels, px",
 }
 
 
@@ -216,7 +222,7 @@ class Comparison:
         )
 
     def to_latex(self, level: float | None = None) -> str:
-        """Return the summary as a LaTeX table of the booktabs package, with three digits.
+        """Return the summary as a LaTeX table of the booktabs package, with three digits, and its stamp as a comment.
 
         Parameters
         ----------
@@ -231,14 +237,17 @@ class Comparison:
         >>> "toprule" in found.to_latex()
         True
         """
-        summary = self.summary(level)
-        ends = tuple(f"{name}_{end}" for name in WITH_INTERVALS for end in ("low", "high"))
-        cells = {str(name): summary[name].map(_rounded) for name in summary if name not in ends}
-        for name in [one for one in WITH_INTERVALS if f"{one}_low" in summary]:
-            low, high = (summary[f"{name}_{end}"].map(_rounded) for end in ("low", "high"))
-            cells[name] = cells[name] + " [" + low + ", " + high + "]"
-        table: str = pd.DataFrame(cells).reset_index().to_latex(index=False, escape=True)
-        return table
+        return latex_table(self.summary(level), self._stamp())
+
+    def to_html(self, level: float | None = None) -> str:
+        """Return the summary as an HTML table, with the stamp of the run under it.
+
+        Parameters
+        ----------
+        level : float, optional
+            As of `summary`.
+        """
+        return html_table(self.summary(level), self._stamp())
 
     def plot(
         self, quality: str | None = None, cost: str = "seconds", *, ax: Axes | None = None, annotate: bool = True
@@ -272,21 +281,18 @@ class Comparison:
         quality = quality or ("right" if "right" in self.frame else "chrf")
         for name in (quality, cost):
             if name not in self.frame or not pd.api.types.is_numeric_dtype(self.frame[name]):
-                known = [name for name in (*_MEASURES, *self.varied) if name in self.frame]
+                known = [name for name in dict.fromkeys((*_MEASURES, *self.varied)) if name in self.frame]
                 raise ConfigError(
                     f"{name!r} is not a numeric measure of this comparison. Use one of: {', '.join(known)}."
                 )
-        labels = {name: _MEASURES.get(name, (name, name))[1] for name in (quality, cost)}
+        labels = {name: _MEASURES.get(name, name) for name in (quality, cost)}
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
+
+    def _stamp(self) -> str:
+        return stamp(self) if self.record else ""
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
-
-
-def _rounded(value: object) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _check_level(level: float) -> None:

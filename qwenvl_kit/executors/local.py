@@ -157,7 +157,7 @@ def run_spec(
     )
     release_openmp_threads()
     progress = StageProgress()
-    run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report)
+    run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report, progress.begin)
     work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
     outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
     record = make_record(asked_record(config), prompts, spec.resolved, outcome.results, notes, clock)

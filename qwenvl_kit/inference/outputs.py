@@ -43,6 +43,7 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
         new_tokens=len(ids),
         seconds=sequence.seconds,
         flag=flag,
+        maps=sequence.maps,
         **request.sizes,
         **logprobs,
     )

@@ -88,6 +88,11 @@ class InputProcessor:
         self._context = context
         self._control_tokens = tuple(str(token) for token in self._tokenizer.get_added_vocab())
 
+    @property
+    def merge(self) -> int:
+        """Patches per side that become one visual token."""
+        return int(self._image_processor.merge_size)
+
     def encode(self, request: Request) -> Sequence:
         """Return the sequence of a request.
 
@@ -103,7 +108,7 @@ class InputProcessor:
         ids = self._with_visual_tokens(self._prompt_ids(len(sizes), request.prompt, request.system), grid)
         self.check_context(len(ids), request.max_new_tokens)
         self._check_vocabulary(ids)
-        sequence = Sequence(request, ids, grid, image_id=self.image_id, merge=int(self._image_processor.merge_size))
+        sequence = Sequence(request, ids, grid, image_id=self.image_id, merge=self.merge)
         sequence.label_ids = self._label_ids(request, len(ids))
         return sequence
 

@@ -18,6 +18,7 @@ from qwenvl_kit.inference.repetition import repeated_phrase
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.attribution import AnswerMaps
     from qwenvl_kit.inference.constraints import AnswerMatcher
     from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
     from qwenvl_kit.types import FinishReason, Request
@@ -59,8 +60,10 @@ class Sequence:
         Their log-likelihoods, once `score_labels` has set them.
     label_tokens : tuple of int
         Tokens of each, end of turn included.
+    maps : AnswerMaps or None
+        Where the words of its answer come from, once it is finished, if that was asked for.
     error : Exception or None
-        Raised while its images were prepared.
+        Raised while its images were prepared, or its answer was traced to them.
     seconds : float
         Its share of the time so far.
     logprobs : list of list of (int, float)
@@ -81,6 +84,7 @@ class Sequence:
         self.label_ids: tuple[tuple[int, ...], ...] = ()
         self.label_logprobs: tuple[float, ...] = ()
         self.label_tokens: tuple[int, ...] = ()
+        self.maps: AnswerMaps | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
         self.logprobs: list[list[tuple[int, float]]] = []
@@ -100,6 +104,11 @@ class Sequence:
     def is_finished(self) -> bool:
         """Whether no more tokens are to be generated."""
         return self.finish_reason is not None or self.overflowed or self.error is not None
+
+    @property
+    def asks_for_maps(self) -> bool:
+        """Whether a finished answer is to be traced to its images."""
+        return self.request.attribution is not None and self.finish_reason is not None and not self.overflowed
 
     @property
     def n_tokens(self) -> int:
@@ -149,6 +158,11 @@ class Sequence:
             if last >= n_equal or key != other.image_keys[at]:
                 return first
         return n_equal
+
+    @property
+    def visual_indices(self) -> list[int]:
+        """Indices of its visual tokens."""
+        return self._visual
 
     def n_visual_in(self, length: int) -> int:
         """Return how many of its first `length` tokens are visual."""

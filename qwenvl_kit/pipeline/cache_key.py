@@ -39,7 +39,8 @@ class CacheKeyBuilder:
         index = sample_index if self._samples else 0
         labels = [list(prompt.labels)] if prompt.labels else []  # keys of free answers are those of earlier versions
         bound = [] if prompt.constraint is None else [{prompt.constraint.kind: prompt.constraint.source}]
-        digest.update(json.dumps([list(digests), prompt.text, index, *labels, *bound]).encode())
+        traced = [] if prompt.attribution is None else [prompt.attribution.key]
+        digest.update(json.dumps([list(digests), prompt.text, index, *labels, *bound, *traced]).encode())
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:

@@ -25,7 +25,7 @@ from qwenvl_kit.pipeline.threads import worker
 from qwenvl_kit.types import Request
 
 if TYPE_CHECKING:
-    from qwenvl_kit.images import ImageLoader
+    from qwenvl_kit.images import DecodeCost, Fetched, ImageLoader
     from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
     from qwenvl_kit.pipeline.collector import ResultCollector
     from qwenvl_kit.pipeline.plan import Group, Plan, PromptRef
@@ -203,6 +203,7 @@ class ImagePrefetcher:
                     self._max_new_tokens,
                     ref.prompt.labels,
                     ref.prompt.constraint,
+                    ref.prompt.attribution,
                 )
                 self._requests.put(request)
 
@@ -230,7 +231,7 @@ class ImagePrefetcher:
         if self._loader.hands_over:
             return self._loader.address(source)
         if source.kind in ("pil", "array"):
-            return self._loader.decode(source, None, self._loader.decode_cost(source, None))
+            return self._decode(source, None, self._loader.decode_cost(source, None))
         if task.fetched is None and not self._fetched(task, source, place):
             return None
         assert task.fetched is not None, "it was fetched just now, or before"
@@ -239,6 +240,11 @@ class ImagePrefetcher:
             self._queues.put_slow(task)
             return None
         fetched, task.fetched = task.fetched, None
+        return self._decode(source, fetched, cost)
+
+    def _decode(self, source: ImageSource, fetched: Fetched | None, cost: DecodeCost) -> LoadedImage:
+        if not cost.is_free:
+            self._requests.wait_for_room(is_large=cost.is_large)
         return self._loader.decode(source, fetched, cost)
 
     def _fetched(self, task: Task, source: ImageSource, place: Place) -> bool:
