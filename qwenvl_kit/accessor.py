@@ -7,12 +7,13 @@ from typing import Unpack
 
 import pandas as pd
 
+from qwenvl_kit.caption_answers import CaptionAnswers, RowPrompts, pick_row_prompts
+from qwenvl_kit.caption_run import plan_rows, run_rows
 from qwenvl_kit.columns import pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
 from qwenvl_kit.comparison_run import Task, compare_objects, compare_rows
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.explained_answers import ExplainedAnswers
-from qwenvl_kit.frame_run import plan_rows, run_rows, run_texts
 from qwenvl_kit.grounded_answers import GroundedAnswers
 from qwenvl_kit.image_views import ImageViews
 from qwenvl_kit.inference.backend import Control
@@ -24,7 +25,7 @@ from qwenvl_kit.tasks.plan import Plan
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor(StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageViews):
+class FrameAccessor(CaptionAnswers, StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageViews):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -40,62 +41,11 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageV
         return f"df.vl, Qwen2.5-VL over a column of images: {verbs}. Help: df.vl.caption?"
 
     @expand_options
-    def caption(
-        self,
-        column: Hashable,
-        *,
-        prompts: Prompts | None = None,
-        control: Control | None = None,
-        **options: Unpack[Options],
-    ) -> pd.Series:
-        """Describe each image of a column.
-
-        Parameters
-        ----------
-        column : label
-            Column of images: URLs, paths, base64, bytes, PIL images or arrays; a list is several images of one row.
-        prompts : label, Series or sequence of str, optional
-            A column of this frame, or one prompt per row; missing values use `prompt`.
-        control : Control, optional
-            Cancels the run from another thread, and gets tokens and results.
-        **options
-            See below.
-
-        Returns
-        -------
-        Series of str
-            Under the frame's index; missing for null images and failed rows. ``attrs`` hold the record.
-
-        Raises
-        ------
-        ColumnNotFound
-            The frame has no such column.
-        ConfigError, UnknownOption
-            An option is invalid or unknown.
-        ModelNotFound
-            No searched location has the model.
-        RowErrors
-            Rows failed under ``on_error="raise"``; raised after the last row.
-        Interrupted
-            Ctrl-C; ``.results`` holds finished rows.
-
-        Examples
-        --------
-        >>> import pandas as pd, qwenvl_kit
-        >>> df = pd.DataFrame({"image": [None]})
-        >>> df.vl.caption("image", model_name="demo", dtype="float32", progress=False).isna().tolist()
-        [True]
-        """
-        return run_texts(
-            pick_column(self._frame, column), pick_prompts(self._frame, prompts), "caption", control, options
-        )
-
-    @expand_options
     def run(
         self,
         column: Hashable,
         *,
-        prompts: Prompts | None = None,
+        prompts: RowPrompts | None = None,
         control: Control | None = None,
         **options: Unpack[Options],
     ) -> pd.DataFrame:
@@ -120,10 +70,11 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageV
         >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
         ['null_image']
         """
-        return run_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), control, options)
+        cells, asked = pick_column(self._frame, column), pick_row_prompts(self._frame, prompts)
+        return run_rows(cells, asked, control, options, frame=self._frame)
 
     @expand_options
-    def plan(self, column: Hashable, *, prompts: Prompts | None = None, **options: Unpack[Options]) -> Plan:
+    def plan(self, column: Hashable, *, prompts: RowPrompts | None = None, **options: Unpack[Options]) -> Plan:
         """Return tokens, memory and time of a run, and what does not fit, before anything loads.
 
         Parameters
@@ -138,7 +89,8 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageV
         >>> df.vl.plan("image", backend="echo").rows["visual_tokens"].tolist()
         [391]
         """
-        return plan_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), options)
+        cells, asked = pick_column(self._frame, column), pick_row_prompts(self._frame, prompts)
+        return plan_rows(cells, asked, options, frame=self._frame)
 
     @expand_options
     def compare(

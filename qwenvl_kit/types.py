@@ -186,6 +186,7 @@ class Request:
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
     attribution: Attribution | None = None
+    start_with: str = ""
 
     @property
     def sizes(self) -> ImageSizes:
