@@ -65,7 +65,9 @@ def test_a_float32_export_finds_the_same_boxes(exported: Path, noisy: Case, foun
     ours = detect(noisy, exported, backend="onnx")
 
     assert ours[["row", "label"]].to_numpy().tolist() == found[["row", "label"]].to_numpy().tolist()
-    pixel = 1.001 * found[["width", "height"]].max(axis=1) / 84  # one of the model's input, whose sides are 84 pixels and more
+    pixel = (
+        1.001 * found[["width", "height"]].max(axis=1) / 84
+    )  # one of the model's input, whose sides are 84 pixels and more
     assert ((ours[CORNERS] - found[CORNERS]).abs().max(axis=1) <= pixel).all()
     assert ours["score"].to_numpy() == pytest.approx(found["score"].to_numpy(), abs=1e-3)
 
