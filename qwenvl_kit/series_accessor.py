@@ -8,16 +8,13 @@ from typing import Literal, Unpack
 import pandas as pd
 
 from qwenvl_kit.attribution import Method
+from qwenvl_kit.caption_run import caption_texts, plan_rows, run_rows
+from qwenvl_kit.captions.captioning import Captioning
+from qwenvl_kit.captions.sidecars import Existing
 from qwenvl_kit.constrained_run import constrained_texts, extract_rows, ground_rows
 from qwenvl_kit.explain import Explanations
 from qwenvl_kit.explained_run import explain_rows
-from qwenvl_kit.frame_run import (
-    classify_rows,
-    plan_rows,
-    run_questions,
-    run_rows,
-    run_texts,
-)
+from qwenvl_kit.frame_run import classify_rows, run_questions, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
@@ -46,12 +43,21 @@ class SeriesAccessor:
     def caption(
         self,
         *,
-        prompts: pd.Series | Sequence[str | None] | None = None,
+        prompts: pd.Series | Sequence[str | None] | Mapping[str, float] | None = None,
+        sidecar: str | None = None,
+        existing: Existing | None = None,
+        prepend: str = "",
+        append: str = "",
+        must: str | Sequence[str] = (),
+        must_not: str | Sequence[str] = (),
         control: Control | None = None,
         **options: Unpack[Options],
     ) -> pd.Series:
         """Describe each image of the series; see `FrameAccessor.caption`."""
-        return run_texts(self._series, prompts, "caption", control, options)
+        captioning = Captioning.of(
+            sidecar=sidecar, existing=existing, prepend=prepend, append=append, must=must, must_not=must_not
+        )
+        return caption_texts(self._series, prompts, control, options, captioning=captioning)
 
     @expand_options
     def ask(
@@ -158,7 +164,7 @@ class SeriesAccessor:
     def run(
         self,
         *,
-        prompts: pd.Series | Sequence[str | None] | None = None,
+        prompts: pd.Series | Sequence[str | None] | Mapping[str, float] | None = None,
         control: Control | None = None,
         **options: Unpack[Options],
     ) -> pd.DataFrame:
@@ -166,6 +172,11 @@ class SeriesAccessor:
         return run_rows(self._series, prompts, control, options)
 
     @expand_options
-    def plan(self, *, prompts: pd.Series | Sequence[str | None] | None = None, **options: Unpack[Options]) -> Plan:
+    def plan(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | Mapping[str, float] | None = None,
+        **options: Unpack[Options],
+    ) -> Plan:
         """Return tokens, memory and time of a run before anything loads; see `FrameAccessor.plan`."""
         return plan_rows(self._series, prompts, options)

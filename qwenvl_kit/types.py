@@ -99,6 +99,10 @@ class PatchGeometry:
         return self.patch * self.merge
 
 
+WIDTH, HEIGHT = "{width}", "{height}"
+"""The size of the image that a model gets, in a constraint that holds for any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What every generated answer matches as a whole.
@@ -109,10 +113,29 @@ class Constraint:
         How to read `source`.
     source : str
         A JSON Schema, a regular expression, or a JSON list of texts. Equal constraints have equal sources.
+    is_sized : bool
+        The source is JSON with `WIDTH` and `HEIGHT` in the place of numbers: see `at`.
     """
 
     kind: Literal["json", "regex", "choices"]
     source: str
+    is_sized: bool = False
+
+    def at(self, height: int, width: int) -> Constraint:
+        """Return the constraint for an image of this size, in pixels as a model gets it.
+
+        Examples
+        --------
+        >>> Constraint("json", '{"maximum":"{width}"}', is_sized=True).at(476, 644).source
+        '{"maximum":644}'
+        """
+        if not self.is_sized:
+            return self
+        sides = {WIDTH: width, HEIGHT: height}
+        source = self.source
+        for name, side in sides.items():  # as values only: within a text, such as a label, the quotes are escaped
+            source = source.replace(f':"{name}"', f":{side}")
+        return Constraint(self.kind, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +186,7 @@ class Request:
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
     attribution: Attribution | None = None
+    start_with: str = ""
 
     @property
     def sizes(self) -> ImageSizes:

@@ -8,12 +8,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from qwenvl_kit.errors import MissingExtra
+from qwenvl_kit.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = "osD^vPX*<>"  # distinguishable without colours
+_MEASURES = {
+    "right": "share of answers that are right",
+    "truth_chrf": "chrF against the truth",
+    "same": "share of answers equal to the reference",
+    "chrf": "chrF against the reference",
+    "mean_iou": "mean IoU with the true boxes of an image",
+    "probability": "mean probability of answers",
+    "brier": "Brier score",
+    "seconds": "seconds per image",
+    "visual_tokens": "visual tokens per image",
+    "prompt_tokens": "prompt tokens per image",
+    "new_tokens": "new tokens per image",
+    "peak_mib": "peak memory, MiB",
+    "resized_height": "resized_height, px",
+    "resized_width": "resized_width, px",
+    "min_pixels": "min_pixels, px",
+    "max_pixels": "max_pixels, px",
+}
 _TEXT_PX = (40, 14)  # of a short text of 8 points
 _LINE = 0.05  # height of a line of numbers above a share of one
 
@@ -47,6 +65,21 @@ def draw(
     elif note:
         ax.set_title(note, fontsize="medium")
     return ax
+
+
+def measure_names(frame: pd.DataFrame, varied: Sequence[str], *names: str) -> dict[str, str]:
+    """Return what to write at the axes of measures.
+
+    Raises
+    ------
+    ConfigError
+        The frame has no such numeric measure.
+    """
+    for name in names:
+        if name not in frame or not pd.api.types.is_numeric_dtype(frame[name]):
+            known = [name for name in dict.fromkeys((*_MEASURES, *varied)) if name in frame]
+            raise ConfigError(f"{name!r} is not a numeric measure of this comparison. Use one of: {', '.join(known)}.")
+    return {name: _MEASURES.get(name, name) for name in names}
 
 
 def _draw_group(ax: Axes, group: pd.DataFrame, option: str, *, marker: str, label: str | None) -> None:

@@ -6,14 +6,13 @@ import html
 
 import pandas as pd
 
-from qwenvl_kit.compare.summary import WITH_INTERVALS
-
 
 def latex_table(summary: pd.DataFrame, stamp: str) -> str:
     """Return a table of the booktabs package with three digits; an interval stands behind its mean."""
-    ends = tuple(f"{name}_{end}" for name in WITH_INTERVALS for end in ("low", "high"))
-    cells = {str(name): summary[name].map(_rounded) for name in summary if name not in ends}
-    for name in [one for one in WITH_INTERVALS if f"{one}_low" in summary]:
+    names = [str(name) for name in summary]
+    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
+    cells = {name: summary[name].map(_rounded) for name in names if name not in ends}
+    for name in [one for one in cells if f"{one}_low" in names]:
         low, high = (summary[f"{name}_{end}"].map(_rounded) for end in ("low", "high"))
         cells[name] = cells[name] + " [" + low + ", " + high + "]"
     table: str = pd.DataFrame(cells).reset_index().to_latex(index=False, escape=True)

@@ -146,13 +146,14 @@ def run_spec(
     prefetcher = ImagePrefetcher(
         plan,
         loader,
-        CacheKeyBuilder(spec.resolved, config.system_prompt),
+        CacheKeyBuilder(spec.resolved, config.system_prompt, start_with=config.beginning),
         collector,
         source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources)
         if store is not None and not hands_over
         else None,
         system=config.system_prompt,
         max_new_tokens=config.max_caption_length,
+        start_with=config.beginning,
         cancel=control.cancel,
     )
     release_openmp_threads()

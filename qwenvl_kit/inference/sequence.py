@@ -48,6 +48,8 @@ class Sequence:
 
     Attributes
     ----------
+    start_ids : list of int
+        Tokens at the end of the prompt that begin the answer.
     output_ids : list of int
         Generated tokens, without the one that ended the answer.
     finish_reason : {"stop", "length", "repetition"} or None
@@ -79,6 +81,7 @@ class Sequence:
     def __init__(self, request: Request, prompt_ids: list[int], grid: Tensor, *, image_id: int, merge: int) -> None:
         self.request, self.prompt_ids, self.grid = request, prompt_ids, grid
         self.output_ids: list[int] = []
+        self.start_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.overflowed = False
         self.label_ids: tuple[tuple[int, ...], ...] = ()
@@ -114,6 +117,11 @@ class Sequence:
     def n_tokens(self) -> int:
         """Tokens of prompt and output; after a step, all but the last are cached."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """Tokens of the answer, with its given beginning."""
+        return self.start_ids + self.output_ids
 
     @property
     def max_len(self) -> int:
@@ -193,7 +201,7 @@ class Sequence:
     def emit_text(self, decode: Callable[[list[int]], str], on_token: Callable[[int, str], None]) -> None:
         """Call `on_token` with the new text; a character of several tokens waits until it is whole or the end."""
         try:
-            text = decode(self.output_ids)
+            text = decode(self.answer_ids)
         except Exception:  # noqa: BLE001  # the same call for the result makes it this row's error
             return
         is_cut = text.endswith("\ufffd") and not self.is_finished

@@ -55,6 +55,8 @@ class ImagePrefetcher:
         System prompt of all requests.
     max_new_tokens : int
         Longest answer.
+    start_with : str
+        Beginning of all answers.
     cancel : threading.Event
         Ends loading and waiting.
     """
@@ -69,11 +71,12 @@ class ImagePrefetcher:
         source_index: SourceIndex | None,
         system: str | None,
         max_new_tokens: int,
+        start_with: str = "",
         cancel: threading.Event,
     ) -> None:
         self._loader, self._keys, self._collector = loader, keys, collector
         self._source_index = source_index
-        self._system, self._max_new_tokens = system, max_new_tokens
+        self._system, self._max_new_tokens, self._start_with = system, max_new_tokens, start_with
         self._cancel = cancel
         self._requests = RequestBuffer(cancel)
         self._queues = LoadQueues(plan.groups, cancel)
@@ -193,7 +196,9 @@ class ImagePrefetcher:
         for ref in prompts:
             key = self._keys.key(digests, ref.prompt, ref.sample_index)
             if self._collector.claim(ref.row, key):
-                seed = self._keys.seed(key)
+                seed, constraint = self._keys.seed(key), ref.prompt.constraint
+                if constraint is not None:
+                    constraint = constraint.at(*images[0].size)
                 request = Request(
                     ref.row,
                     tuple(images),
@@ -202,8 +207,9 @@ class ImagePrefetcher:
                     seed,
                     self._max_new_tokens,
                     ref.prompt.labels,
-                    ref.prompt.constraint,
+                    constraint,
                     ref.prompt.attribution,
+                    self._start_with,
                 )
                 self._requests.put(request)
 

@@ -33,6 +33,8 @@ def check_explainable(config: Config) -> None:
         raise ConfigError(f"engine={config.engine!r} does not return maps. Use engine='local'.")
     if "store" in config.explicit and config.store is not None:
         raise ConfigError("The store keeps answers without their maps. Leave out store.")
+    if config.beginning:
+        raise ConfigError(f"Explanations do not support start_with={config.start_with!r}. Leave it out.")
 
 
 def attribution_of(
