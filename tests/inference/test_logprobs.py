@@ -118,7 +118,7 @@ def places_of(folder: Path, pictures: list[Image.Image], search: dict[str, Any])
     return found
 
 
-@pytest.mark.parametrize(("n_tokens", "penalty"), [(5, 1.5), (40, 1.0)])
+@pytest.mark.parametrize(("n_tokens", "penalty"), [(3, 1.5), (40, 1.0)])
 def test_those_of_beams_are_the_best_ones_from_a_plain_forward_before_any_penalty(
     n_tokens: int, penalty: float, published: Path, pictures: list[Image.Image]
 ) -> None:
