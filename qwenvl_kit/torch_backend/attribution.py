@@ -12,6 +12,7 @@ import torch
 from qwenvl_kit.attribution import AnswerMaps, Attribution, WordMap
 from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.model_runner import PrefillChunk
+from qwenvl_kit.inference.sequence import Sequence
 from qwenvl_kit.inference.words import Word, words_of
 from qwenvl_kit.torch_backend.curves import curves_of
 from qwenvl_kit.torch_backend.kv_cache import SlottedKVCache
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from qwenvl_kit.inference.encoder_cache import EncoderCache
     from qwenvl_kit.inference.processor import Tokenization
-    from qwenvl_kit.inference.sequence import Sequence
     from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 
 _GREY = 127  # of the image without content
@@ -130,7 +130,10 @@ class TorchExplainer:
     def _prefilled(self, sequence: Sequence) -> SlottedKVCache:
         """Return a cache of one slot with a sequence's prompt over grey images."""
         images = tuple(_blank(image.size) for image in sequence.request.images)
-        features = self._features(self._tokenization.processor.encode(replace(sequence.request, images=images)))
+        processor = self._tokenization.processor
+        request = replace(sequence.request, images=images)  # not tokenized again: the template takes milliseconds
+        grey = Sequence(request, sequence.prompt_ids, sequence.grid, image_id=processor.image_id, merge=processor.merge)
+        features = self._features(grey)
         n_prompt, device = len(sequence.prompt_ids), self._runner.device
         ids, positions = sequence.ids[:n_prompt].to(device), sequence.positions()[:, :n_prompt].to(device)
         cache = SlottedKVCache()
