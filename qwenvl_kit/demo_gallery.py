@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-import qwenvl_kit
+from qwenvl_kit import accessor  # noqa: F401  # registers df.vl
+from qwenvl_kit._version import __version__
 from qwenvl_kit.demo import WORLD
 from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, caption, draw, questions, sample_scenes
 from qwenvl_kit.html import render
@@ -146,7 +147,7 @@ def write(shown: Sequence[Exhibit], folder: Path) -> Path:
     """Write the gallery, with embedded images, to ``index.html`` in `folder` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    title = f"qwenvl_kit {qwenvl_kit.__version__}: the embedded model"
+    title = f"qwenvl_kit {__version__}: the embedded model"
     figures = [(exhibit, _png_uri(exhibit.pixels)) for exhibit in shown]
     page.write_text(render(_PAGE, title=title, figures=figures), encoding="utf-8")
     return page

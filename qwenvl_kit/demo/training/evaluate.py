@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import qwenvl_kit  # noqa: F401 - registers df.vl
+from qwenvl_kit import accessor  # noqa: F401  # registers df.vl
 from qwenvl_kit.demo import WORLD
 from qwenvl_kit.demo.scenes import (
     CAPTION_PROMPTS,
