@@ -1,4 +1,4 @@
-"""An engine with a planted fault: decodes files itself, and runs the exported checkpoint on torch with a part replaced."""
+"""An engine with a planted fault: it decodes files itself, and runs a checkpoint on torch with a part replaced."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ from qwenvl_kit.types import Result
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
+def _as_it_is(given: Any) -> Any:
+    return given
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is broken, and the layer that must be named."""
@@ -35,8 +39,8 @@ class Fault:
     layer: str
     patch: Patch | None = None
     config: Callable[[dict[str, Any]], None] | None = None
-    pixels: Callable[[Image.Image], Image.Image] = staticmethod(lambda image: image)
-    images: Callable[[list[Image.Image]], list[Image.Image]] = staticmethod(lambda images: images)
+    pixels: Callable[[Image.Image], Image.Image] = _as_it_is
+    images: Callable[[list[Image.Image]], list[Image.Image]] = _as_it_is
     turns: bool = True
     drops_system: bool = False
     drops_default_system: bool = False
@@ -123,7 +127,7 @@ def bleeding_features(patch: pytest.MonkeyPatch) -> None:
     """Each row of a batch gets a little of the next one's image."""
     prefill = TorchModelRunner.prefill
 
-    def mixed(self: TorchModelRunner, chunks: Any) -> Any:
+    def bleeding(self: TorchModelRunner, chunks: Any) -> Any:
         if len({len(chunk.ids) for chunk in chunks}) == 1 and len(chunks) > 1:
             features = [chunk.image_features for chunk in chunks]
             chunks = [
@@ -131,7 +135,7 @@ def bleeding_features(patch: pytest.MonkeyPatch) -> None:
             ]
         return prefill(self, chunks)
 
-    patch.setattr(TorchModelRunner, "prefill", mixed)
+    patch.setattr(TorchModelRunner, "prefill", bleeding)
 
 
 def right_padding(patch: pytest.MonkeyPatch) -> None:
