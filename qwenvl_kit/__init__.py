@@ -34,6 +34,7 @@ from qwenvl_kit.executors import unload
 from qwenvl_kit.frame_run import last_run
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Config
+from qwenvl_kit.stamps import restamp, stamp
 from qwenvl_kit.types import Result
 
 __all__ = [
@@ -65,6 +66,8 @@ __all__ = [
     "__version__",
     "conform",
     "last_run",
+    "restamp",
+    "stamp",
     "unload",
 ]
 

@@ -7,11 +7,13 @@ from typing import Unpack
 
 import pandas as pd
 
+from qwenvl_kit.caption_answers import CaptionAnswers, RowPrompts, pick_row_prompts
+from qwenvl_kit.caption_run import plan_rows, run_rows
 from qwenvl_kit.columns import pick_column, pick_labels, pick_prompts
 from qwenvl_kit.compare import Comparison
-from qwenvl_kit.comparison_run import compare_rows
+from qwenvl_kit.comparison_run import Task, compare_objects, compare_rows
 from qwenvl_kit.errors import ConfigError
-from qwenvl_kit.frame_run import plan_rows, run_rows, run_texts
+from qwenvl_kit.explained_answers import ExplainedAnswers
 from qwenvl_kit.grounded_answers import GroundedAnswers
 from qwenvl_kit.image_views import ImageViews
 from qwenvl_kit.inference.backend import Control
@@ -23,7 +25,7 @@ from qwenvl_kit.tasks.plan import Plan
 
 
 @pd.api.extensions.register_dataframe_accessor("vl")
-class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
+class FrameAccessor(CaptionAnswers, StructuredAnswers, GroundedAnswers, ExplainedAnswers, ImageViews):
     """``df.vl``: run a Qwen2.5-VL on a column of images.
 
     Examples
@@ -39,62 +41,11 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         return f"df.vl, Qwen2.5-VL over a column of images: {verbs}. Help: df.vl.caption?"
 
     @expand_options
-    def caption(
-        self,
-        column: Hashable,
-        *,
-        prompts: Prompts | None = None,
-        control: Control | None = None,
-        **options: Unpack[Options],
-    ) -> pd.Series:
-        """Describe each image of a column.
-
-        Parameters
-        ----------
-        column : label
-            Column of images: URLs, paths, base64, bytes, PIL images or arrays; a list is several images of one row.
-        prompts : label, Series or sequence of str, optional
-            A column of this frame, or one prompt per row; missing values use `prompt`.
-        control : Control, optional
-            Cancels the run from another thread, and gets tokens and results.
-        **options
-            See below.
-
-        Returns
-        -------
-        Series of str
-            Under the frame's index; missing for null images and failed rows. ``attrs`` hold the record.
-
-        Raises
-        ------
-        ColumnNotFound
-            The frame has no such column.
-        ConfigError, UnknownOption
-            An option is invalid or unknown.
-        ModelNotFound
-            No searched location has the model.
-        RowErrors
-            Rows failed under ``on_error="raise"``; raised after the last row.
-        Interrupted
-            Ctrl-C; ``.results`` holds finished rows.
-
-        Examples
-        --------
-        >>> import pandas as pd, qwenvl_kit
-        >>> df = pd.DataFrame({"image": [None]})
-        >>> df.vl.caption("image", model_name="demo", dtype="float32", progress=False).isna().tolist()
-        [True]
-        """
-        return run_texts(
-            pick_column(self._frame, column), pick_prompts(self._frame, prompts), "caption", control, options
-        )
-
-    @expand_options
     def run(
         self,
         column: Hashable,
         *,
-        prompts: Prompts | None = None,
+        prompts: RowPrompts | None = None,
         control: Control | None = None,
         **options: Unpack[Options],
     ) -> pd.DataFrame:
@@ -119,10 +70,11 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         >>> df.vl.run("image", backend="echo", progress=False)["status"].tolist()
         ['null_image']
         """
-        return run_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), control, options)
+        cells, asked = pick_column(self._frame, column), pick_row_prompts(self._frame, prompts)
+        return run_rows(cells, asked, control, options, frame=self._frame)
 
     @expand_options
-    def plan(self, column: Hashable, *, prompts: Prompts | None = None, **options: Unpack[Options]) -> Plan:
+    def plan(self, column: Hashable, *, prompts: RowPrompts | None = None, **options: Unpack[Options]) -> Plan:
         """Return tokens, memory and time of a run, and what does not fit, before anything loads.
 
         Parameters
@@ -137,7 +89,8 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         >>> df.vl.plan("image", backend="echo").rows["visual_tokens"].tolist()
         [391]
         """
-        return plan_rows(pick_column(self._frame, column), pick_prompts(self._frame, prompts), options)
+        cells, asked = pick_column(self._frame, column), pick_row_prompts(self._frame, prompts)
+        return plan_rows(cells, asked, options, frame=self._frame)
 
     @expand_options
     def compare(
@@ -146,8 +99,9 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         *,
         vary: Mapping[str, Sequence[object]],
         reference: Mapping[str, object] | None = None,
-        truth: Prompts | None = None,
+        truth: Prompts | pd.DataFrame | None = None,
         labels: Labels | None = None,
+        task: Task | None = None,
         normalize: Normalize = "sum",
         prompts: Prompts | None = None,
         repeats: int = 1,
@@ -167,10 +121,14 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         reference : mapping, optional
             Reference values, such as ``{"dtype": "float32"}``: each answer is compared with the setting that differs
             in these options only. Default: the first value of every option.
-        truth : label, Series or sequence of str, optional
-            The correct answers, one per row.
+        truth : label, Series, sequence of str or DataFrame, optional
+            The correct answers, one per row; or a frame of true boxes, as of `qwenvl_kit.boxes.from_coco` and
+            ``df.vl.detect``, with the index labels of this frame as ``row``.
         labels, normalize
-            As for `classify`: each answer is the likeliest label, with its probability.
+            As for `classify`: each answer is the likeliest label, with its probability. With a task, what to find, as
+            for `detect`; true boxes of other labels are left out.
+        task : {"detect", "point"}, optional
+            Compare the boxes or points that are found. Default: "detect" where `truth` is a frame of boxes.
         repeats : int
             Runs of each setting. When sampling with a `seed`, repeat *k* runs with ``seed + k``.
         prompts, control, **options
@@ -181,12 +139,13 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         Comparison
             ``.frame`` is tidy, a row per image, setting and repeat; ``.summary()`` has a row per setting; ``.plot()``
             draws quality against cost. With `labels` or ``logprobs=0``, and a `truth`, the summary has calibration
-            errors, and ``.plot_reliability()`` draws them.
+            errors, and ``.plot_reliability()`` draws them. With true boxes it has precision, recall, F1, average
+            precision and mean IoU; ``.boxes()`` has what each setting found.
 
         Raises
         ------
         ConfigError
-            `vary`, `reference` or `labels` is invalid; raised before anything runs.
+            `vary`, `reference`, `labels`, `task` or `truth` is invalid; raised before anything runs.
         MissingExtra
             sacrebleu, which computes chrF, is not installed.
         ColumnNotFound, UnknownOption, ModelNotFound, RowErrors, Interrupted
@@ -201,13 +160,28 @@ class FrameAccessor(StructuredAnswers, GroundedAnswers, ImageViews):
         """
         if "prompt" in vary and prompts is not None:
             raise ConfigError("prompts and vary['prompt'] exclude each other. Pass only one of them.")
+        cells, asked = pick_column(self._frame, column), pick_prompts(self._frame, prompts)
+        some = None if labels is None else pick_labels(self._frame, labels)
+        if task is not None or isinstance(truth, pd.DataFrame):
+            return compare_objects(
+                cells,
+                asked,
+                vary,
+                options,
+                task=task or "detect",
+                labels=some,
+                reference=reference,
+                truth=truth,
+                repeats=repeats,
+                control=control,
+            )
         return compare_rows(
-            pick_column(self._frame, column),
-            pick_prompts(self._frame, prompts),
+            cells,
+            asked,
             vary,
             options,
             reference=reference,
-            labels=None if labels is None else pick_labels(self._frame, labels),
+            labels=some,
             normalize=normalize,
             truth=pick_prompts(self._frame, truth),
             repeats=repeats,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.frame_run import check_index, execute_rows, row_prompts, values_of
 from qwenvl_kit.options import Config, Options
 from qwenvl_kit.results import text_series
 from qwenvl_kit.tasks.answer_forms import checked_text, constrained_prompts, row_constraints
 from qwenvl_kit.tasks.extract import Extraction, check_constrainable
 from qwenvl_kit.tasks.grounding import Grounding
+from qwenvl_kit.tasks.grounding_options import grounding_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.tasks.box_parser import Kind
     from qwenvl_kit.tasks.grounding_prompts import Language
     from qwenvl_kit.types import Result
-
-_MAX_OBJECTS_LENGTH = 1024
-"""Default of `max_caption_length` for objects, of which each takes about 30 tokens of the published vocabulary."""
 
 
 def constrained_texts(
@@ -121,28 +118,14 @@ def ground_rows(
         See `tasks.grounding.Grounding.of`.
     """
     is_own = prompts is not None or "prompt" in options
-    config = _grounding_config(options)
+    config = Config(**options)
+    config = config.replace(**grounding_defaults([config]))
     check_index("labels", labels, cells.index)
     grounding = Grounding.of(kind, labels, cells.index, config, constrain=constrain, language=language)
     asked = grounding.prompts(cells.tolist(), row_prompts(prompts, config.prompt, cells.index), is_own=is_own)
     return execute_rows(
         cells.tolist(), asked, config, control, grounding.frame, index=cells.index, checked=grounding.checked
     )
-
-
-def _grounding_config(options: Options) -> Config:
-    """Return a config with room for many objects, and log-probabilities for their scores where there can be any."""
-    config = Config(**options)
-    if config.image_mode == "url" and config.backend == "openai":
-        raise ConfigError(
-            "image_mode='url' leaves the sizes of images unknown, without which coordinates have no place. Pass "
-            "image_mode='data'."
-        )
-    if "max_caption_length" not in config.explicit:
-        config = config.replace(max_caption_length=_MAX_OBJECTS_LENGTH)
-    if "logprobs" not in config.explicit and config.num_beams == 1 and config.backend != "echo":
-        config = config.replace(logprobs=0)
-    return config
 
 
 def _each(check: Callable[[Result], Result]) -> Callable[[Run], list[Result]]:

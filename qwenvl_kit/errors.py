@@ -33,7 +33,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-Stage = Literal["fetch", "decode", "resize", "generate"]
+Stage = Literal["fetch", "decode", "resize", "generate", "write"]
 """The stage at which a row failed."""
 
 # Messages quote untrusted text, and are shown in terminals and tables. Replaced are control characters (C0, C1),
@@ -129,7 +129,7 @@ class RowError(QwenVLError):
 
     Parameters
     ----------
-    stage : {"fetch", "decode", "resize", "generate"}
+    stage : {"fetch", "decode", "resize", "generate", "write"}
         Where the row failed.
     message : str
         The problem, with the source, and the remedy, without secrets. Control characters are replaced, and a very

@@ -15,9 +15,9 @@ from qwenvl_kit.options import Config, Options
 from qwenvl_kit.prompts import fill
 from qwenvl_kit.results import result_frame, return_or_raise, text_series, with_results
 from qwenvl_kit.tasks.classify import Classification, blank_cells, check_classifiable, label_prompts, row_labels
-from qwenvl_kit.tasks.plan import Plan, plan_run
 
 if TYPE_CHECKING:
+    from qwenvl_kit.executors.base import Executor
     from qwenvl_kit.pipeline import Run
     from qwenvl_kit.types import Result, RowPrompt
 
@@ -52,17 +52,6 @@ def remember(frame: pd.DataFrame | Callable[[], pd.DataFrame] | None) -> None:
     """Set the frame of the last run, or a function that makes it."""
     global _last
     _last = frame
-
-
-def run_rows(cells: pd.Series, prompts: object, control: Control | None, options: Options) -> pd.DataFrame:
-    """Return the result frame of one prompt per cell."""
-    return _ask(cells, [prompts], Config(**options), control, lambda frame: frame)
-
-
-def plan_rows(cells: pd.Series, prompts: object, options: Options) -> Plan:
-    """Return the plan of a run of one prompt per cell."""
-    config = Config(**options)
-    return plan_run(cells, row_prompts(prompts, config.prompt, cells.index), config)
 
 
 def run_texts(cells: pd.Series, prompts: object, name: str, control: Control | None, options: Options) -> pd.Series:
@@ -199,11 +188,12 @@ def execute_rows(
     index: pd.Index,
     n_prompts: int = 1,
     checked: Callable[[Run], list[Result]] | None = None,
+    executor: Executor | None = None,
 ) -> _T:
     """Run a prompt on each cell; return what `shape` makes of the frame of `checked` results under `index`."""
     with InterruptGuard(len(cells), control) as guard:
         try:
-            run = execute(cells, prompts, config, control=guard.control)
+            run = (executor or execute)(cells, prompts, config, control=guard.control)
             guard.hold()
         except KeyboardInterrupt:
             guard.hold()

@@ -62,7 +62,8 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     DataFrame
         Columns ``text, status, error, stage, finish_reason, prompt_tokens, new_tokens, height, width,
         source_height, source_width, seconds, cached, flag``; with labels also ``label_logprobs, label_tokens``, tuples
-        in the order of the labels; with ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``.
+        in the order of the labels; with ``logprobs`` also ``logprob_sum, logprob_mean, logprobs``; of explained
+        answers also ``maps``.
     """
     assert len(run.results) == len(index), "one result per row"
     columns = {
@@ -73,6 +74,8 @@ def result_frame(run: Run, index: pd.Index) -> pd.DataFrame:
     if any(result.label_logprobs is not None for result in run.results):
         for name in _LABEL_COLUMNS:
             frame[name] = pd.Series([getattr(result, name) for result in run.results], index=index, dtype=object)
+    if any(result.maps is not None for result in run.results):
+        frame["maps"] = pd.Series([result.maps for result in run.results], index=index, dtype=object)
     if run.record.get("effective", {}).get("logprobs") is not None:
         frame = frame.assign(**_logprob_columns(run.results, index))
     frame.attrs.update(run.record)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 import pandas as pd
 
+from qwenvl_kit.attribution import Method
+from qwenvl_kit.caption_run import caption_texts, plan_rows, run_rows
+from qwenvl_kit.captions.captioning import Captioning
+from qwenvl_kit.captions.sidecars import Existing
 from qwenvl_kit.constrained_run import constrained_texts, extract_rows, ground_rows
-from qwenvl_kit.frame_run import (
-    classify_rows,
-    plan_rows,
-    run_questions,
-    run_rows,
-    run_texts,
-)
+from qwenvl_kit.explain import Explanations
+from qwenvl_kit.explained_run import explain_rows
+from qwenvl_kit.frame_run import classify_rows, run_questions, run_texts
 from qwenvl_kit.inference.backend import Control
 from qwenvl_kit.options import Options
 from qwenvl_kit.signatures import expand_options
 from qwenvl_kit.tasks.answer_forms import check_form
 from qwenvl_kit.tasks.classify import Classification, Normalize, Prior
+from qwenvl_kit.tasks.explain import attribution_of
 from qwenvl_kit.tasks.grounding_prompts import Language
 from qwenvl_kit.tasks.plan import Plan
 
@@ -42,12 +43,21 @@ class SeriesAccessor:
     def caption(
         self,
         *,
-        prompts: pd.Series | Sequence[str | None] | None = None,
+        prompts: pd.Series | Sequence[str | None] | Mapping[str, float] | None = None,
+        sidecar: str | None = None,
+        existing: Existing | None = None,
+        prepend: str = "",
+        append: str = "",
+        must: str | Sequence[str] = (),
+        must_not: str | Sequence[str] = (),
         control: Control | None = None,
         **options: Unpack[Options],
     ) -> pd.Series:
         """Describe each image of the series; see `FrameAccessor.caption`."""
-        return run_texts(self._series, prompts, "caption", control, options)
+        captioning = Captioning.of(
+            sidecar=sidecar, existing=existing, prepend=prepend, append=append, must=must, must_not=must_not
+        )
+        return caption_texts(self._series, prompts, control, options, captioning=captioning)
 
     @expand_options
     def ask(
@@ -133,10 +143,28 @@ class SeriesAccessor:
         )
 
     @expand_options
-    def run(
+    def explain(
         self,
         *,
         prompts: pd.Series | Sequence[str | None] | None = None,
+        method: Method = "attention",
+        layers: Sequence[int] | Literal["all"] | None = None,
+        heads: Sequence[int] | None = None,
+        correct: bool = True,
+        grid: int = 8,
+        check: bool = False,
+        control: Control | None = None,
+        **options: Unpack[Options],
+    ) -> Explanations:
+        """Trace each word of the answers to the images; see `FrameAccessor.explain`."""
+        asked = attribution_of(method=method, layers=layers, heads=heads, correct=correct, grid=grid, check=check)
+        return explain_rows(self._series, prompts, asked, control, options)
+
+    @expand_options
+    def run(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | Mapping[str, float] | None = None,
         control: Control | None = None,
         **options: Unpack[Options],
     ) -> pd.DataFrame:
@@ -144,6 +172,11 @@ class SeriesAccessor:
         return run_rows(self._series, prompts, control, options)
 
     @expand_options
-    def plan(self, *, prompts: pd.Series | Sequence[str | None] | None = None, **options: Unpack[Options]) -> Plan:
+    def plan(
+        self,
+        *,
+        prompts: pd.Series | Sequence[str | None] | Mapping[str, float] | None = None,
+        **options: Unpack[Options],
+    ) -> Plan:
         """Return tokens, memory and time of a run before anything loads; see `FrameAccessor.plan`."""
         return plan_rows(self._series, prompts, options)

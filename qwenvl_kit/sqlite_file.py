@@ -121,7 +121,7 @@ def open_to_read(path: Path, shown: str) -> sqlite3.Connection:
         elif has_log:
             path, choice = _copied(path, copies), "mode=rw"
         else:
-            choice = "immutable=1"
+            choice = "mode=ro&immutable=1"
         connection = _connect(f"{path.as_uri()}?{choice}", is_uri=True)
         try:
             connection.execute("PRAGMA query_only = ON")

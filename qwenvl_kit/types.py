@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qwenvl_kit.attribution import AnswerMaps, Attribution
     from qwenvl_kit.errors import RowError, Stage
 
 SourceKind = Literal["url", "path", "remote", "base64", "bytes", "pil", "array"]
@@ -98,6 +99,10 @@ class PatchGeometry:
         return self.patch * self.merge
 
 
+WIDTH, HEIGHT = "{width}", "{height}"
+"""The size of the image that a model gets, in a constraint that holds for any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What every generated answer matches as a whole.
@@ -108,10 +113,29 @@ class Constraint:
         How to read `source`.
     source : str
         A JSON Schema, a regular expression, or a JSON list of texts. Equal constraints have equal sources.
+    is_sized : bool
+        The source is JSON with `WIDTH` and `HEIGHT` in the place of numbers: see `at`.
     """
 
     kind: Literal["json", "regex", "choices"]
     source: str
+    is_sized: bool = False
+
+    def at(self, height: int, width: int) -> Constraint:
+        """Return the constraint for an image of this size, in pixels as a model gets it.
+
+        Examples
+        --------
+        >>> Constraint("json", '{"maximum":"{width}"}', is_sized=True).at(476, 644).source
+        '{"maximum":644}'
+        """
+        if not self.is_sized:
+            return self
+        sides = {WIDTH: width, HEIGHT: height}
+        source = self.source
+        for name, side in sides.items():  # as values only: within a text, such as a label, the quotes are escaped
+            source = source.replace(f':"{name}"', f":{side}")
+        return Constraint(self.kind, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +150,14 @@ class Prompt:
         Answers whose likelihood is computed instead of generating one; none for a free answer.
     constraint : Constraint or None
         What a generated answer must match.
+    attribution : Attribution or None
+        How the words of a generated answer are traced to its images.
     """
 
     text: str
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    attribution: Attribution | None = None
 
 
 RowPrompt: TypeAlias = "str | Prompt | RowError | None"
@@ -158,6 +185,8 @@ class Request:
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    attribution: Attribution | None = None
+    start_with: str = ""
 
     @property
     def sizes(self) -> ImageSizes:
@@ -204,6 +233,8 @@ class Result:
         Log-likelihood of each label of the prompt as the whole answer, end of turn included.
     label_tokens : tuple of int or None
         Tokens of each label, end of turn included.
+    maps : AnswerMaps or None
+        Where the words of the answer come from, if that was asked for.
     """
 
     row: int
@@ -227,6 +258,7 @@ class Result:
     alternative_texts: tuple[str, ...] | None = None
     label_logprobs: tuple[float, ...] | None = None
     label_tokens: tuple[int, ...] | None = None
+    maps: AnswerMaps | None = None
 
     def for_row(self, row: int, *, cached: bool = False) -> Result:
         """Return the result for another row; a cached one has zero seconds."""

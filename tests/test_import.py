@@ -62,6 +62,8 @@ def test_the_public_names_are_these() -> None:
         "__version__",
         "conform",
         "last_run",
+        "restamp",
+        "stamp",
         "unload",
     ]
     assert all(hasattr(qwenvl_kit, name) for name in qwenvl_kit.__all__)

@@ -99,6 +99,7 @@ def test_a_run_that_the_store_can_answer_loads_no_model(store: Path, monkeypatch
     [
         {"prompt": "Else?"},
         {"system_prompt": "Be brief."},
+        {"start_with": "A photo of"},
         {"resized_height": 84},
         {"max_caption_length": 3},
         {"repetition_penalty": 1.2},

@@ -1,4 +1,4 @@
-"""Find a checkpoint's folder and read its configs, without reading its weights."""
+"""Read the configs of a checkpoint's folder, without reading its weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_kit.checkpoints.digest import digest_files, folder_state
+from qwenvl_kit.checkpoints.locate import locate, locate_configs
 from qwenvl_kit.checkpoints.weight_files import AGAIN, refuse_adapter, refuse_lfs_pointer, weight_files
-from qwenvl_kit.errors import CheckpointError, ModelNotFound
+from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.types import PatchGeometry
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from qwenvl_kit.options import ModelOptions
 
 FAMILY = "qwen2_5_vl"
-_DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 _GENERATION = (  # settings of generation that change an answer
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "sequence_bias"),
     *("suppress_tokens", "begin_suppress_tokens", "length_penalty", "early_stopping", "num_beams", "num_beam_groups"),
@@ -136,27 +136,8 @@ def find(model: ModelOptions) -> Checkpoint:
     return read(locate(model))
 
 
-def locate(model: ModelOptions) -> Path:
-    """Return the folder of a model, without reading it.
-
-    Raises
-    ------
-    ModelNotFound
-        None of the places has it; the message lists them.
-    """
-    if model.model_name == "demo":
-        return _DEMO_MODEL
-    folders = (Path(model.model_path) / model.model_name, Path(model.model_name))
-    for folder in (f.expanduser() for f in folders):
-        if folder.is_dir():
-            return folder
-    if (Path(model.model_path) / "config.json").is_file():
-        return Path(model.model_path)
-    return _from_hub(model, folders)
-
-
 def find_configs(model: ModelOptions) -> Checkpoint | None:
-    """Read the configs of a model whose weights are elsewhere, at the places of `locate`; nothing is downloaded.
+    """Read the configs of a model whose weights are elsewhere; nothing is downloaded.
 
     Returns
     -------
@@ -168,14 +149,8 @@ def find_configs(model: ModelOptions) -> Checkpoint | None:
     CheckpointError
         They are broken, or of another family.
     """
-    if model.model_name == "demo":
-        return read(_DEMO_MODEL)
-    places = (Path(model.model_path) / model.model_name, Path(model.model_name), Path(model.model_path))
-    for folder in (place.expanduser() for place in places):
-        if (folder / "config.json").is_file():
-            return read(folder, weights=None)
-    folder_of_hub = _cached(model.model_name)
-    return None if folder_of_hub is None else read(folder_of_hub, weights=None)
+    folder = locate_configs(model)
+    return None if folder is None else read(folder, weights=None)
 
 
 def read(folder: Path, *, weights: str | None = "*.safetensors") -> Checkpoint:
@@ -270,34 +245,6 @@ def image_processor(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{joint}: image_processor must be a mapping; got {found!r}. {AGAIN}.")
         return found
     return _json(folder / "preprocessor_config.json")
-
-
-def _from_hub(model: ModelOptions, folders: tuple[Path, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model.model_name, local_files_only=model.local_files_only))
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        looked = [*map(str, folders), f"{model.model_path} (no config.json in it)", "the local hub cache"]
-        more = "local_files_only=False allows a download" if model.local_files_only else f"The hub's error: {error}"
-        raise ModelNotFound(
-            f"model_name={model.model_name!r} was not found in any of: {'; '.join(looked)}. {more}. "
-            "model_name='demo' runs the embedded model without a download."
-        ) from error
-
-
-def _cached(name: str) -> Path | None:
-    """Return the folder of the local hub cache that has the configs of a model."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = [try_to_load_from_cache(name, file) for file in ("config.json", "preprocessor_config.json")]
-    except HFValidationError:  # not a name of the hub
-        return None
-    paths = [Path(one) for one in found if isinstance(one, str)]
-    return paths[0].parent if len(paths) == len(found) else None
 
 
 def _json(file: Path) -> dict[str, Any]:

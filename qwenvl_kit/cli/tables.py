@@ -29,7 +29,7 @@ _RECORD = ".config.json"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-def check_out(out: Path, *, has_record: bool = False) -> None:
+def check_out(out: Path, *, has_record: bool = False, flag: str = "--out") -> None:
     """Check before the run that a table can be written.
 
     Parameters
@@ -38,6 +38,8 @@ def check_out(out: Path, *, has_record: bool = False) -> None:
         The table.
     has_record : bool
         Check the record's file too.
+    flag : str
+        The option that names it; ``--jsonl`` takes lines of JSON only.
 
     Raises
     ------
@@ -46,22 +48,23 @@ def check_out(out: Path, *, has_record: bool = False) -> None:
     MissingExtra
         Parquet without pyarrow.
     """
-    if out.suffix not in _FORMATS:
-        raise ConfigError(f"--out {out.name!r} has an unsupported suffix. Use one of: {', '.join(_FORMATS)}.")
+    formats = (".jsonl",) if flag == "--jsonl" else _FORMATS
+    if out.suffix not in formats:
+        raise ConfigError(f"{flag} {out.name!r} has an unsupported suffix. Use one of: {', '.join(formats)}.")
     if out.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401  # what pandas writes Parquet with
         except ImportError as error:
             raise MissingExtra("writing Parquet", "parquet") from error
     if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
-        raise ConfigError(f"The folder of --out {out} does not exist. Create {out.parent} first.")
+        raise ConfigError(f"The folder of {flag} {out} does not exist. Create {out.parent} first.")
     for file in (out, record_of(out)) if has_record else (out,):
-        _check_file(file, out)
+        _check_file(file, out, flag)
 
 
-def _check_file(file: Path, out: Path) -> None:
+def _check_file(file: Path, out: Path, flag: str) -> None:
     if os.path.isdir(file):
-        raise ConfigError(f"--out cannot be written, because {file} is a folder. Pass the name of a file.")
+        raise ConfigError(f"{flag} cannot be written, because {file} is a folder. Pass the name of a file.")
     partial = _partial(file)
     try:
         with contextlib.suppress(FileExistsError):  # of a killed command; will be overwritten
@@ -69,7 +72,25 @@ def _check_file(file: Path, out: Path) -> None:
             os.unlink(partial)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--out {out} cannot be written: {why}. Pass another name or folder.") from error
+        raise ConfigError(f"{flag} {out} cannot be written: {why}. Pass another name or folder.") from error
+
+
+def read_weights(file: Path) -> dict[str, float]:
+    """Return the prompts of a JSON file, with their weights.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or has other content.
+    """
+    try:
+        pool = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--prompts {file} cannot be read: {why}. Pass a file of JSON.") from error
+    if not isinstance(pool, dict):
+        raise ConfigError(f"--prompts {file} is no JSON object. Write prompts and weights: {{'Describe it.': 1}}.")
+    return pool
 
 
 def record_of(out: Path) -> Path:

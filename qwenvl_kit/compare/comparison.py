@@ -7,29 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qwenvl_kit.compare.objects import Objects, with_measures
 from qwenvl_kit.compare.reliability import N_BINS, reliability_bins
 from qwenvl_kit.compare.sheet import MAX_BYTES, ComparisonSheet, Only, comparison_sheet
-from qwenvl_kit.compare.summary import WITH_INTERVALS, answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.summary import answers_of, by_setting, summarize, with_intervals
+from qwenvl_kit.compare.tables import html_table, latex_table
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import FetchOptions
+from qwenvl_kit.stamps import stamp
 from qwenvl_kit.thumbnails import Thumbnailer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_MEASURES = {
-    "right": ("right", "share of answers that are right"),
-    "truth_chrf": ("truth_chrf", "chrF against the truth"),
-    "same": ("same", "share of answers equal to the reference"),
-    "chrf": ("chrf", "chrF against the reference"),
-    "probability": ("probability", "mean probability of answers"),
-    "brier": ("brier", "Brier score"),
-    "seconds": ("seconds", "seconds per image"),
-    "visual_tokens": ("visual_tokens", "visual tokens per image"),
-    "prompt_tokens": ("prompt_tokens", "prompt tokens per image"),
-    "new_tokens": ("new_tokens", "new tokens per image"),
-    "peak_mib": ("peak_mib", "peak memory, MiB"),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +41,8 @@ class Comparison:
         The compared column, for `show`.
     fetch : FetchOptions
         How `show` reads it.
+    objects : Objects or None
+        What was found, where the task was to find objects.
 
     Examples
     --------
@@ -69,6 +60,7 @@ class Comparison:
     record: dict[str, Any] = field(repr=False)
     images: pd.Series | None = field(default=None, repr=False)
     fetch: FetchOptions = field(default_factory=FetchOptions, repr=False)
+    objects: Objects | None = field(default=None, repr=False)
 
     def summary(self, level: float | None = None) -> pd.DataFrame:
         """Return one row per setting: means over images and repeats, indexed by the varied options.
@@ -86,7 +78,10 @@ class Comparison:
             ``n`` (answers), ``errors``, then the means of ``same``, ``chrf``, with a truth ``right`` and
             ``truth_chrf``, and of ``seconds`` (uncached rows), ``visual_tokens``, ``new_tokens`` and the largest
             ``peak_mib``. With labels or ``logprobs``, the mean ``probability`` of the answers; with a truth as well
-            ``brier``, the Brier score, and ``ece``, the expected calibration error over 15 bins.
+            ``brier``, the Brier score, and ``ece``, the expected calibration error over 15 bins. Where objects were
+            found: ``same_iou``, the mean IoU of the reference's boxes with this setting's; with a truth ``precision``,
+            ``recall``, ``f1`` and ``ap`` at an IoU of 0.5 and 0.75, such as ``f1_50``, ``mean_iou``, and the ``ece`` of
+            scores; ``right`` are images of which all objects were found, and nothing else.
 
         Raises
         ------
@@ -96,7 +91,16 @@ class Comparison:
         if level is not None:
             _check_level(level)
         summary = summarize(self.frame, self.varied)
-        return summary if level is None else with_intervals(summary, self.frame, self.varied, self.reference, level)
+        if level is not None:
+            summary = with_intervals(summary, self.frame, self.varied, self.reference, level)
+        return summary if self.objects is None else with_measures(summary, self.objects, level)
+
+    def boxes(self, repeat: int = 0) -> dict[str, pd.DataFrame]:
+        """Return what each setting found in a repeat, as of ``df.vl.detect``; empty where no objects were asked for.
+
+        ``df.vl.show("image", boxes=found.boxes())`` draws the settings beside each other.
+        """
+        return {} if self.objects is None else self.objects.frames(repeat)
 
     def reliability(self, n_bins: int = N_BINS, *, level: float = 0.95) -> pd.DataFrame:
         """Return how often answers are right by how probable they are, a row per setting and bin with answers.
@@ -120,12 +124,13 @@ class Comparison:
             The comparison has no probabilities or no truth; `n_bins` or `level` is invalid.
         """
         _check_level(level)
-        if "brier" not in self.frame:
-            has_none = "probability" not in self.frame
+        judged = self.frame if self.objects is None else self.objects.judged()
+        if not {"probability", "right"} <= set(judged):
+            has_none = "probability" not in judged
             lacks, passed = ("probabilities", "labels=… or logprobs=0") if has_none else ("truth", "truth=…")
             raise ConfigError(f"This comparison has no {lacks}. Pass {passed} to compare.")
         parts = []
-        for values, part in by_setting(self.frame, self.varied):
+        for values, part in by_setting(judged, self.varied):
             bins = reliability_bins(*answers_of(part), n_bins=n_bins, level=level)
             for name, value in reversed(list(zip(self.varied, values, strict=True))):
                 bins.insert(0, name, [value] * len(bins))
@@ -216,7 +221,7 @@ class Comparison:
         )
 
     def to_latex(self, level: float | None = None) -> str:
-        """Return the summary as a LaTeX table of the booktabs package, with three digits.
+        """Return the summary as a LaTeX table of the booktabs package, with three digits, and its stamp as a comment.
 
         Parameters
         ----------
@@ -231,14 +236,17 @@ class Comparison:
         >>> "toprule" in found.to_latex()
         True
         """
-        summary = self.summary(level)
-        ends = tuple(f"{name}_{end}" for name in WITH_INTERVALS for end in ("low", "high"))
-        cells = {str(name): summary[name].map(_rounded) for name in summary if name not in ends}
-        for name in [one for one in WITH_INTERVALS if f"{one}_low" in summary]:
-            low, high = (summary[f"{name}_{end}"].map(_rounded) for end in ("low", "high"))
-            cells[name] = cells[name] + " [" + low + ", " + high + "]"
-        table: str = pd.DataFrame(cells).reset_index().to_latex(index=False, escape=True)
-        return table
+        return latex_table(self.summary(level), self._stamp())
+
+    def to_html(self, level: float | None = None) -> str:
+        """Return the summary as an HTML table, with the stamp of the run under it.
+
+        Parameters
+        ----------
+        level : float, optional
+            As of `summary`.
+        """
+        return html_table(self.summary(level), self._stamp())
 
     def plot(
         self, quality: str | None = None, cost: str = "seconds", *, ax: Axes | None = None, annotate: bool = True
@@ -247,7 +255,7 @@ class Comparison:
 
         Parameters
         ----------
-        quality : {"right", "truth_chrf", "same", "chrf", "probability", "brier"}, optional
+        quality : {"right", "truth_chrf", "same", "chrf", "probability", "brier", "mean_iou"}, optional
             Default: ``right`` where there is a truth, else ``chrf``.
         cost : {"seconds", "visual_tokens", "prompt_tokens", "new_tokens", "peak_mib"}
             Per image; or a numeric varied option, such as ``"resized_height"``.
@@ -267,26 +275,17 @@ class Comparison:
         MissingExtra
             matplotlib is not installed.
         """
-        from qwenvl_kit.compare.plot import draw
+        from qwenvl_kit.compare.plot import draw, measure_names
 
         quality = quality or ("right" if "right" in self.frame else "chrf")
-        for name in (quality, cost):
-            if name not in self.frame or not pd.api.types.is_numeric_dtype(self.frame[name]):
-                known = [name for name in (*_MEASURES, *self.varied) if name in self.frame]
-                raise ConfigError(
-                    f"{name!r} is not a numeric measure of this comparison. Use one of: {', '.join(known)}."
-                )
-        labels = {name: _MEASURES.get(name, (name, name))[1] for name in (quality, cost)}
+        labels = measure_names(self.frame, self.varied, quality, cost)
         return draw(self.frame, list(self.varied), quality, cost, labels, ax=ax, annotate=annotate)
+
+    def _stamp(self) -> str:
+        return stamp(self) if self.record else ""
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()  # type: ignore[operator,no-any-return]
-
-
-def _rounded(value: object) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _check_level(level: float) -> None:

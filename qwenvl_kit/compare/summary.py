@@ -14,8 +14,6 @@ from qwenvl_kit.compare.statistics import bootstrap_interval, paired_p_value
 _TESTED = ("right", "truth_chrf", "brier")  # against the reference; the others are relative to it already, or no merit
 _AVERAGED = ("same", "chrf", "right", "truth_chrf", "probability", "brier")
 _COSTS = ("seconds", "visual_tokens", "new_tokens")
-WITH_INTERVALS = (*_AVERAGED, "ece")
-"""Columns of a summary that have intervals, where a level is given."""
 
 
 def summarize(frame: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:

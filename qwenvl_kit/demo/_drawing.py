@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ._signs import Sign, draw_sign
 from ._world import Scene, Thing
 
 #: Red, green and blue of every colour that an object or a background can have.
@@ -60,6 +61,8 @@ def draw(scene: Scene, *, long_side: int | None = None) -> NDArray[np.uint8]:
     pen = ImageDraw.Draw(canvas)
     for thing in scene.things:
         _draw_thing(pen, thing, _box(thing, height * scale, width * scale), _rgb(scene.background, scene.shift))
+    for sign in scene.signs:
+        draw_sign(pen, sign.number, _box(sign, height * scale, width * scale))
     return np.array(canvas.reduce(scale) if scale > 1 else canvas)
 
 
@@ -76,7 +79,12 @@ def boxes(scene: Scene, *, height: int, width: int) -> list[Box]:
     return [_box(thing, height, width) for thing in scene.things]
 
 
-def _box(thing: Thing, height: int, width: int) -> Box:
+def sign_boxes(scene: Scene, *, height: int, width: int) -> list[Box]:
+    """Return (left, top, right, bottom) of every sign, in pixels of an image of this size."""
+    return [_box(sign, height, width) for sign in scene.signs]
+
+
+def _box(thing: Thing | Sign, height: int, width: int) -> Box:
     row, column = divmod(thing.cell, 3)
     center_x = (column + 0.5 + thing.offset[0]) * width / 3
     center_y = (row + 0.5 + thing.offset[1]) * height / 3

@@ -25,6 +25,7 @@ Locate = Literal["detect", "point"]
 
 _KINDS: dict[Locate, Kind] = {"detect": "box", "point": "point"}
 _KEYS: dict[Locate, str] = {"detect": "bbox_2d", "point": "point_2d"}
+_SHAPE_ALONE = 0.625  # of names without a colour or a shape
 _ANYTHING: dict[Language, str] = {"zh": "物体", "en": "object"}
 
 
@@ -108,6 +109,7 @@ def sample_names(
     n: int = 1,
     absent: float = 0.25,
     several: float = 0.0,
+    whole: float = 0.6,
     world: World = LARGE_WORLD,
 ) -> tuple[Named, ...]:
     """Draw up to `n` names for one prompt, of which none fits an object of another.
@@ -124,25 +126,31 @@ def sample_names(
         Share of names that fit no object. They combine the colour of one object with another shape or the reverse.
     several
         Share of the other names that fit several objects, where the scene has such.
+    whole
+        Share of the remaining names that hold colour and shape; of the others, five in eight hold the shape alone.
     world
         Shapes and colours of absent objects.
     """
     chosen: list[Named] = []
     for _ in range(n):
-        name = _absent_name(scene, rng, world) if rng.random() < absent else _present_name(scene, rng, several)
+        name = (
+            _absent_name(scene, rng, whole, world)
+            if rng.random() < absent
+            else _present_name(scene, rng, several, whole)
+        )
         taken = {row for other in chosen for row, thing in enumerate(scene.things) if other.fits(thing)}
         if name not in chosen and not any(name.fits(scene.things[row]) for row in taken):
             chosen.append(name)
     return tuple(chosen)
 
 
-def _present_name(scene: Scene, rng: np.random.Generator, several: float) -> Named:
+def _present_name(scene: Scene, rng: np.random.Generator, several: float, whole: float) -> Named:
     if rng.random() < several:
         shared = _shared_names(scene)
         if shared:
             return shared[int(rng.integers(len(shared)))]
     colour, shape = scene.things[int(rng.integers(len(scene.things)))].kind
-    return _generalised(colour, shape, rng)
+    return _generalised(colour, shape, rng, whole)
 
 
 def _shared_names(scene: Scene) -> list[Named]:
@@ -155,21 +163,22 @@ def _shared_names(scene: Scene) -> list[Named]:
     return [name for name, n_things in names.items() if n_things > 1]
 
 
-def _absent_name(scene: Scene, rng: np.random.Generator, world: World) -> Named:
+def _absent_name(scene: Scene, rng: np.random.Generator, whole: float, world: World) -> Named:
     while True:
         colour, shape = scene.things[int(rng.integers(len(scene.things)))].kind
         if rng.random() < 0.5:
             colour = world.colours[int(rng.integers(len(world.colours)))]
         else:
             shape = world.shapes[int(rng.integers(len(world.shapes)))]
-        name = _generalised(colour, shape, rng)
+        name = _generalised(colour, shape, rng, whole)
         if not any(name.fits(thing) for thing in scene.things):
             return name
 
 
-def _generalised(colour: str, shape: str, rng: np.random.Generator) -> Named:
+def _generalised(colour: str, shape: str, rng: np.random.Generator, whole: float) -> Named:
     kind = rng.random()
-    return Named(colour=None if 0.6 <= kind < 0.85 else colour, shape=None if kind >= 0.85 else shape)
+    shapes_until = whole + (1 - whole) * _SHAPE_ALONE
+    return Named(colour=None if whole <= kind < shapes_until else colour, shape=None if kind >= shapes_until else shape)
 
 
 def _labels(scene: Scene, names: tuple[Named, ...], language: Language) -> list[tuple[int, str]]:

@@ -10,11 +10,14 @@ import numpy as np
 from ._language import Language, article, kind_words, number, sentence, thing_words, word
 from ._world import CELLS, LARGE_WORLD, Scene, World
 
-#: Kinds of questions; `is_there` is yes as often as no.
-KINDS = ("count", "background", "colour", "shape", "what", "where", "is_there")
+#: Kinds of questions; `is_there` is yes as often as no, `number` is asked of the only sign of a scene.
+KINDS = ("count", "background", "colour", "shape", "what", "where", "is_there", "number")
 
 #: Stands for the background among indices of objects.
 BACKGROUND = -1
+
+#: Stands for the signs among indices of objects.
+SIGN = -2
 
 # The first phrasing of a question is the default one.
 _PROMPTS: dict[Language, dict[str, tuple[str, ...]]] = {
@@ -26,6 +29,7 @@ _PROMPTS: dict[Language, dict[str, tuple[str, ...]]] = {
         "what": ("{place}是什么？", "{place}有什么？"),
         "where": ("{thing}在哪里？",),
         "is_there": ("图中有{thing}吗？", "有{thing}吗？"),
+        "number": ("牌子上写着什么数字？", "牌子上的数字是几？"),
     },
     "en": {
         "count": ("How many objects are there?", "How many objects are in the image?"),
@@ -35,6 +39,7 @@ _PROMPTS: dict[Language, dict[str, tuple[str, ...]]] = {
         "what": ("What is at the {place}?",),
         "where": ("Where is the {thing}?",),
         "is_there": ("Is there {article} {thing}?", "Is there {article} {thing} in the image?"),
+        "number": ("What number is written on the sign?", "What number is on the sign?"),
     },
 }
 
@@ -50,7 +55,7 @@ class Question:
     hard
         A "no" although the image holds the asked shape in another colour and the asked colour on another shape.
     about
-        Indices into `scene.things` of the objects that decide the answer.
+        Indices into `scene.things` of the objects that decide the answer; `SIGN` for the sign.
     """
 
     kind: str
@@ -117,6 +122,7 @@ def questions(
         asker.what(),
         asker.where(),
         asker.is_there(truth=bool(rng.random() < 0.5)),
+        asker.number(),
     ]
     return [question for question in asked if question is not None]
 
@@ -164,7 +170,9 @@ class Asker:
         """Ask for the object at a place, which is empty one time in four."""
         rows = {thing.cell: row for row, thing in enumerate(self.scene.things)}
         empty = bool(self.rng.random() < 0.25) if empty is None else empty
-        cell = int(self.rng.choice([cell for cell in range(len(CELLS)) if (cell in rows) != empty]))
+        signs = {sign.cell for sign in self.scene.signs}
+        cells = [cell for cell in range(len(CELLS)) if (cell in rows) != empty and cell not in signs]
+        cell = int(self.rng.choice(cells))
         prompt = self._prompt("what", place=self._name(CELLS[cell]))
         if empty:
             return Question(kind="what", prompt=prompt, answer="没有物体。" if self.language == "zh" else "Nothing.")
@@ -201,6 +209,13 @@ class Asker:
             if (thing.kind == (colour, shape) if truth else thing.colour == colour or thing.shape == shape)
         )
         return Question(kind="is_there", prompt=prompt, answer=yes if truth else no, hard=hard, about=about)
+
+    def number(self) -> Question | None:
+        """Ask for the number on the only sign."""
+        if len(self.scene.signs) != 1:
+            return None
+        answer = sentence(str(self.scene.signs[0].number), self.language)
+        return Question(kind="number", prompt=self._prompt("number"), answer=answer, about=(SIGN,))
 
     def _absent_kinds(self, present: set[tuple[str, str]], *, hard: bool) -> tuple[list[tuple[str, str]], bool]:
         colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}

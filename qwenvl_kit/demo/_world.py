@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
+
+from ._signs import Sign
 
 Split = Literal["train", "heldout"]
 _T = TypeVar("_T")
@@ -28,6 +30,9 @@ CELLS = (
 _HELDOUT_ONE_IN = 8
 _SIZE_RANGES = {"large": (0.78, 0.88), "small": (0.48, 0.56)}
 _OFFSET = 0.06
+_SIGN_EXTENTS = (0.86, 0.96)
+_SIGN_OFFSET = 0.02
+_N_SIGN_NUMBERS = 100
 _SHIFT = 12
 _TWIN_PROBABILITY = 0.2
 _MIN_SIDE = 84
@@ -110,6 +115,8 @@ class Scene:
         The longer side in pixels, unless `draw` gets another.
     shift
         Added to red, green and blue of the background.
+    signs
+        Plates with numbers in cells without an object. They are no objects: captions and boxes leave them out.
     """
 
     background: str
@@ -117,6 +124,7 @@ class Scene:
     aspect: float = 1.0
     long_side: int = 252
     shift: tuple[int, int, int] = (0, 0, 0)
+    signs: tuple[Sign, ...] = ()
 
 
 def sample_scenes(
@@ -164,6 +172,28 @@ def sample_scene(rng: np.random.Generator, world: World, *, n_things: int) -> Sc
     return Scene(background=background, things=tuple(things), aspect=aspect, long_side=long_side, shift=_shift(rng))
 
 
+def hang_signs(scene: Scene, rng: np.random.Generator, *, n: int = 1) -> Scene:
+    """Return the scene with `n` signs in empty cells, each with a number from 0 to 99.
+
+    >>> scene = hang_signs(sample_scenes(1)[0], np.random.default_rng(0))
+    >>> 0 <= scene.signs[0].number <= 99, scene.signs[0].cell in {thing.cell for thing in scene.things}
+    (True, False)
+
+    Parameters
+    ----------
+    scene
+        Any scene; its own signs are replaced.
+    rng
+        Source of numbers and places.
+    n
+        Number of signs, 0 to the number of empty cells.
+    """
+    taken = {thing.cell for thing in scene.things}
+    empty = [cell for cell in range(len(CELLS)) if cell not in taken]
+    cells = rng.permutation(empty)[:n]
+    return replace(scene, signs=tuple(_sample_sign(rng, int(cell)) for cell in np.sort(cells)))
+
+
 def split_of(scene: Scene) -> Split:
     """Return the split of a scene.
 
@@ -199,6 +229,16 @@ def _sample_thing(rng: np.random.Generator, world: World, background: str, cell:
         offset=(float(offset_x), float(offset_y)),
         extent=float(rng.uniform(*_SIZE_RANGES[size])),
         shift=_shift(rng),
+    )
+
+
+def _sample_sign(rng: np.random.Generator, cell: int) -> Sign:
+    offset_x, offset_y = rng.uniform(-_SIGN_OFFSET, _SIGN_OFFSET, size=2)
+    return Sign(
+        number=int(rng.integers(_N_SIGN_NUMBERS)),
+        cell=cell,
+        offset=(float(offset_x), float(offset_y)),
+        extent=float(rng.uniform(*_SIGN_EXTENTS)),
     )
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import warnings
 
-from ._drawing import RGB, Box, boxes, draw, image_size
+from ._drawing import RGB, Box, boxes, draw, image_size, sign_boxes
 from ._grounding import Locate, Named, locate, resized_boxes, sample_names
 from ._language import CAPTION_PROMPTS, LANGUAGES, Language, caption, caption_parts, word, words
-from ._questions import KINDS, Asker, Listing, Question, questions
+from ._questions import KINDS, SIGN, Asker, Listing, Question, questions
 from ._schemas import describe, sample_schema, scene_schema
+from ._signs import Sign
 from ._world import (
     CELLS,
     LARGE_WORLD,
@@ -25,6 +26,7 @@ from ._world import (
     Split,
     Thing,
     World,
+    hang_signs,
     sample_scene,
     sample_scenes,
     split_of,
@@ -37,6 +39,7 @@ __all__ = [
     "LANGUAGES",
     "LARGE_WORLD",
     "RGB",
+    "SIGN",
     "SMALL_WORLD",
     "WORLDS",
     "Asker",
@@ -47,6 +50,7 @@ __all__ = [
     "Named",
     "Question",
     "Scene",
+    "Sign",
     "Split",
     "Thing",
     "World",
@@ -55,6 +59,7 @@ __all__ = [
     "caption_parts",
     "describe",
     "draw",
+    "hang_signs",
     "image_size",
     "locate",
     "questions",
@@ -64,6 +69,7 @@ __all__ = [
     "sample_scenes",
     "sample_schema",
     "scene_schema",
+    "sign_boxes",
     "split_of",
     "word",
     "words",

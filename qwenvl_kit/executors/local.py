@@ -146,18 +146,19 @@ def run_spec(
     prefetcher = ImagePrefetcher(
         plan,
         loader,
-        CacheKeyBuilder(spec.resolved, config.system_prompt),
+        CacheKeyBuilder(spec.resolved, config.system_prompt, start_with=config.beginning),
         collector,
         source_index=SourceIndex(store, loader.is_unchanged, trusts=config.trust_sources)
         if store is not None and not hands_over
         else None,
         system=config.system_prompt,
         max_new_tokens=config.max_caption_length,
+        start_with=config.beginning,
         cancel=control.cancel,
     )
     release_openmp_threads()
     progress = StageProgress()
-    run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report)
+    run_control = RunControl(control.cancel, control.on_token, notes.append, progress.report, progress.begin)
     work = functools.partial(generate, prefetcher, acquire, spec.resolved, run_control, collector)
     outcome = collect(work, collector, control.cancel, progress=progress, show_progress=config.progress)
     record = make_record(asked_record(config), prompts, spec.resolved, outcome.results, notes, clock)

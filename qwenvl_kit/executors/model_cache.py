@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -114,15 +115,32 @@ class ModelCache:
 
 def _load(spec: BackendSpec, control: RunControl | None) -> Backend:
     """Load a model; where that fails, leave nothing of it in memory."""
-    try:
-        return spec.load(control)
-    except BaseException as error:  # noqa: BLE001  # raised below; one that was cancelled leaves half a model too
-        release_frames(error)
-        failure = _named(error, spec)
-    from qwenvl_kit.inference.oom import free_memory  # brings torch, which a backend has loaded by now
+    with _older_objects_kept():
+        try:
+            return spec.load(control)
+        except BaseException as error:  # noqa: BLE001  # raised below; one that was cancelled leaves half a model too
+            release_frames(error)
+            failure = _named(error, spec)
+        from qwenvl_kit.inference.oom import free_memory  # brings torch, which a backend has loaded by now
 
-    free_memory()  # outside the except clause: modules refer to each other, so only a collection frees them
+        free_memory()  # outside the except clause: modules refer to each other, so only a collection frees them
     raise failure
+
+
+@contextlib.contextmanager
+def _older_objects_kept() -> Iterator[None]:
+    """Let collections within skip the objects that there are now: those of the libraries take most of their time.
+
+    A collection of all of them took 6 s on a busy machine, after Ctrl-C.
+    """
+    if gc.get_freeze_count():  # the caller's own freeze stays
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _named(error: BaseException, spec: BackendSpec) -> BaseException:

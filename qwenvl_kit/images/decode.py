@@ -1,4 +1,4 @@
-"""Decode encoded bytes, Pillow images and arrays to upright RGB pixels.
+"""Decode encoded bytes and Pillow images to upright RGB pixels.
 
 Pillow's readers raise anything (an AVIF with one flipped bit: RuntimeError; odd EXIF: AttributeError), so that every
 exception of theirs is a row error.
@@ -10,9 +10,8 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import (
     AvifImagePlugin,  # noqa: F401  # each registers its reader with Pillow, where Pillow was built with it
     BmpImagePlugin,  # noqa: F401
@@ -34,7 +33,6 @@ from qwenvl_kit.images.probe import check_pixels, probe
 from qwenvl_kit.images.resize_in_bands import resize_in_bands
 from qwenvl_kit.images.rgb import (
     orientation_of,
-    over_white,
     resize_to,
     to_rgb,
     upright_rgb,
@@ -43,6 +41,7 @@ from qwenvl_kit.images.rgb import (
 from qwenvl_kit.images.source_context import source_context, stage_context
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from qwenvl_kit.images.resize import TargetSize
@@ -163,31 +162,6 @@ def decode_pil(image: Image.Image, *, max_image_pixels: int) -> NDArray[np.uint8
         return to_rgb(image)
 
 
-def decode_array(array: np.ndarray[Any, Any], *, max_image_pixels: int) -> NDArray[np.uint8]:
-    """Return the pixels of an array, uint8 ``(H, W, 3)``.
-
-    Parameters
-    ----------
-    array : array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
-        uint8; uint16, scaled to 8 bits; bool; or floats from 0 to 1. Four channels are RGB and alpha.
-    max_image_pixels : int
-        Largest width × height.
-
-    Raises
-    ------
-    RowError
-        Another shape, type or range, of the stage ``decode``.
-    """
-    check_shape(array)
-    check_pixels(array.shape[0], array.shape[1], max_image_pixels)
-    levels = _to_uint8(array)
-    if levels.ndim == 2 or levels.shape[2] == 1:
-        return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
-    if levels.shape[2] == 4:
-        return to_array(over_white(Image.fromarray(np.ascontiguousarray(levels))))
-    return np.ascontiguousarray(levels)
-
-
 def _read(
     data: bytes, max_image_pixels: int, draft_size: tuple[int, int] | None, sizing: TargetSize | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
@@ -276,29 +250,3 @@ def _without_metadata(data: bytes) -> bytes | None:
         at += 12 + length
     essential = b"".join(kept)
     return essential if len(essential) < len(data) else None
-
-
-def check_shape(array: np.ndarray[Any, Any]) -> None:
-    """Raise a RowError of the stage ``decode`` for an array that has not the shape of an image."""
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        raise RowError(
-            "decode", f"The array of shape {array.shape} has its channels first. Pass np.moveaxis(array, 0, -1)."
-        )
-    if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise RowError(
-            "decode",
-            f"The array of shape {array.shape} is not an image. Its shape must be (H, W), (H, W, 1), (H, W, 3) or "
-            "(H, W, 4).",
-        )
-
-
-def _to_uint8(array: np.ndarray[Any, Any]) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
-        return ((array.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1:
-        return np.round(array * 255).astype(np.uint8)
-    raise RowError("decode", f"The array of {array.dtype} is not an image. Pass uint8, or floats from 0 to 1.")

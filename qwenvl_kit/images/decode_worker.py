@@ -33,6 +33,7 @@ LENGTH = struct.Struct("<Q")
 _BASE_MEMORY = 96 * 2**20  # a HEIF file of 64×64 pixels takes 40 MiB, all others 8 or less
 _MAX_MEMORY = 2 * 2**30
 _LARGE_MEMORY = 200 * 2**20  # what 24 megapixels take
+_MAPPED_BYTES = 2**20  # fewer are quicker from the heap
 _KEPT_MEMORY = 64 * 2**20  # after an image, for the next one: getting it anew would cost a tenth of the time
 
 
@@ -48,7 +49,8 @@ def max_memory(n_file_bytes: int, n_image_bytes: int) -> int:
         Files of 12 megapixels took 0.3 to 0.9 times that, WebP 2.3 times.
     """
     by_header = 3 * n_image_bytes + 16 * n_file_bytes
-    most = 384 * 2**20 + 64 * n_file_bytes  # a header is easily made to name a large image
+    # A header is easily made to name a large image: the largest one of 4 bytes a pixel and its bands take 400 MiB.
+    most = 320 * 2**20 + 64 * n_file_bytes
     return min(_BASE_MEMORY + (min(by_header, most) if n_image_bytes else most), _MAX_MEMORY)
 
 
@@ -61,9 +63,13 @@ def main() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     at_start = _address_space()
     while (job := receive(jobs)) is not None and (data := _receive_bytes(jobs)) is not None:
-        if _address_space() > at_start + _KEPT_MEMORY:  # else the next image would get this beside its own limit
+        sizing, max_image_pixels, of_pillow, n_image_bytes = pickle.loads(job)
+        is_large = not 0 < n_image_bytes <= _LARGE_MEMORY
+        # Else an image would get what earlier ones left in the heap beside its own limit.
+        if _address_space() > at_start + (0 if is_large else _KEPT_MEMORY):
             trim_heap()
-        _respond(responses, data, *pickle.loads(job))
+        with blocks_returned() if is_large else contextlib.nullcontext():
+            _respond(responses, data, sizing, max_image_pixels, of_pillow, n_image_bytes)
         del data
 
 
@@ -86,9 +92,12 @@ def _receive_bytes(pipe: int) -> bytes | None:
 
 
 def receive_pixels(pipe: int) -> NDArray[np.uint8] | None:
-    """Read pixels as `receive` reads bytes, without setting their memory to zero first."""
+    """Read pixels as `receive` reads bytes, into memory that no heap keeps once they are freed."""
     length = _length(pipe)
-    return None if length is None else _read(pipe, np.empty(length, np.uint8))
+    if length is None:
+        return None
+    is_small = length < _MAPPED_BYTES
+    return _read(pipe, np.empty(length, np.uint8) if is_small else np.frombuffer(mmap.mmap(-1, length), np.uint8))
 
 
 def _length(pipe: int) -> int | None:
@@ -122,14 +131,9 @@ def _respond(
 ) -> None:
     """Write a pickled head and the pixels, some rows at a time."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
-    # What a large image leaves in the heap, the next one would get beside its own limit.
-    is_large = not 0 < n_image_bytes <= _LARGE_MEMORY
     failure = None
     try:
-        with (
-            blocks_returned() if is_large else contextlib.nullcontext(),
-            _limited_memory(max_memory(len(data), n_image_bytes)),
-        ):
+        with _limited_memory(max_memory(len(data), n_image_bytes)):
             image, source_size = decode_resized_image(data, sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
         failure = error.stage, error.message

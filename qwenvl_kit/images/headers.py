@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.decode import check_shape, size_in_header
+from qwenvl_kit.images.arrays import check_shape
+from qwenvl_kit.images.decode import size_in_header
 from qwenvl_kit.images.fetch.dispatch import fetch
 from qwenvl_kit.images.fetch.limits import FetchLimits
 from qwenvl_kit.images.formats import format_of

@@ -18,8 +18,9 @@ from PIL import Image
 from qwenvl_kit._cpu import available_cpus
 from qwenvl_kit.images import decode_pool
 from qwenvl_kit.images.addressed import by_address
+from qwenvl_kit.images.arrays import decode_array
 from qwenvl_kit.images.budget import Budget
-from qwenvl_kit.images.decode import decode_array, decode_pil, decode_resized
+from qwenvl_kit.images.decode import decode_pil, decode_resized
 from qwenvl_kit.images.fetch.dispatch import Fetch, fetch, is_unchanged
 from qwenvl_kit.images.fetch.idle import close_idle_connections
 from qwenvl_kit.images.fetch.limits import FetchLimits
@@ -67,6 +68,16 @@ class DecodeCost:
     n_pixels: int
     n_bytes: int
     is_short: bool
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the image is so small that its memory is not counted."""
+        return self.is_short and self.n_pixels <= _FREE_PIXELS
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the image is decoded alone."""
+        return self.n_bytes >= _MEMORY
 
 
 @dataclass(frozen=True)
@@ -185,10 +196,10 @@ class ImageLoader:
             Of the stage ``decode`` or ``resize``; also where decoding took too long.
         """
         with source_context(source.label, "decode", _FAILED):
-            if cost.n_pixels <= _FREE_PIXELS and cost.is_short:
+            if cost.is_free:
                 return self._decode_here(source, fetched)
             with _memory.take(cost.n_bytes):
-                if not _memory.available:  # beside an image that takes all of it, none is kept for later
+                if cost.is_large:  # beside it, nothing is kept for later
                     trim_heap()
                     decode_pool.pool.close_idle(keep=1)
                 if not cost.is_short and fetched is not None:

@@ -6,7 +6,7 @@ Above them there are no tokens; below them there are no data frames and no URLs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -73,12 +73,15 @@ class RunControl:
         Called as ``report(stage, done, total)`` within long work. ``load`` counts tensors that are read, or layers that
         are packed; ``encode`` blocks of the vision tower in one pass; ``prefill`` layers of the language model in all
         passes of some prompts. ONNX Runtime's passes count as one each.
+    begin : callable
+        Called as ``begin(rows)`` before the images and prompts of some rows are read.
     """
 
     cancel: threading.Event = field(default_factory=threading.Event)
     on_token: Callable[[int, str], None] | None = None
     note: Callable[[str], None] = field(default=lambda _: None, repr=False)
     report: Callable[[Stage, int, int], None] = field(default=lambda *_: None, repr=False)
+    begin: Callable[[Sequence[int]], None] = field(default=lambda _: None, repr=False)
 
 
 class Backend(Protocol):

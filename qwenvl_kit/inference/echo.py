@@ -106,13 +106,14 @@ class Echo:
         seed = "" if request.seed is None else f" #{request.seed}"
         words = f"{request.prompt} [{images}]{seed}".split(" ")
         output = words[: request.max_new_tokens]
+        begun = [request.start_with] if request.start_with else []
         if control.on_token is not None:
-            for position, word in enumerate(output):
+            for position, word in enumerate([*begun, *output]):
                 control.on_token(request.row, word if position == 0 else f" {word}")
         return Result(
             request.row,
             "ok",
-            text=" ".join(output),
+            text=" ".join([*begun, *output]),
             finish_reason="stop" if output == words else "length",
             prompt_tokens=len(request.prompt.split()) + self._visual_tokens(request),
             new_tokens=len(output),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -10,8 +11,10 @@ import torch
 
 from qwenvl_kit.calibration import Calibration, read_calibration
 from qwenvl_kit.checkpoints.devices import hardware_label
+from qwenvl_kit.errors import RowError
 from qwenvl_kit.inference.cache_size import CacheSize, capacity_step
 from qwenvl_kit.inference.cancellation import Cancelled, cancellable
+from qwenvl_kit.inference.explainer import explained
 from qwenvl_kit.inference.kv_slots import SlotManager
 from qwenvl_kit.inference.label_scoring import LabelScorer
 from qwenvl_kit.inference.long_images import LongImages
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.inference.cache_memory import CacheMemory
     from qwenvl_kit.inference.encoder_cache import EncoderCache
+    from qwenvl_kit.inference.explainer import Explainer
     from qwenvl_kit.inference.model_runner import ModelRunner
     from qwenvl_kit.inference.processor import Tokenization
     from qwenvl_kit.inference.sequence import Sequence
@@ -44,6 +48,7 @@ def generate(
     resolved: ResolvedConfig,
     control: RunControl,
     memory: CacheMemory | None = None,
+    explainer: Explainer | None = None,
 ) -> Iterator[Result]:
     """Answer the requests of a queue.
 
@@ -63,6 +68,8 @@ def generate(
         Cancels between two steps, and within long passes.
     memory : CacheMemory, optional
         Measures what the cache may take. If it is unknown, no more than ``batch_size`` run where none were asked for.
+    explainer : Explainer, optional
+        Traces answers to images; without it, requests that ask for maps become errors.
 
     Yields
     ------
@@ -71,7 +78,8 @@ def generate(
     """
     encoder_cache.start_run(resolved.decode)
     try:
-        yield from Engine(model_runner, encoder_cache, tokenization, queue, resolved, control, memory).run()
+        engine = Engine(model_runner, encoder_cache, tokenization, queue, resolved, control, memory, explainer)
+        yield from engine.run()
     finally:
         model_runner.resize_cache(0, 0)
 
@@ -88,7 +96,9 @@ class Engine:
         resolved: ResolvedConfig,
         control: RunControl,
         memory: CacheMemory | None = None,
+        explainer: Explainer | None = None,
     ) -> None:
+        self._explainer = explainer
         self._model_runner, self._encoder_cache = model_runner, encoder_cache
         self._long_images = LongImages(control, model_runner.device, _calibration_of(resolved))
         self._queue, self._control = queue, self._long_images.control
@@ -126,7 +136,8 @@ class Engine:
         if sampled is None:
             yield from self._preempt_and_shrink()
         else:
-            yield from self._scheduler.postprocess(*sampled)
+            with contextlib.suppress(Cancelled):  # while an answer is traced; the caller's loop ends the run
+                yield from self._scheduler.postprocess(*sampled, self._explain)
 
     def _prefill(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[int | None]]:
         """Encode images, prefill prompts and sample first tokens of the sequences whose images are good."""
@@ -159,6 +170,7 @@ class Engine:
         """Return the sequences whose images are good, and the visual tokens of each; the others get an `error`."""
         good: list[Sequence] = []
         tensors: list[Tensor] = []
+        self._control.begin([one.request.row for one in sequences])
         self._long_images.begin(sequences)
         for sequence, features in zip(sequences, self._encoder_cache.encode(sequences), strict=True):
             if isinstance(features, Exception):
@@ -185,6 +197,16 @@ class Engine:
         for sequence, logprobs in zip(sequences, sampled.logprobs or (), strict=False):
             sequence.logprobs.append(logprobs)
         return sampled.ids
+
+    def _explain(self, sequence: Sequence) -> None:
+        """Trace a finished answer to its images; any fault is the row's."""
+        started = time.perf_counter()
+        try:
+            with cancellable(self._control):
+                sequence.maps = explained(self._explainer, sequence, self._slots.slots_of([sequence])[0])
+        except RowError as error:
+            sequence.error = error
+        sequence.seconds += time.perf_counter() - started
 
     def _preempt_and_shrink(self) -> list[Result]:
         results = self._scheduler.preempt()

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from qwenvl_kit.inference.packing import pack
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_MIN_FILL = 0.75  # a prompt shorter than this part of the longest has a pass of its own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +77,25 @@ def _split(chunk: PrefillChunk, n_pieces: int, image_id: int) -> list[PrefillChu
         cached_len = chunk.cached_len + sum(len(piece.ids) for piece in pieces)
         pieces.append(PrefillChunk(chunk.slot, ids, positions, cached_len, seen))
     return pieces
+
+
+def pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
+    """Split the indices of chunks into passes of up to `n_tokens` with little padding.
+
+    Flash attention expects padding before tokens that follow cached ones. With it (`one_by_one`) such a chunk has a
+    pass of its own.
+    """
+
+    def fits(batch: list[int]) -> bool:
+        longest, shortest = chunks[batch[0]], chunks[batch[-1]]
+        return (
+            (longest.cached_len > 0) == (shortest.cached_len > 0)
+            and not (one_by_one and shortest.cached_len)
+            and len(shortest.ids) >= _MIN_FILL * len(longest.ids)
+            and len(batch) * len(longest.ids) <= n_tokens
+        )
+
+    return pack(sorted(range(len(chunks)), key=lambda at: (chunks[at].cached_len > 0, -len(chunks[at].ids))), fits)
 
 
 class ModelRunner(Protocol):

@@ -29,7 +29,7 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
         return _scored(sequence)
     phrase = None if sequence.finish_reason == "stop" else repeated_phrase(ids)
     try:
-        text = decode(ids)
+        text = decode(sequence.answer_ids)
         flag = None if phrase is None else f"repeats {decode(ids[-phrase:])!r} to its end"
         logprobs = _logprobs(sequence, decode)
     except Exception as error:  # noqa: BLE001  # a tokenizer of one row's tokens; other rows are not touched
@@ -43,6 +43,7 @@ def finished(sequence: Sequence, decode: Callable[[list[int]], str]) -> Result:
         new_tokens=len(ids),
         seconds=sequence.seconds,
         flag=flag,
+        maps=sequence.maps,
         **request.sizes,
         **logprobs,
     )

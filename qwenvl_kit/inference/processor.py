@@ -88,6 +88,11 @@ class InputProcessor:
         self._context = context
         self._control_tokens = tuple(str(token) for token in self._tokenizer.get_added_vocab())
 
+    @property
+    def merge(self) -> int:
+        """Patches per side that become one visual token."""
+        return int(self._image_processor.merge_size)
+
     def encode(self, request: Request) -> Sequence:
         """Return the sequence of a request.
 
@@ -100,22 +105,24 @@ class InputProcessor:
         patch = self._image_processor.patch_size
         sizes = [image.size for image in request.images]
         grid = torch.tensor([[1, height // patch, width // patch] for height, width in sizes])  # an image has one frame
-        ids = self._with_visual_tokens(self._prompt_ids(len(sizes), request.prompt, request.system), grid)
+        start_ids = self._start_ids(request.start_with)
+        ids = self._with_visual_tokens(self._prompt_ids(len(sizes), request.prompt, request.system), grid) + start_ids
         self.check_context(len(ids), request.max_new_tokens)
         self._check_vocabulary(ids)
-        sequence = Sequence(request, ids, grid, image_id=self.image_id, merge=int(self._image_processor.merge_size))
+        sequence = Sequence(request, ids, grid, image_id=self.image_id, merge=self.merge)
+        sequence.start_ids = start_ids
         sequence.label_ids = self._label_ids(request, len(ids))
         return sequence
 
-    def count_text_tokens(self, n_images: int, prompt: str, system: str | None) -> int:
-        """Return the tokens of a prompt and its template, without visual ones.
+    def count_text_tokens(self, n_images: int, prompt: str, system: str | None, start_with: str = "") -> int:
+        """Return the tokens of a prompt, its template and the beginning of its answer, without visual ones.
 
         Raises
         ------
         RowError
             The tokenizer has a token that the model lacks, of the stage ``generate``.
         """
-        ids = self._prompt_ids(n_images, prompt, system)
+        ids = self._prompt_ids(n_images, prompt, system) + self._start_ids(start_with)
         self._check_vocabulary(ids)
         return len(ids) - n_images
 
@@ -146,6 +153,10 @@ class InputProcessor:
         if not any(token in text for token in self._control_tokens for text in (prompt, system or "")):
             return self.ids(self.render(n_images, prompt, system))
         return self._literal_ids(n_images, prompt, system)
+
+    def _start_ids(self, start_with: str) -> list[int]:
+        """Return the tokens of the beginning of an answer, which stand where the model's own would."""
+        return self.ids(start_with, literal=True) if start_with else []
 
     def _label_ids(self, request: Request, n_prompt: int) -> tuple[tuple[int, ...], ...]:
         """Return the tokens of each label, which must differ and fit the context."""

@@ -6,7 +6,7 @@ Orca, https://www.usenix.org/conference/osdi22/presentation/yu).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,12 +94,23 @@ class Scheduler:
             return Decode(self._slots.compact())
         return None
 
-    def postprocess(self, sequences: list[Sequence], tokens: list[int | None]) -> Iterator[Result]:
-        """Append a sampled token to each sequence, emit its text, and yield the results of finished sequences."""
+    def postprocess(
+        self,
+        sequences: list[Sequence],
+        tokens: list[int | None],
+        explain: Callable[[Sequence], None] | None = None,
+    ) -> Iterator[Result]:
+        """Append a sampled token to each sequence, emit its text, and yield the results of finished sequences.
+
+        `explain` is called with those that ask for maps, while their slots hold their keys.
+        """
         for sequence, token in zip(sequences, tokens, strict=True):
             sequence.append_token(token, self._tokenization.eos_ids, stop_repetition=self._resolved.stop_repetition)
             if self._control.on_token is not None:
                 sequence.emit_text(self._tokenization.decode, self._control.on_token)
+        if explain is not None:
+            for sequence in (one for one in sequences if one.asks_for_maps):
+                explain(sequence)
         done = self._slots.release_finished()
         self._limit.count(len(done))
         yield from map(self._finish, done)

@@ -18,6 +18,7 @@ from qwenvl_kit.inference.repetition import repeated_phrase
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.attribution import AnswerMaps
     from qwenvl_kit.inference.constraints import AnswerMatcher
     from qwenvl_kit.inference.seeded_noise import SeededGumbelNoise
     from qwenvl_kit.types import FinishReason, Request
@@ -47,6 +48,8 @@ class Sequence:
 
     Attributes
     ----------
+    start_ids : list of int
+        Tokens at the end of the prompt that begin the answer.
     output_ids : list of int
         Generated tokens, without the one that ended the answer.
     finish_reason : {"stop", "length", "repetition"} or None
@@ -59,8 +62,10 @@ class Sequence:
         Their log-likelihoods, once `score_labels` has set them.
     label_tokens : tuple of int
         Tokens of each, end of turn included.
+    maps : AnswerMaps or None
+        Where the words of its answer come from, once it is finished, if that was asked for.
     error : Exception or None
-        Raised while its images were prepared.
+        Raised while its images were prepared, or its answer was traced to them.
     seconds : float
         Its share of the time so far.
     logprobs : list of list of (int, float)
@@ -76,11 +81,13 @@ class Sequence:
     def __init__(self, request: Request, prompt_ids: list[int], grid: Tensor, *, image_id: int, merge: int) -> None:
         self.request, self.prompt_ids, self.grid = request, prompt_ids, grid
         self.output_ids: list[int] = []
+        self.start_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.overflowed = False
         self.label_ids: tuple[tuple[int, ...], ...] = ()
         self.label_logprobs: tuple[float, ...] = ()
         self.label_tokens: tuple[int, ...] = ()
+        self.maps: AnswerMaps | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
         self.logprobs: list[list[tuple[int, float]]] = []
@@ -102,9 +109,19 @@ class Sequence:
         return self.finish_reason is not None or self.overflowed or self.error is not None
 
     @property
+    def asks_for_maps(self) -> bool:
+        """Whether a finished answer is to be traced to its images."""
+        return self.request.attribution is not None and self.finish_reason is not None and not self.overflowed
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of prompt and output; after a step, all but the last are cached."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """Tokens of the answer, with its given beginning."""
+        return self.start_ids + self.output_ids
 
     @property
     def max_len(self) -> int:
@@ -150,6 +167,11 @@ class Sequence:
                 return first
         return n_equal
 
+    @property
+    def visual_indices(self) -> list[int]:
+        """Indices of its visual tokens."""
+        return self._visual
+
     def n_visual_in(self, length: int) -> int:
         """Return how many of its first `length` tokens are visual."""
         return bisect.bisect_left(self._visual, length)
@@ -179,7 +201,7 @@ class Sequence:
     def emit_text(self, decode: Callable[[list[int]], str], on_token: Callable[[int, str], None]) -> None:
         """Call `on_token` with the new text; a character of several tokens waits until it is whole or the end."""
         try:
-            text = decode(self.output_ids)
+            text = decode(self.answer_ids)
         except Exception:  # noqa: BLE001  # the same call for the result makes it this row's error
             return
         is_cut = text.endswith("\ufffd") and not self.is_finished

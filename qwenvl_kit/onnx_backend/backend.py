@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwenvl_kit.checkpoints.capabilities import Capabilities, Device, FixedOption
-from qwenvl_kit.checkpoints.checkpoint import find, locate, read
+from qwenvl_kit.checkpoints.checkpoint import find, read
+from qwenvl_kit.checkpoints.locate import locate
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError, ConfigError
 from qwenvl_kit.onnx_backend.manifest import Export, is_export, read_export

@@ -160,7 +160,18 @@ def capabilities_of(config: Config) -> Capabilities:
         instead="using greedy search",
         remedy="Use num_beams=1 or backend='torch'.",
     )
-    fixed = [beams, *_fixed(_LOADING, "backend='openai' loads no model, and the server was started with its own")]
+    begun = FixedOption(
+        option="start_with",
+        value=None,
+        reason="backend='openai' does not support answers that begin with a given text, which the protocol lacks",
+        instead="generating whole answers",
+        remedy="Leave start_with out, or use backend='torch' or 'onnx'.",
+    )
+    fixed = [
+        beams,
+        begun,
+        *_fixed(_LOADING, "backend='openai' loads no model, and the server was started with its own"),
+    ]
     if config.image_mode == "url":
         fixed += _fixed(_PIXELS, "image_mode='url' leaves images to the server")
     return Capabilities(fixed=tuple(fixed), attention="server", rows_in_flight=_ROWS_IN_FLIGHT, is_server=True)

@@ -83,6 +83,15 @@ class Config(ModelOptions, SamplingOptions, ImageOptions, FetchOptions, RunOptio
         warn("Config.decode is now image_decode. Use the new name.", DeprecationWarning)
         return self.image_decode
 
+    @property
+    def beginning(self) -> str:
+        """`start_with` without the spaces at its end; empty for none.
+
+        The tokens of a vocabulary of words begin with the space before the word: a space of its own is one that a model
+        seldom continues.
+        """
+        return (self.start_with or "").rstrip(" \t")
+
     def replace(self, **changes: Unpack[Options]) -> Config:
         """Return the config with `changes`, which count as explicit."""
         kept: dict[str, Any] = {name: getattr(self, name) for name in self.explicit}

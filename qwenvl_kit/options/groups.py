@@ -171,6 +171,7 @@ class RunOptions(Group):
 
     prompt: str | None = option(DEFAULT_PROMPT, TEXT, "prompt of rows without their own")
     system_prompt: str | None = option(None, TEXT, "replaces the checkpoint's system prompt")
+    start_with: str | None = option(None, TEXT, "beginning of every answer, which the model continues; spaces at its end are left out")
     batch_size: int = option(4, Integer(1), "images per forward pass; at least 1")
     rows_in_flight: RowsInFlight | None = option(None, ROWS_IN_FLIGHT, "rows that generate tokens at once; `auto` sizes them from free memory; None is `batch_size` where that is given, else `auto`")
     strict: bool = option(False, FLAG, "raise for ignored options, instead of a warning")

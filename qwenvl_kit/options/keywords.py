@@ -83,6 +83,7 @@ class RunKeywords(TypedDict, total=False):
 
     prompt: str | None
     system_prompt: str | None
+    start_with: str | None
     batch_size: int
     rows_in_flight: RowsInFlight | None
     strict: bool

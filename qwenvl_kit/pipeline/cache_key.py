@@ -23,12 +23,15 @@ class CacheKeyBuilder:
         What runs; its answer fields and its fingerprint are part of every key.
     system : str or None
         The system prompt.
+    start_with : str
+        Beginning of all answers.
     """
 
-    def __init__(self, resolved: ResolvedConfig, system: str | None) -> None:
+    def __init__(self, resolved: ResolvedConfig, system: str | None, *, start_with: str = "") -> None:
         self._seed = resolved.seed
         self._samples = resolved.do_sample
-        fixed = [resolved.fingerprint, system, answer_fields(resolved)]
+        begun = [start_with] if start_with else []  # keys of answers without one are those of earlier versions
+        fixed = [resolved.fingerprint, system, answer_fields(resolved), *begun]
         self._base = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=16)
 
     def key(self, digests: Sequence[str], prompt: Prompt, sample_index: int) -> str | None:
@@ -39,7 +42,8 @@ class CacheKeyBuilder:
         index = sample_index if self._samples else 0
         labels = [list(prompt.labels)] if prompt.labels else []  # keys of free answers are those of earlier versions
         bound = [] if prompt.constraint is None else [{prompt.constraint.kind: prompt.constraint.source}]
-        digest.update(json.dumps([list(digests), prompt.text, index, *labels, *bound]).encode())
+        traced = [] if prompt.attribution is None else [prompt.attribution.key]
+        digest.update(json.dumps([list(digests), prompt.text, index, *labels, *bound, *traced]).encode())
         return digest.hexdigest()
 
     def seed(self, key: str | None) -> int | None:

@@ -25,7 +25,7 @@ from qwenvl_kit.pipeline.threads import worker
 from qwenvl_kit.types import Request
 
 if TYPE_CHECKING:
-    from qwenvl_kit.images import ImageLoader
+    from qwenvl_kit.images import DecodeCost, Fetched, ImageLoader
     from qwenvl_kit.pipeline.cache_key import CacheKeyBuilder
     from qwenvl_kit.pipeline.collector import ResultCollector
     from qwenvl_kit.pipeline.plan import Group, Plan, PromptRef
@@ -55,6 +55,8 @@ class ImagePrefetcher:
         System prompt of all requests.
     max_new_tokens : int
         Longest answer.
+    start_with : str
+        Beginning of all answers.
     cancel : threading.Event
         Ends loading and waiting.
     """
@@ -69,11 +71,12 @@ class ImagePrefetcher:
         source_index: SourceIndex | None,
         system: str | None,
         max_new_tokens: int,
+        start_with: str = "",
         cancel: threading.Event,
     ) -> None:
         self._loader, self._keys, self._collector = loader, keys, collector
         self._source_index = source_index
-        self._system, self._max_new_tokens = system, max_new_tokens
+        self._system, self._max_new_tokens, self._start_with = system, max_new_tokens, start_with
         self._cancel = cancel
         self._requests = RequestBuffer(cancel)
         self._queues = LoadQueues(plan.groups, cancel)
@@ -193,7 +196,9 @@ class ImagePrefetcher:
         for ref in prompts:
             key = self._keys.key(digests, ref.prompt, ref.sample_index)
             if self._collector.claim(ref.row, key):
-                seed = self._keys.seed(key)
+                seed, constraint = self._keys.seed(key), ref.prompt.constraint
+                if constraint is not None:
+                    constraint = constraint.at(*images[0].size)
                 request = Request(
                     ref.row,
                     tuple(images),
@@ -202,7 +207,9 @@ class ImagePrefetcher:
                     seed,
                     self._max_new_tokens,
                     ref.prompt.labels,
-                    ref.prompt.constraint,
+                    constraint,
+                    ref.prompt.attribution,
+                    self._start_with,
                 )
                 self._requests.put(request)
 
@@ -230,7 +237,7 @@ class ImagePrefetcher:
         if self._loader.hands_over:
             return self._loader.address(source)
         if source.kind in ("pil", "array"):
-            return self._loader.decode(source, None, self._loader.decode_cost(source, None))
+            return self._decode(source, None, self._loader.decode_cost(source, None))
         if task.fetched is None and not self._fetched(task, source, place):
             return None
         assert task.fetched is not None, "it was fetched just now, or before"
@@ -239,6 +246,11 @@ class ImagePrefetcher:
             self._queues.put_slow(task)
             return None
         fetched, task.fetched = task.fetched, None
+        return self._decode(source, fetched, cost)
+
+    def _decode(self, source: ImageSource, fetched: Fetched | None, cost: DecodeCost) -> LoadedImage:
+        if not cost.is_free:
+            self._requests.wait_for_room(is_large=cost.is_large)
         return self._loader.decode(source, fetched, cost)
 
     def _fetched(self, task: Task, source: ImageSource, place: Place) -> bool:

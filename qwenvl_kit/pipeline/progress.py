@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,14 +31,20 @@ class StageProgress:
     >>> progress.text()
     ''
     >>> now[0] = 2.0
+    >>> progress.begin([17])
     >>> progress.report("encode", 12, 32)
     >>> progress.text()
-    'image: layer 12/32'
+    'row 17, image: layer 12/32'
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._started = clock, 0.0
         self._last: tuple[Stage, int, int] | None = None
+        self._rows: Sequence[int] = ()
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Keep which rows the next images and prompts belong to."""
+        self._rows = rows
 
     def report(self, stage: Stage, done: int, total: int) -> None:
         """Keep how many steps of a stage are done or under way."""
@@ -47,12 +53,18 @@ class StageProgress:
         self._last = stage, done, total
 
     def text(self) -> str:
-        """Return the stage and its steps; empty where it ends soon, or there is none."""
-        last = self._last
+        """Return the rows, the stage and its steps; empty where it ends soon, or there is none."""
+        last, rows = self._last, self._rows
         if last is None or last[1] >= last[2] or self._clock() - self._started < _SHOWN_AFTER_S:
             return ""
         stage, done, total = last
-        return _STAGES[stage].format(done, total)
+        steps = _STAGES[stage].format(done, total)
+        return steps if stage == "load" or not rows else f"{_named(rows)}, {steps}"
+
+
+def _named(rows: Sequence[int]) -> str:
+    first = min(rows)
+    return f"row {first}" if len(rows) == 1 else f"row {first} and {len(rows) - 1} more"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Requests that wait for the backend: bounded in number and in bytes of pixels."""
+"""Requests that wait for the backend: bounded in number and in bytes of pixels.
+
+With the limit of a decoder they are most of what a run holds beside its rows, see `docs/guarantees.md`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,23 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from qwenvl_kit._cpu import available_cpus
+
 if TYPE_CHECKING:
     from qwenvl_kit.types import Request
 
+MAX_BATCH_BYTES = 48 * 2**20
+"""Pixels that the backend gets at a time, in bytes; one image is 37 MiB at most under a checkpoint's own limits."""
+
 _POLL_S = 0.1  # how often a waiting thread looks whether the run was cancelled
+
+
+def max_waiting_bytes(n_cpus: int) -> int:
+    """Return how many bytes of pixels wait for the backend: more CPUs load more images at a time."""
+    return min(128, 24 * max(2, n_cpus)) * 2**20
+
+
+MAX_WAITING_BYTES = max_waiting_bytes(available_cpus())
 
 
 class RequestBuffer:
@@ -20,7 +36,7 @@ class RequestBuffer:
     cancel : threading.Event
         Ends all waiting.
     max_bytes : int
-        Bytes of pixels that wait.
+        Bytes of pixels that wait; a single request may exceed it.
     max_requests : int
         Requests that wait.
     max_batch_bytes : int
@@ -31,9 +47,9 @@ class RequestBuffer:
         self,
         cancel: threading.Event,
         *,
-        max_bytes: int = 128 * 2**20,
+        max_bytes: int = MAX_WAITING_BYTES,
         max_requests: int = 512,
-        max_batch_bytes: int = 64 * 2**20,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
     ) -> None:
         self._cancel = cancel
         self._max_bytes, self._max_requests, self._max_batch_bytes = max_bytes, max_requests, max_batch_bytes
@@ -42,16 +58,32 @@ class RequestBuffer:
         self._requests: deque[Request] = deque()
         self._is_closed = False
         self._failure: BaseException | None = None
+        self._n_large = 0
         self.n_bytes = 0
 
     def put(self, request: Request) -> None:
         """Add a request, once there is room for it."""
+        n_bytes = _n_bytes(request)
         with self._emptied:
-            while self._is_full() and not self._cancel.is_set():
+            while self._requests and self._is_full(n_bytes) and not self._cancel.is_set():
                 self._emptied.wait(_POLL_S)
             self._requests.append(request)
-            self.n_bytes += _n_bytes(request)
+            self.n_bytes += n_bytes
             self._filled.notify_all()
+
+    def wait_for_room(self, *, is_large: bool) -> None:
+        """Wait before an image is decoded, which would only be held while the backend is busy.
+
+        For a large image, whose decoding takes most of the memory that a run may have, half of the room must be free;
+        other requests wait until it is.
+        """
+        with self._emptied:
+            self._n_large += is_large
+            try:
+                while self._requests and self._is_full(0) and not self._cancel.is_set():
+                    self._emptied.wait(_POLL_S)
+            finally:
+                self._n_large -= is_large
 
     def close(self) -> None:
         """Say that no more requests come."""
@@ -100,8 +132,10 @@ class RequestBuffer:
             self.n_bytes -= _n_bytes(taken[-1])
         return taken
 
-    def _is_full(self) -> bool:
-        return len(self._requests) >= self._max_requests or self.n_bytes >= self._max_bytes
+    def _is_full(self, n_bytes: int) -> bool:
+        """Return whether so many more bytes must wait."""
+        most = self._max_bytes // 2 if self._n_large else self._max_bytes
+        return len(self._requests) >= self._max_requests or self.n_bytes + n_bytes > most
 
 
 def _n_bytes(request: Request) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
+import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,11 @@ class RunClock:
     started: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
 
+    @property
+    def started_at(self) -> str:
+        """The start in UTC, as ISO 8601 writes it."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
+
 
 def make_record(
     asked: Mapping[str, Any],
@@ -54,10 +61,23 @@ def make_record(
         "effective": {**ran, "notes": [*ran["notes"], *notes]},
         "rows": dict(Counter(result.status for result in results)),
         "cached": sum(result.cached for result in results),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.started)),
+        "digest": digest_of(result.text for result in results),
+        "started": clock.started_at,
         "seconds": round(time.monotonic() - clock.began, 3),
-        "versions": dict(_versions()),
+        "versions": versions(),
     }
+
+
+def digest_of(texts: Iterable[str | None]) -> str:
+    """Return a digest of answers that does not depend on their order.
+
+    Examples
+    --------
+    >>> digest_of(["a cat", None]) == digest_of([None, "a cat"]) != digest_of(["a cat"])
+    True
+    """
+    each = (json.dumps(text).encode() for text in texts)
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(one).digest() for one in each))).hexdigest()
 
 
 def distinct_prompts(prompts: Sequence[RowPrompt]) -> list[str]:
@@ -79,6 +99,11 @@ def missing(row: int, *, failure: BaseException | None) -> Result:
     if failure is None:
         return Result(row, "cancelled")
     return Result.failed(row, RowError("generate", f"The backend failed before this row was answered: {failure}"))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that answers depend on."""
+    return dict(_versions())
 
 
 @functools.cache

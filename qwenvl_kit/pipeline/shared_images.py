@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.pipeline.load_queues import Task
     from qwenvl_kit.types import ImageSource, LoadedImage
 
-_MAX_KEPT = 64
+_MAX_KEPT, _MAX_KEPT_BYTES = 64, 64 * 2**20  # images, and their pixels
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +90,14 @@ class SharedImages:
         self._resume(waiting)
 
     def _forget_oldest(self) -> None:
-        if len(self._shared) > _MAX_KEPT:
-            loaded = (key for key, shared in self._shared.items() if shared.is_loaded())
-            if (oldest := next(loaded, None)) is not None:
-                del self._shared[oldest]
+        n_bytes = sum(map(_n_bytes, self._shared.values()))
+        for key, shared in list(self._shared.items()):
+            if len(self._shared) <= _MAX_KEPT and n_bytes <= _MAX_KEPT_BYTES:
+                break
+            if shared.is_loaded():
+                n_bytes -= _n_bytes(shared)
+                del self._shared[key]
+
+
+def _n_bytes(shared: _Shared) -> int:
+    return 0 if shared.image is None else shared.image.pixels.nbytes

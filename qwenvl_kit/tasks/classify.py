@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Normalize = Literal["sum", "length"]
 Prior = Literal["blank"]
 _GREY = 127  # of a blank image
-_GENERATING = {"do_sample": False, "num_beams": 1, "stop_repetition": False}  # what only a generated answer can change
+# What only a generated answer can change:
+_GENERATING = {"do_sample": False, "num_beams": 1, "stop_repetition": False, "start_with": None}
 _SHOWN = 60
 
 

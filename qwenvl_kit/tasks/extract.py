@@ -196,6 +196,11 @@ def check_constrainable(config: Config) -> None:
         raise ConfigError(
             f"Beam search does not support constrained answers (num_beams={config.num_beams}). Use num_beams=1."
         )
+    if config.beginning:
+        raise ConfigError(
+            f"start_with={config.start_with!r} is invalid for constrained answers, which match their form as a whole. "
+            "Leave it out."
+        )
 
 
 def truncated(result: Result) -> Result:

@@ -15,6 +15,8 @@ from qwenvl_kit.checkpoints.checkpoint import FAMILY
 from qwenvl_kit.errors import RowError, printable
 from qwenvl_kit.images import count_images
 from qwenvl_kit.inference.constraints import check_constraint
+from qwenvl_kit.pipeline import Run
+from qwenvl_kit.results import result_frame
 from qwenvl_kit.tasks.box_parser import Kind, ParsedObject, parse_objects
 from qwenvl_kit.tasks.box_scores import object_scores
 from qwenvl_kit.tasks.boxes import Coordinates, CoordinateSystem, Size, clip_box, clip_point, coordinate_system
@@ -31,7 +33,6 @@ from qwenvl_kit.types import Prompt, Result, RowPrompt
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
-    from qwenvl_kit.pipeline import Run
 
 VERBS: dict[Kind, str] = {"box": "detect", "point": "point"}
 _COLUMNS: dict[Kind, tuple[str, ...]] = {"box": ("x0", "y0", "x1", "y1"), "point": ("x", "y")}
@@ -153,6 +154,10 @@ class Grounding:
         asked = {"constrain": self.constrain, "language": self.language}
         frame.attrs = {**results.attrs, "rows": _rows_record(answers, results), VERBS[self.kind]: asked}
         return frame
+
+    def found(self, run: Run, index: pd.Index) -> pd.DataFrame:
+        """Return the frame of a run's objects, whose results are not `checked` yet, under the labels of its images."""
+        return self.frame(result_frame(Run(self.checked(run), run.record), index))
 
     def _prompt(self, cell: object, text: str | None, labels: Labels) -> RowPrompt:
         if (n_images := count_images(cell)) > 1:

@@ -13,7 +13,7 @@ import pandas as pd
 from qwenvl_kit.errors import ConfigError, printable
 from qwenvl_kit.tasks.box_parser import Kind
 from qwenvl_kit.tasks.classify import checked_labels, is_missing
-from qwenvl_kit.types import Constraint
+from qwenvl_kit.types import HEIGHT, WIDTH, Constraint
 
 Language = Literal["en", "zh"]
 Labels = tuple[str, ...]
@@ -26,9 +26,8 @@ _PROMPTS: dict[tuple[Kind, Language], str] = {
     ("point", "en"): "Point to every {things} in the image and output the coordinates in JSON format.",
     ("point", "zh"): "指出图中所有的{things}，以JSON格式输出坐标。",
 }
-_LARGEST = 99_999  # pixels of a side: at 200:1 an input of 12.8 megapixels, the family's most, has 50,680
 _LONGEST_LABEL = 100  # characters; without a bound, a model that repeats itself fills the label
-_N_NUMBERS: dict[Kind, int] = {"box": 4, "point": 2}
+_SIDES: dict[Kind, tuple[str, ...]] = {"box": (WIDTH, HEIGHT) * 2, "point": (WIDTH, HEIGHT)}
 _SHOWN = 60
 
 
@@ -90,15 +89,20 @@ def object_prompt(kind: Kind, labels: Labels, language: Language | None) -> str:
 def object_constraint(kind: Kind, labels: Labels) -> Constraint:
     """Return the schema of a list of objects in the model family's own form; of these labels, where there are any.
 
+    Coordinates are at most the sides of the image that the model gets: see `Constraint.at`.
+
     Examples
     --------
-    >>> json.loads(object_constraint("point", ("cat",)).source)["items"]["properties"]["label"]
+    >>> schema = json.loads(object_constraint("point", ("cat",)).at(476, 644).source)
+    >>> schema["items"]["properties"]["label"]
     {'enum': ['cat']}
+    >>> [one["maximum"] for one in schema["items"]["properties"]["point_2d"]["prefixItems"]]
+    [644, 476]
     """
-    name, n_numbers = f"{'bbox' if kind == 'box' else 'point'}_2d", _N_NUMBERS[kind]
-    number = {"type": "integer", "minimum": 0, "maximum": _LARGEST}
+    name, sides = f"{'bbox' if kind == 'box' else 'point'}_2d", _SIDES[kind]
+    numbers = [{"type": "integer", "minimum": 0, "maximum": side} for side in sides]
     properties: dict[str, Any] = {
-        name: {"type": "array", "items": number, "minItems": n_numbers, "maxItems": n_numbers},
+        name: {"type": "array", "prefixItems": numbers, "items": False, "minItems": len(sides), "maxItems": len(sides)},
         "label": {"enum": list(labels)} if labels else {"type": "string", "maxLength": _LONGEST_LABEL},
     }
     item = {
@@ -107,7 +111,8 @@ def object_constraint(kind: Kind, labels: Labels) -> Constraint:
         "required": list(properties),
         "additionalProperties": False,
     }
-    return Constraint("json", json.dumps({"type": "array", "items": item}, ensure_ascii=False, separators=(",", ":")))
+    source = json.dumps({"type": "array", "items": item}, ensure_ascii=False, separators=(",", ":"))
+    return Constraint("json", source, is_sized=True)
 
 
 def check_language(language: object) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.inference.processor import InputProcessor
     from qwenvl_kit.options import Config
+    from qwenvl_kit.types import RowPrompt
 
 _TEXT = pd.StringDtype(na_value=np.nan)
 _COLUMNS: dict[str, Any] = {
@@ -126,14 +127,14 @@ class Plan:
         )
 
 
-def plan_run(cells: pd.Series, prompts: Sequence[str | None], config: Config) -> Plan:
+def plan_run(cells: pd.Series, prompts: Sequence[RowPrompt], config: Config) -> Plan:
     """Plan the run of one prompt per cell, from configs and the headers of images.
 
     Parameters
     ----------
     cells : Series
         One image, or list of images, per row.
-    prompts : sequence of str or None
+    prompts : sequence of str, RowError or None
         One per row.
     config : Config
         The options of the run.
@@ -174,7 +175,7 @@ class _Tokens:
 
     def _count(self, n_images: int, prompt: str) -> int:
         assert self._processor is not None
-        return self._processor.count_text_tokens(n_images, prompt, self._config.system_prompt)
+        return self._processor.count_text_tokens(n_images, prompt, self._config.system_prompt, self._config.beginning)
 
 
 def _processor(spec: BackendSpec) -> InputProcessor | None:

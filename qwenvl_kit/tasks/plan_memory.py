@@ -25,13 +25,14 @@ from qwenvl_kit.inference.packing import (
     max_image_patches,
     max_prefill_tokens,
 )
+from qwenvl_kit.pipeline.request_buffer import MAX_BATCH_BYTES, MAX_WAITING_BYTES
 
 if TYPE_CHECKING:
     from qwenvl_kit.inference.backend import BackendSpec
     from qwenvl_kit.options import DType
     from qwenvl_kit.tasks.plan_rows import PlannedRow
 
-_WAITING_BYTES = 192 * 2**20  # pixels that wait for the model: see RequestBuffer
+_WAITING_BYTES = MAX_WAITING_BYTES + MAX_BATCH_BYTES
 # What the allocator keeps and libraries load during a run: 0 to 80 MiB in runs of three models and two dtypes.
 _SLACK = 80 * 2**20
 _CUDA_CONTEXT = 600 * 2**20  # of the driver and its kernels; an estimate, not yet tried on a GPU

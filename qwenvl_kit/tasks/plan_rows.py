@@ -16,7 +16,7 @@ from qwenvl_kit.pipeline.progress import progress_bar
 
 if TYPE_CHECKING:
     from qwenvl_kit.options import Config
-    from qwenvl_kit.types import ImageSource, PatchGeometry, Status
+    from qwenvl_kit.types import ImageSource, PatchGeometry, RowPrompt, Status
 
 Size = tuple[int, int]
 """``(height, width)`` in pixels."""
@@ -59,7 +59,7 @@ class PlannedRow:
 
 def plan_rows(
     cells: Sequence[object],
-    prompts: Sequence[str | None],
+    prompts: Sequence[RowPrompt],
     config: Config,
     geometry: PatchGeometry,
     count_text: CountText | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STEPS = "qwenvl_kit_steps"  # the name of `attend_step` in transformers' registry
+_WATCHED = "qwenvl_kit_watched"
+
+Watch = Callable[[int, "Tensor", "Tensor", "Tensor | None", float], None]
+"""Called with a layer's index, its queries (B, H, T, d), keys (B, G, L, d), mask (B, 1, T, L) and the factor of their
+products."""
 
 
 class AttentionMasks:
@@ -149,6 +154,24 @@ def step_attention(text: Any) -> Iterator[None]:
 def masked_attention(text: Any) -> contextlib.AbstractContextManager[None]:
     """Return a context in which a language model takes masks of any form, which flash attention does not."""
     return _attention(text, "sdpa")
+
+
+@contextlib.contextmanager
+def watched_attention(text: Any, watch: Watch) -> Iterator[None]:
+    """Call `watch` in each layer of a language model within the context, which takes masks of any form."""
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        watch(module.layer_idx, query, key, attention_mask, scaling)
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attention_mask, scale=scaling, enable_gqa=True
+        )
+        return attended.transpose(1, 2), None
+
+    AttentionInterface.register(_WATCHED, attend)
+    with _attention(text, _WATCHED):
+        yield
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from qwenvl_kit.inference.oom import free_memory
 from qwenvl_kit.inference.preflight import Tokens, check_checkpoint
 from qwenvl_kit.inference.processor import Tokenization
 from qwenvl_kit.torch_backend.attention import without_cudnn
+from qwenvl_kit.torch_backend.attribution import TorchExplainer
 from qwenvl_kit.torch_backend.beam_search import BeamSearch
 from qwenvl_kit.torch_backend.loading import load_model
 from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
@@ -163,6 +164,7 @@ class TorchBackend:
                 resolved,
                 control,
                 self._cache_memory,
+                TorchExplainer(self.model_runner, self.encoder_cache, self.tokenization),
             )
         finally:
             for note in self.model_runner.take_notes():

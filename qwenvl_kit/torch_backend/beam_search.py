@@ -94,6 +94,7 @@ class BeamSearch:
     ) -> Iterator[Result]:
         """Answer a batch; when memory runs out, its halves."""
         results: list[Result] | None = None
+        control.begin([sequence.request.row for sequence, _ in batch])
         try:
             with cancellable(control), points_before(self._layers()):
                 results = self.generate_batch(batch, resolved, control)

@@ -139,7 +139,7 @@ class ExtendWrite:
 
 
 class BranchWrite:
-    """Write nothing: the tokens of one row follow a slot's cached ones for this pass only.
+    """Write nothing: the tokens of each row follow a slot's cached ones for this pass only.
 
     Parameters
     ----------
@@ -151,8 +151,17 @@ class BranchWrite:
         self._slot, self._cached_len = slot, cached_len
 
     def __call__(self, held: Tensor, new: Tensor) -> Tensor:
-        """Return the slot's tokens and, behind them, `new` (1, H, T, D)."""
-        return torch.cat([held[self._slot, None, :, : self._cached_len], new], dim=2)
+        """Return the slot's tokens and, behind them, `new` (B, H, T, D)."""
+        cached = held[self._slot, None, :, : self._cached_len].expand(len(new), -1, -1, -1)
+        return torch.cat([cached, new], dim=2)
+
+
+class NoWrite:
+    """Write nothing: the pass attends to its own tokens only, and may be differentiated."""
+
+    def __call__(self, held: Tensor, new: Tensor) -> Tensor:
+        """Return `new`."""
+        return new
 
 
 class DecodeWrite:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwenvl_kit.inference.cancellation import points_before, stage
-from qwenvl_kit.inference.model_runner import PrefillChunk, in_pieces
-from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack, pack_sizes
+from qwenvl_kit.inference.model_runner import PrefillChunk, in_pieces, pack_chunks
+from qwenvl_kit.inference.packing import max_image_patches, max_prefill_tokens, pack_sizes
 from qwenvl_kit.inference.patches import upload
 from qwenvl_kit.inference.token_trie import TokenTrie
-from qwenvl_kit.torch_backend.attention import AttentionMasks, masked_attention, step_attention
+from qwenvl_kit.torch_backend.attention import AttentionMasks, Watch, step_attention
 from qwenvl_kit.torch_backend.compiled_decode import CompiledSteps
 from qwenvl_kit.torch_backend.cuda_graphs import RecordedSteps
 from qwenvl_kit.torch_backend.kv_cache import (
@@ -26,18 +26,18 @@ from qwenvl_kit.torch_backend.kv_cache import (
     DecodeWrite,
     ExtendWrite,
     KVWrite,
+    NoWrite,
     PrefillWrite,
     SlottedKVCache,
 )
 from qwenvl_kit.torch_backend.onednn.text import OneDNNLayer, OneDNNText
 from qwenvl_kit.torch_backend.slot_attention import kernel_fault
-from qwenvl_kit.torch_backend.text_layers import Layers, PlainText
+from qwenvl_kit.torch_backend.text_layers import Layers, PlainText, device_of, embed_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _LOGIT_ROWS = 64  # whose logits are in memory at a time: 39 MB over a vocabulary of 152,000
-_MIN_FILL = 0.75  # a prompt shorter than this part of the longest has a pass of its own
 
 
 class TorchModelRunner:
@@ -71,6 +71,11 @@ class TorchModelRunner:
         self._steps = self._make_steps(compiles=compiles)
 
     @property
+    def n_layers(self) -> int:
+        """Layers of the language model."""
+        return len(self._text.layers)
+
+    @property
     def device(self) -> torch.device:
         """Device of the first weights that are in memory; offloaded ones are on "meta"."""
         for parameter in self._model.parameters():  # a loop, which torch.compile follows in every release
@@ -81,7 +86,7 @@ class TorchModelRunner:
 
     def cache_devices(self) -> Counter[torch.device]:
         """Return how many layers have their keys and values on each device: accelerate's, where its hooks run one."""
-        return Counter(_device_of(layer) or self.device for layer in self._text.layers)
+        return Counter(device_of(layer) or self.device for layer in self._text.layers)
 
     @torch.inference_mode()
     def encode_images(self, pixel_values: Tensor, grid: Tensor) -> list[Tensor]:
@@ -131,7 +136,7 @@ class TorchModelRunner:
         passes = [
             [turn[at] for at in batch]
             for turn in in_pieces(chunks, limit, image_id=self._image_id)
-            for batch in _pack_chunks([piece for _, piece in turn], limit, one_by_one=self._masks.is_flash)
+            for batch in pack_chunks([piece for _, piece in turn], limit, one_by_one=self._masks.is_flash)
         ]
         layers = self._text.layers  # of a 3B with 640 tokens: 0.1 TFLOP, most of it in the gated network
         points = points_before(layers, [layer.mlp for layer in layers])
@@ -156,21 +161,65 @@ class TorchModelRunner:
         depths = trie.depths.to(device)
         at = torch.cat([torch.arange(cached_len, device=device), cached_len + depths])  # (L,)
         mask = torch.cat([trie.sees.new_ones(len(depths), cached_len), trie.sees], dim=1).to(device)  # (N, L)
-        self.cache.write = BranchWrite(slot, cached_len)
-        with stage("prefill", len(self._text.layers)), points_before(self._text.layers), masked_attention(self._text):
-            states = self._layers.all_states(
-                self._text.embed_tokens(trie.tokens[None].to(device)),
-                (position + depths).expand(3, 1, -1),
-                self._masks.of_branches(mask[None, None], at),
-                self.cache,
-            )[0]  # (N, D)
+        embedded = self._text.embed_tokens(trie.tokens[None].to(device))
+        positions = (position + depths).expand(3, 1, -1)
+        states = self.branch(slot, cached_len, embedded, positions, mask[None, None], at)[0]  # (N, D)
         return trie.split(self._token_logprobs(states, trie))
+
+    @torch.inference_mode()
+    def branch(
+        self,
+        slot: int,
+        cached_len: int,
+        embedded: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        at: Tensor,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Return hidden states (B, T, D) of tokens that follow those of a slot, which is left as it is.
+
+        Parameters
+        ----------
+        slot, cached_len : int
+            The slot, and its number of tokens to attend to.
+        embedded : Tensor (B, T, D)
+            The tokens; each row follows the slot by itself.
+        positions : int64 Tensor (3, B, T)
+            Their M-RoPE positions.
+        mask : bool Tensor (B, 1, T, cached_len + T)
+            Which tokens each attends to.
+        at : int64 Tensor (cached_len + T,)
+            Places of all tokens of a row.
+        watch : callable, optional
+            Called with the queries and keys of each layer.
+        """
+        self.cache.write = BranchWrite(slot, cached_len)
+        masks = self._masks.of_branches(mask, at)
+        with stage("prefill", len(self._text.layers)), points_before(self._text.layers):
+            return self._layers.all_states(embedded, positions, masks, self.cache, watch)
+
+    def differentiable_states(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        """Return hidden states (1, T, D) of a whole row (1, T, D), without the cache; gradients flow through."""
+        masks = self._masks.of(None, torch.arange(embedded.shape[1], device=self.device)[None])
+        with self.other_cache(SlottedKVCache()):
+            self.cache.write = NoWrite()
+            return self._layers.all_states(embedded, positions, masks, self.cache)
+
+    @contextlib.contextmanager
+    def other_cache(self, cache: SlottedKVCache) -> Iterator[None]:
+        """Use another cache than the sequences' within the context."""
+        own, self.cache = self.cache, cache
+        try:
+            yield
+        finally:
+            self.cache = own
 
     def _token_logprobs(self, states: Tensor, trie: TokenTrie) -> Tensor:
         """Return the log-probabilities (K,) of a tree's predictions, from logits of some nodes at a time."""
         found = torch.empty(len(trie.nodes), device=self.device)
         for start in range(0, len(states), _LOGIT_ROWS):
-            logits = self._logits(states[start : start + _LOGIT_ROWS])
+            logits = self.logits(states[start : start + _LOGIT_ROWS])
             picked = (trie.nodes >= start) & (trie.nodes < start + _LOGIT_ROWS)
             logprobs = logits.log_softmax(dim=1)
             found[picked] = logprobs[trie.nodes[picked] - start, trie.targets[picked]]
@@ -204,11 +253,11 @@ class TorchModelRunner:
             DecodeWrite(lengths, max_len if self.step_kernel_fault else None),
             self._masks.of_step(lengths, max_len, self.cache.capacity),
         )
-        return self._logits(hidden)
+        return self.logits(hidden)
 
     def _prefill_batch(self, chunks: Sequence[PrefillChunk]) -> Tensor:
         device, lengths = self.device, [len(chunk.ids) for chunk in chunks]
-        embedded, positions = self._embed(chunks, max(lengths))
+        embedded, positions = embed_chunks(self._text, chunks, self._image_id, device)
         last = torch.tensor(lengths, device=device) - 1
         slots, cached = [chunk.slot for chunk in chunks], [chunk.cached_len for chunk in chunks]
         if any(cached):
@@ -219,23 +268,12 @@ class TorchModelRunner:
         else:
             at, mask = torch.arange(max(lengths), device=device).expand(len(chunks), -1), None
             write = PrefillWrite(slots, lengths)
-        return self._logits(self._forward(embedded, positions, write, self._masks.of(mask, at), last))
+        return self.logits(self._forward(embedded, positions, write, self._masks.of(mask, at), last))
 
-    def _embed(self, chunks: Sequence[PrefillChunk], longest: int) -> tuple[Tensor, Tensor]:
-        """Return embedded tokens (B, T, D), visual ones in their places, and positions (3, B, T), padded behind."""
-        ids = torch.zeros(len(chunks), longest, dtype=torch.long, device=self.device)  # (B, T)
-        positions = torch.zeros(3, len(chunks), longest, dtype=torch.long, device=self.device)
-        is_visual = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        for row, chunk in enumerate(chunks):
-            ids[row, : len(chunk.ids)] = chunk.ids
-            positions[:, row, : len(chunk.ids)] = chunk.positions
-            n_visual = 0 if chunk.image_features is None else len(chunk.image_features)
-            is_visual[row, (chunk.ids == self._image_id).nonzero()[:n_visual, 0]] = True
-        embedded = self._text.embed_tokens(ids)
-        visual = [chunk.image_features for chunk in chunks if chunk.image_features is not None]
-        if visual:
-            embedded[is_visual.to(embedded.device)] = torch.cat(visual).to(embedded)
-        return embedded, positions
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Return embedded tokens (…, D) of ids, visual ones as any other."""
+        embedded: Tensor = self._text.embed_tokens(ids)
+        return embedded
 
     def _forward(
         self,
@@ -249,34 +287,7 @@ class TorchModelRunner:
         self.cache.write = write
         return self._layers(embedded, positions, masks, self.cache, last)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits (…, V) of hidden states (…, D)."""
         logits: Tensor = self._model.lm_head(hidden)
         return logits.to(self.device, torch.float32)
-
-
-def _device_of(layer: Any) -> torch.device | None:
-    """Return where a layer computes; None where it holds no parameters in memory."""
-    hooks = [module._hf_hook for module in layer.modules() if hasattr(module, "_hf_hook")]
-    places = [place for hook in hooks if (place := getattr(hook, "execution_device", None)) is not None]
-    if places:
-        return torch.device("cuda", places[0]) if isinstance(places[0], int) else torch.device(places[0])
-    return next((one.device for one in layer.parameters() if one.device.type != "meta"), None)
-
-
-def _pack_chunks(chunks: Sequence[PrefillChunk], n_tokens: int, *, one_by_one: bool) -> list[list[int]]:
-    """Split the indices of chunks into passes of up to `n_tokens` with little padding.
-
-    Flash attention expects padding before tokens that follow cached ones. With it (`one_by_one`) such a chunk has a
-    pass of its own.
-    """
-
-    def fits(batch: list[int]) -> bool:
-        longest, shortest = chunks[batch[0]], chunks[batch[-1]]
-        return (
-            (longest.cached_len > 0) == (shortest.cached_len > 0)
-            and not (one_by_one and shortest.cached_len)
-            and len(shortest.ids) >= _MIN_FILL * len(longest.ids)
-            and len(batch) * len(longest.ids) <= n_tokens
-        )
-
-    return pack(sorted(range(len(chunks)), key=lambda at: (chunks[at].cached_len > 0, -len(chunks[at].ids))), fits)

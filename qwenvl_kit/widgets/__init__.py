@@ -17,7 +17,8 @@ from qwenvl_kit.widgets.box_compare import BoxCompare
 from qwenvl_kit.widgets.judge import Judge
 from qwenvl_kit.widgets.line_panels import ModelCompare, PromptCompare
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
-from qwenvl_kit.widgets.panels import DtypeCompare, Playground, ResizeCompare, SamplingCompare
+from qwenvl_kit.widgets.panels import DtypeCompare, Playground, SamplingCompare
+from qwenvl_kit.widgets.resize_panel import ResizeCompare
 
 __all__ = [
     "BeforeAfter",

@@ -15,7 +15,6 @@ from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.html import plain
 from qwenvl_kit.options import Options
 from qwenvl_kit.pipeline import Run
-from qwenvl_kit.results import result_frame
 from qwenvl_kit.tasks.grounding import Grounding
 from qwenvl_kit.tasks.grounding_prompts import object_prompt
 from qwenvl_kit.widgets.controls import numbers
@@ -96,8 +95,7 @@ class BoxCompare(Panel):
         for cell in sorted(self._run.grid_cells, key=lambda cell: cell.setting):
             setting = trial.settings[cell.setting]
             run = Run(cell.results, {"effective": self._run.records[setting.label]})
-            checked_run = Run(grounding.checked(run), run.record)
-            found[setting_label(setting)] = grounding.frame(result_frame(checked_run, index))
+            found[setting_label(setting)] = grounding.found(run, index)
         return found
 
     def to_html(self) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.images import is_null
-from qwenvl_kit.images.decode import decode_array, decode_pil
+from qwenvl_kit.images.arrays import decode_array
+from qwenvl_kit.images.decode import decode_pil
 
 if TYPE_CHECKING:
     from qwenvl_kit.widgets.state import State

@@ -13,7 +13,7 @@ import pytest
 from qwenvl_kit.cli import main
 
 
-def test_the_demo_shows_captions_beside_the_truth_and_writes_a_gallery(
+def test_the_demo_shows_captions_and_a_found_box_beside_the_truth_and_draws_both_in_a_gallery(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "gallery"
@@ -21,16 +21,24 @@ def test_the_demo_shows_captions_beside_the_truth_and_writes_a_gallery(
     assert main(["demo", "--images", "6", "--out", str(folder)]) == 0
 
     told = capsys.readouterr().out
-    assert told.count("truth:") == 12
+    assert told.count("truth:") == 18
     assert "请给出这张图片的详细描述。" in told
     score = re.search(r"(\d+) of 6 captions", told)
     assert score is not None
     assert int(score.group(1)) >= 4, "a model that sees gets most of six scenes whole"
 
+    placed = re.search(r"Boxes of (\d+) of 6 names are right", told)
+    assert placed is not None
+    assert int(placed.group(1)) >= 4
+    boxes = re.findall(r"answer: ((?:\d+,\d+ to \d+,\d+(?:; )?)+), IoU 0\.\d\d", told)
+    assert len(boxes) >= 4
+
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 6
     assert "http" not in page, "the page needs nothing from elsewhere"
     assert page.count("alt=") == 6
+    n_drawn = len(re.findall(r'<span class="qwenvl-mark', page))
+    assert n_drawn == sum(found.count(" to ") for found in boxes)
 
 
 def test_the_demo_runs_where_the_output_lacks_its_characters_and_its_reader_goes_away(tmp_path: Path) -> None:

@@ -342,9 +342,8 @@ def test_the_plot_has_a_point_per_setting_and_bars_over_repeats(scenes: pd.DataF
     )
     axes = found.plot("truth_chrf", cost="visual_tokens")
 
-    bars = axes.containers
-    assert len(bars) == 2  # a line per height, a point per temperature
-    drawn = sorted(float(y) for bar in bars for y in bar.lines[0].get_ydata())
+    assert len(axes.get_legend().get_texts()) == 2  # a line per height, a point per temperature
+    drawn = sorted(float(y) for line in axes.get_lines() if line.get_marker() in "os" for y in line.get_ydata())
     wanted = sorted(found.frame.groupby(["resized_height", "temperature"])["truth_chrf"].mean().astype(float))
     assert drawn == pytest.approx(wanted)
     with pytest.raises(ConfigError, match=r"'text' is not a numeric measure of this comparison\. Use one of: right"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -53,6 +54,23 @@ def test_any_other_fault_of_loading_stays_itself_and_keeps_no_weights() -> None:
     with pytest.raises(KeyError, match="no such tensor"), ModelCache().acquire(spec):
         pass
 
+    assert spec.held() is None
+
+
+def test_a_load_that_fails_collects_what_it_made_alone() -> None:
+    n_kept: list[int] = []
+
+    class Watched(MemoryError):
+        def __str__(self) -> str:  # asked for once loading has failed, before the collection
+            n_kept.append(gc.get_freeze_count())
+            return "out of memory"
+
+    spec = failing(Watched())
+    with pytest.raises(BackendFailed), ModelCache().acquire(spec):
+        pass
+
+    assert min(n_kept) > 10_000, "objects of libraries, whose collection keeps Ctrl-C waiting"
+    assert gc.get_freeze_count() == 0
     assert spec.held() is None
 
 

@@ -97,9 +97,12 @@ def quantize_fp8(folder: Path) -> None:
 
 
 def card_loop(
-    folder: Path, pictures: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int
+    folder: Path, pictures: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int, start_with: str = ""
 ) -> list[str]:
-    """Answer one picture after the other as the model card of Qwen2.5-VL does it, in float32 and greedily."""
+    """Answer one picture after the other as the model card of Qwen2.5-VL does it, in float32 and greedily.
+
+    With `start_with`, each answer is that text, which the template leaves open, and its continuation.
+    """
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     ).eval()
@@ -115,11 +118,15 @@ def card_loop(
         }
         messages = [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}]
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if start_with:
+            begun = [*messages, {"role": "assistant", "content": [{"type": "text", "text": start_with}]}]
+            text = processor.apply_chat_template(begun, tokenize=False, continue_final_message=True)
         image_inputs, _ = process_vision_info(messages)
         inputs = processor(text=[text], images=image_inputs, padding=True, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = ids[:, inputs.input_ids.shape[1] :]
-        answers += processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decoded = processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        answers += [start_with + text for text in decoded]
     return answers
 
 

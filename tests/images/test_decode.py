@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_kit.errors import RowError
-from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil, decode_resized, read_size
+from qwenvl_kit.images.arrays import decode_array
+from qwenvl_kit.images.decode import decode_bytes, decode_pil, decode_resized, read_size
 from qwenvl_kit.images.resize import Sizing
 from qwenvl_kit.options import Config
 from qwenvl_kit.types import PatchGeometry

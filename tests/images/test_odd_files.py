@@ -15,7 +15,8 @@ from helpers.malformed_inputs import encoded, noise
 from PIL import Image, features
 
 from qwenvl_kit import RowErrorWarning
-from qwenvl_kit.images.decode import decode_array, decode_bytes, decode_pil
+from qwenvl_kit.images.arrays import decode_array
+from qwenvl_kit.images.decode import decode_bytes, decode_pil
 
 MOST = 10**6
 ECHO = {"backend": "echo", "progress": False}

@@ -11,6 +11,7 @@ from helpers.checkpoints import card_loop
 from PIL import Image
 
 import qwenvl_kit
+from qwenvl_kit import Control
 from qwenvl_kit.demo import model_dir
 from qwenvl_kit.options import DEFAULT_PROMPT
 
@@ -47,6 +48,34 @@ def test_answers_equal_the_model_cards_loop_at_every_batch_size(
 
     assert captions.tolist() == card_answers
     assert len(set(card_answers)) > 12, "answers that hardly differ would prove little"
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_an_answer_that_is_begun_goes_on_as_the_models_own_template_says(
+    checkpoint: Path, pictures: list[Image.Image], batch_size: int
+) -> None:
+    begun = "the picture shows <|im_end|> a"
+    wanted = card_loop(checkpoint, pictures[:5], ["What is it?"] * 5, max_new_tokens=12, start_with="the picture shows")
+    options = {"model_name": str(checkpoint), "prompt": "What is it?", "max_caption_length": 12, **EXACT}
+
+    found = pd.Series(pictures[:5]).vl.run(start_with="the picture shows ", batch_size=batch_size, **options)
+    beams = pd.Series(pictures[:2]).vl.caption(start_with="the picture shows", num_beams=2, **options)
+    literal = pd.Series(pictures[:1]).vl.caption(start_with=begun, **options)
+
+    assert found["text"].tolist() == wanted
+    assert (found["new_tokens"] <= 12).all(), "the beginning is not counted"
+    assert all(text.startswith("the picture shows") for text in beams)
+    assert literal.iloc[0].startswith(begun), "the name of a control token stays text"
+
+
+def test_a_streamed_answer_begins_with_its_beginning(pictures: list[Image.Image]) -> None:
+    heard: list[str] = []
+    control = Control(on_token=lambda _, text: heard.append(text))
+
+    caption = pd.Series(pictures[:1]).vl.caption(model_name="demo", start_with="There is", control=control, **EXACT)
+
+    assert "".join(heard) == caption.iloc[0]
+    assert caption.iloc[0].startswith("There is")
 
 
 def test_answers_stay_the_same_shuffled_and_with_duplicates(

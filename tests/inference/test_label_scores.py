@@ -23,8 +23,9 @@ from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
 EXACT: dict[str, Any] = {"dtype": "float32", "use_flash_attention_2": False, "progress": False}
 LABELS = ["A red circle.", "A red circle on the left", "No.", "图中有两个物体。", "two", "🦉 owl <|im_end|>"]
 PROMPT = "What is in the picture?"
-# An owl has a log-likelihood of some hundreds below zero, where float32 itself rounds to 3e-5.
-CLOSE_ON_ONNX: dict[str, float] = {"atol": 1e-4, "rtol": 2e-6}
+# The owl, which no one trained, lies near -280. There one unit in the last place of every layer's output, put into a
+# forward in double precision, moves it by up to 1.8e-4.
+LEAST_CLOSE, CLOSE_FROM_100_ON = 1e-4, 1e-6
 
 
 @pytest.fixture(params=["published", "demo"])
@@ -57,7 +58,7 @@ def reference(folder: Path, pictures: list[Image.Image], labels: list[str]) -> l
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
             types = inputs["mm_token_type_ids"]
             inputs["mm_token_type_ids"] = torch.cat([types, types.new_zeros(answer.shape)], dim=1)
-            logprobs = model(**inputs).logits[0, n_prompt - 1 : -1].log_softmax(-1)
+            logprobs = model(**inputs).logits[0, n_prompt - 1 : -1].log_softmax(-1).double()
             scores[-1].append(float(logprobs.gather(1, answer.T).sum()))
     return scores
 
@@ -77,11 +78,13 @@ def test_scores_are_those_of_a_plain_forward_alone_and_in_batches_on_torch_and_o
     wanted = reference(checkpoint, some, LABELS)
     exported = to_onnx(checkpoint, tmp_path / "exported", verify_rows=0).path
 
+    bounds = np.maximum(LEAST_CLOSE, CLOSE_FROM_100_ON * np.abs(wanted))
+
     for batch_size in (1, 4, 16):
         torch_scores = scores_of(some, model_name=str(checkpoint), batch_size=batch_size)
-        np.testing.assert_allclose(torch_scores, wanted, atol=1e-4, rtol=0)
         onnx_scores = scores_of(some, backend="onnx", model_name=str(exported), batch_size=batch_size)
-        np.testing.assert_allclose(onnx_scores, wanted, **CLOSE_ON_ONNX)
+        for scores in (torch_scores, onnx_scores):
+            np.testing.assert_array_less(np.abs(np.subtract(scores, wanted)), bounds)
     assert qwenvl_kit.last_run()["label_tokens"].iloc[0][2] > 1  # type: ignore[index]
 
 

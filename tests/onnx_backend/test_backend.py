@@ -64,6 +64,15 @@ def test_answers_are_those_of_torch_in_any_batch(exported: Path, pictures: list[
         assert found[column].tolist() == wanted[column].tolist(), column
 
 
+def test_an_answer_that_is_begun_goes_on_as_on_torch(exported: Path, pictures: list[Image.Image]) -> None:
+    cells = pd.Series(pictures[:4], dtype=object)
+    wanted = cells.vl.caption(**TORCH, start_with="There are")
+    found = cells.vl.caption(**_onnx(exported, start_with="There are"))
+
+    assert found.tolist() == wanted.tolist()
+    assert wanted.str.startswith("There are").all()
+
+
 def test_log_probabilities_are_those_of_torch(exported: Path, pictures: list[Image.Image]) -> None:
     cells = pd.Series(pictures[:4], dtype=object)
     wanted = cells.vl.run(**TORCH, logprobs=1)

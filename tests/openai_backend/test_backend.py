@@ -510,6 +510,20 @@ def test_boxes_stand_in_pixels_of_the_original(server: State) -> None:
     assert found[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[28, 28, 56, 56]]
 
 
+def test_each_row_bounds_its_coordinates_by_the_image_that_it_sends(server: State) -> None:
+    server.answer = "[]"
+    cells = [image(1, 112, 84), image(2, 56, 224), [image(3)] * 2]
+    with pytest.warns(RowErrorWarning, match="The row has 2 images"):
+        pd.DataFrame({"image": cells}).vl.detect("image", ["{width}"], constrain=True, **options(server))
+
+    assert len(server.bodies) == 2
+    for body in server.bodies:
+        height, width = pixels_of(body)[0].shape[:2]
+        fields = body["response_format"]["json_schema"]["schema"]["items"]["properties"]
+        assert [one["maximum"] for one in fields["bbox_2d"]["prefixItems"]] == [width, height] * 2
+        assert fields["label"] == {"enum": ["{width}"]}
+
+
 def test_boxes_need_the_sizes_of_images(server: State) -> None:
     with pytest.raises(ConfigError, match="image_mode='url' leaves the sizes of images unknown"):
         pd.DataFrame({"image": ["http://h/a.png"]}).vl.detect("image", ["cat"], **options(server, image_mode="url"))

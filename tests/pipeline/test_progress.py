@@ -26,6 +26,19 @@ def test_the_bar_shows_layers_while_no_row_is_done(capsys: pytest.CaptureFixture
     assert "errors=1" in shown
 
 
+@pytest.mark.parametrize(("rows", "named"), [([17], "row 17"), ([41, 17, 30], "row 17 and 2 more")])
+def test_the_bar_names_the_rows_that_take_long(rows: list[int], named: str) -> None:
+    now = [0.0]
+    progress = StageProgress(lambda: now[0])
+    for stage in ("load", "encode", "prefill"):
+        progress.begin(rows)
+        progress.report(stage, 1, 32)
+        now[0] += 5.0
+
+        text = progress.text()
+        assert text == "loading 1/32" if stage == "load" else text.startswith(f"{named}, ")
+
+
 def test_a_short_stage_does_not_flicker() -> None:
     now = [0.0]
     progress = StageProgress(lambda: now[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.mapped_boxes import Case, encoded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
 import qwenvl_kit
 from qwenvl_kit import Config, ConfigError, OptionWarning, RowErrors, RowErrorWarning
 from qwenvl_kit.boxes import pictures
 from qwenvl_kit.demo import draw, sample_scenes
+from qwenvl_kit.inference.constraints import _grammar
 from qwenvl_kit.pipeline import Run
 from qwenvl_kit.results import result_frame
-from qwenvl_kit.tasks.box_parser import parse_objects
+from qwenvl_kit.tasks.box_parser import Kind, parse_objects
 from qwenvl_kit.tasks.box_scores import object_scores
+from qwenvl_kit.tasks.boxes import Size
 from qwenvl_kit.tasks.grounding import Grounding
 from qwenvl_kit.tasks.grounding_prompts import object_constraint, object_labels, object_prompt
 from qwenvl_kit.types import Result
@@ -30,6 +36,7 @@ DEMO: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "progress": Fa
 CAT = '```json\n[\n\t{"bbox_2d": [322, 238, 700, 476], "label": "cat"}\n]\n```'
 INPUT: dict[str, Any] = {"height": 476, "width": 644, "source_height": 480, "source_width": 640}
 BLACK = np.zeros((480, 640, 3), np.uint8)
+BYTES = LLTokenizer("byte")
 COLUMNS = ["row", "label", "x0", "y0", "x1", "y1", "score", "text", "clipped", "width", "height"]
 
 
@@ -270,7 +277,7 @@ def test_other_mistakes_are_refused_before_anything_runs() -> None:
         frame.vl.point("image", constrain=True, num_beams=2, **DEMO)
 
 
-def test_scores_are_those_of_label_and_numbers_whatever_stands_around() -> None:
+def test_scores_are_those_of_the_label_lowered_a_little_by_unsure_numbers_whatever_stands_around() -> None:
     words = [
         "Here",
         ": ",
@@ -295,7 +302,7 @@ def test_scores_are_those_of_label_and_numbers_whatever_stands_around() -> None:
 
     (score,) = object_scores(parse_objects(text, "box").objects, text, tokens)
 
-    assert score == pytest.approx(0.9 * 0.5 * 0.5)
+    assert score == pytest.approx(0.9 * 0.5 * 0.5**0.05)
     assert math.isnan(object_scores(parse_objects(text, "box").objects, text, None)[0])
     assert math.isnan(object_scores(parse_objects(text, "box").objects, text, tokens[1:])[0])
 
@@ -306,13 +313,37 @@ def test_a_frame_with_log_probabilities_has_scores() -> None:
 
     found = ground(["".join(words)], kind="point", logprobs=[tokens])
 
-    assert found["score"].tolist() == [pytest.approx(0.25)]
+    assert found["score"].tolist() == [pytest.approx(0.25**0.05)]
+
+
+@given(
+    st.tuples(st.integers(1, 60_000), st.integers(1, 60_000)),
+    st.lists(st.integers(0, 99_999), min_size=1, max_size=5),
+    st.sampled_from(["box", "point"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_constrained_coordinate_lies_within_the_models_input(size: Size, numbers: list[int], kind: Kind) -> None:
+    sides = size[::-1] * (2 if kind == "box" else 1)
+    constraint = object_constraint(kind, ("cat",)).at(*size)
+    key = json.loads(constraint.source)["items"]["required"][0]
+
+    def is_allowed(coordinates: Sequence[int]) -> bool:
+        matcher = LLMatcher(BYTES, _grammar(constraint), log_level=0)
+        answer = json.dumps([{key: list(coordinates), "label": "cat"}]).encode()
+        return matcher.try_consume_tokens(list(answer)) == len(answer) and matcher.is_accepting()
+
+    assert is_allowed(sides)
+    assert is_allowed([0] * len(sides))
+    assert not any(is_allowed([*sides[:at], sides[at] + 1, *sides[at + 1 :]]) for at in range(len(sides)))
+    assert is_allowed(numbers) == (
+        len(numbers) == len(sides) and all(one <= side for one, side in zip(numbers, sides, strict=True))
+    )
 
 
 @pytest.mark.model
 def test_constrained_answers_are_objects_of_the_labels_with_scores_and_cost_no_warning() -> None:
     frame = pd.DataFrame({"image": [draw(one) for one in sample_scenes(2, seed=4)]})
-    constraint = object_constraint("box", ("red circle", "方块"))
+    constraint = object_constraint("box", ("red circle", "方块")).at(112, 112)
     assert json.loads(constraint.source)["items"]["properties"]["label"] == {"enum": ["red circle", "方块"]}
 
     with warnings.catch_warnings():

@@ -97,8 +97,9 @@ def test_prompt_tokens_are_those_of_the_run(published: Path) -> None:
     cells = pd.Series([images[0], images[1], images[2], [images[0], images[2]]])
     options = {"model_name": str(published), "dtype": "float32", "max_caption_length": 1, "progress": False}
     for system in (None, "Answer in one word. <|image_pad|>"):
-        run = cells.vl.run(prompts=prompts, system_prompt=system, **options)
-        plan = cells.vl.plan(prompts=prompts, system_prompt=system, **options).rows
+        asked = {**options, "system_prompt": system, "start_with": None if system is None else "A photo of "}
+        run = cells.vl.run(prompts=prompts, **asked)
+        plan = cells.vl.plan(prompts=prompts, **asked).rows
 
         assert (run["status"] == "ok").all(), run["error"].tolist()
         assert plan["prompt_tokens"].tolist() == run["prompt_tokens"].tolist()

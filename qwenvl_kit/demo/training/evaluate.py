@@ -1,6 +1,6 @@
 """Evaluate a model on held-out scenes: ``python -m qwenvl_kit.demo.training.evaluate``.
 
-The scenes go through `df.vl.caption` and `df.vl.ask`, greedy, in float32. An answer counts if all of it is right.
+The scenes go through `df.vl.run`, greedy, in float32. An answer counts if all of it is right.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qwenvl_kit import accessor  # noqa: F401  # registers df.vl
 from qwenvl_kit.demo import WORLD
 from qwenvl_kit.demo.scenes import (
     CAPTION_PROMPTS,
@@ -26,23 +26,16 @@ from qwenvl_kit.demo.scenes import (
     Scene,
     World,
     caption,
-    draw,
     sample_scenes,
 )
 
+from .asking import DEFAULTS, draw_all, judge_captions, judge_questions
 from .evaluate_json import judge_places, judge_schema
+from .evaluate_signs import judge_signs
 from .metrics import Judged, score, table
 from .places import PlaceScore, place_table, score_places
 
 HEIGHTS = (28, 56, 84, 112, 140, 168, 224)
-_DEFAULTS: dict[str, object] = {
-    "model_name": "demo",
-    "dtype": "float32",
-    "use_flash_attention_2": False,
-    "batch_size": 32,
-    "rows_in_flight": 128,
-    "progress": False,
-}
 
 
 def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **options: object) -> list[Judged]:
@@ -59,12 +52,13 @@ def evaluate(scenes: list[Scene], *, seed: int = 0, world: World = WORLD, **opti
     **options
         Fields of `Config`, such as `backend` or `batch_size`.
     """
-    asked = {**_DEFAULTS, **options}
-    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
+    frame = draw_all(scenes)
     judged: list[Judged] = []
     for language in LANGUAGES:
-        judged += _captions(scenes, frame, language, asked)
-        judged += _questions(scenes, frame, language, asked, world=world, rng=np.random.default_rng([seed, 1]))
+        rng = np.random.default_rng([seed, 1])
+        asked = [(row, one) for row, scene in enumerate(scenes) for one in ask_all(scene, language, rng, world=world)]
+        judged += judge_captions(scenes, frame, language, options)
+        judged += judge_questions(asked, scenes, frame, language, options)
     return judged
 
 
@@ -90,11 +84,11 @@ def by_height(
         Index `resized_height`; `visual_tokens`, the mean number per image; `right`, the share of captions that are
         right as a whole.
     """
-    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
+    frame = draw_all(scenes)
     truths = [caption(scene, language) for scene in scenes]
     rows: list[dict[str, float]] = []
     for height in heights:
-        asked = {**_DEFAULTS, **options, "resized_height": height, "min_pixels": 28 * 28, "max_pixels": 10**6}
+        asked = {**DEFAULTS, **options, "resized_height": height, "min_pixels": 28 * 28, "max_pixels": 10**6}
         given = frame.vl.run("image", prompt=CAPTION_PROMPTS[language][0], **asked)
         tokens = (given["height"] * given["width"] / 28**2).mean()
         right = sum(answer == truth for answer, truth in zip(given["text"], truths, strict=True))
@@ -117,11 +111,12 @@ def main(arguments: list[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     world = WORLDS[asked.world] if asked.world else WORLD
     scenes = sample_scenes(asked.scenes, seed=asked.seed, world=world)
-    options = {**_DEFAULTS, "backend": asked.backend, "dtype": asked.dtype, "batch_size": asked.batch_size}
+    options: dict[str, Any] = {"backend": asked.backend, "dtype": asked.dtype, "batch_size": asked.batch_size}
     if asked.model is not None:
         options["model_name"] = str(asked.model.resolve())
     started = time.perf_counter()
     judged = evaluate(scenes, seed=asked.seed, world=world, **options)
+    judged += judge_signs(scenes, options, seed=asked.seed)
     if asked.json_answers:
         judged += judge_schema(scenes, options)
     print(table(score(judged)))
@@ -157,56 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="write the scores and every wrong answer here")
     return parser
-
-
-def _captions(scenes: list[Scene], frame: pd.DataFrame, language: Language, options: dict[str, object]) -> list[Judged]:
-    given = frame.vl.caption("image", prompt=CAPTION_PROMPTS[language][0], **options)
-    return [
-        Judged(
-            language=language,
-            kind="caption",
-            n_things=len(scene.things),
-            expected=caption(scene, language),
-            given=_text(answer),
-        )
-        for scene, answer in zip(scenes, given, strict=True)
-    ]
-
-
-def _questions(
-    scenes: list[Scene],
-    frame: pd.DataFrame,
-    language: Language,
-    options: dict[str, object],
-    *,
-    world: World,
-    rng: np.random.Generator,
-) -> list[Judged]:
-    asked = [
-        (row, question) for row, scene in enumerate(scenes) for question in ask_all(scene, language, rng, world=world)
-    ]
-    rows = pd.DataFrame(
-        {
-            "image": [frame["image"].iloc[row] for row, _ in asked],
-            "question": [question.prompt for _, question in asked],
-        }
-    )
-    given = rows.vl.ask("image", "question", **options)
-    return [
-        Judged(
-            language=language,
-            kind=question.kind,
-            n_things=len(scenes[row].things),
-            expected=question.answer,
-            given=_text(answer),
-            hard=question.hard,
-        )
-        for (row, question), answer in zip(asked, given, strict=True)
-    ]
-
-
-def _text(answer: object) -> str | None:
-    return answer if isinstance(answer, str) else None
 
 
 def _report(judged: list[Judged], places: list[PlaceScore]) -> str:

@@ -18,13 +18,13 @@ from qwenvl_kit.demo.scenes import (
     Scene,
     World,
     describe,
-    draw,
     locate,
     resized_boxes,
     sample_names,
     scene_schema,
 )
 
+from .asking import DEFAULTS, answers, draw_all
 from .images import input_size
 from .metrics import Judged
 from .places import KEYS, Located, read_items
@@ -46,8 +46,7 @@ def judge_schema(scenes: list[Scene], options: Mapping[str, Any]) -> list[Judged
         Fields of `Config`.
     """
     schema = scene_schema(*FIELDS)
-    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
-    found = frame.vl.extract("image", schema, **options)
+    found = draw_all(scenes).vl.extract("image", schema, **{**DEFAULTS, **options})
     return [
         Judged(
             language="en",
@@ -79,7 +78,7 @@ def judge_places(
         Hold the answer to a schema while it is generated.
     """
     rng = np.random.default_rng([seed, 2])
-    frame = pd.DataFrame({"image": [draw(scene) for scene in scenes]}, dtype=object)
+    frame = draw_all(scenes)
     judged: list[Located] = []
     for language in LANGUAGES:
         asked_for: dict[str, list[tuple[Named, ...]]] = {
@@ -109,10 +108,9 @@ class _Asking:
             locate(scene, self.what, self.language, height=28, width=28, names=names).prompt
             for scene, names in zip(self.scenes, self.names, strict=True)
         ]
-        if constrain:
-            found = self.frame.vl.extract("image", _array(self.what), prompts=prompts, **options)["raw"]
-        else:
-            found = self.frame.vl.run("image", prompts=prompts, **options)["text"]
+        if not constrain:
+            return answers(self.frame, prompts, options)
+        found = self.frame.vl.extract("image", _array(self.what), prompts=prompts, **{**DEFAULTS, **options})["raw"]
         return [text if isinstance(text, str) else None for text in found]
 
     def judge(self, texts: list[str | None], asked: str) -> list[Located]:

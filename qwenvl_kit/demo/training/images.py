@@ -12,22 +12,26 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from qwenvl_kit.demo.scenes import LARGE_WORLD, Scene, boxes, draw, resized_boxes
+from qwenvl_kit.demo.scenes import LARGE_WORLD, SIGN, Scene, boxes, draw, resized_boxes, sign_boxes
 
 from .checkpoint import MAX_PIXELS, MIN_PIXELS
 
 #: Most merged tokens of an image.
 IMAGE_TOKENS = 18
 
+_DIGITS = tuple("0123456789")
+
 #: Label of tokens without a label.
 IGNORED = -100
 
-#: Labels of a merged token; "none" is background alone.
+#: Labels of a merged token; "none" is background alone, or no digit at this place of the number.
 LABELS = {
     "shape": (*LARGE_WORLD.shapes, "none"),
     "colour": LARGE_WORLD.colours,
     "size": LARGE_WORLD.sizes,
     "background": LARGE_WORLD.backgrounds,
+    "tens": (*_DIGITS, "none"),
+    "units": _DIGITS,
 }
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
@@ -50,9 +54,9 @@ class ImageBatch:
     grids
         Merged rows and columns of each image.
     owners
-        (B, M) index of the object that a merged token shows, -1 for none and -100 for padding.
+        (B, M) index of the object that a merged token shows, -1 for none, `SIGN` for a sign and -100 for padding.
     labels
-        (B, M) index of the shape, colour, size or background; -100 where there is none.
+        (B, M) index of the shape, colour, size, background or digit; -100 where there is none.
     edges
         (B, M, 4) left, top, right and bottom of the object, in pixels; no meaning without an object.
     """
@@ -81,6 +85,7 @@ def pack_images(scenes: list[Scene]) -> ImageBatch:
     windows = np.full((len(scenes), n_patches), -1, dtype=np.int64)
     owners = np.full((len(scenes), IMAGE_TOKENS), IGNORED, dtype=np.int64)
     edges = np.zeros((len(scenes), IMAGE_TOKENS, 4), dtype=np.float32)
+    labels = {name: np.full((len(scenes), IMAGE_TOKENS), IGNORED, dtype=np.int64) for name in LABELS}
     grids = []
     for row, scene in enumerate(scenes):
         pixels = _resized(draw(scene))
@@ -88,7 +93,9 @@ def pack_images(scenes: list[Scene]) -> ImageBatch:
         n_tokens = grid[0] * grid[1]
         patches[row, : 4 * n_tokens] = _patches(pixels)
         places[row, : 4 * n_tokens], windows[row, : 4 * n_tokens] = _places(grid)
-        owners[row, :n_tokens] = _owners(scene, grid)
+        shown = _shown(scene, grid)
+        owners[row, :n_tokens] = np.where(shown < len(scene.things), shown, SIGN)
+        _label(labels, row, scene, shown)
         placed = np.array(resized_boxes(scene, height=pixels.shape[0], width=pixels.shape[1]), dtype=np.float32)
         edges[row, owners[row] >= 0] = placed[owners[row][owners[row] >= 0]]
         grids.append(grid)
@@ -98,7 +105,7 @@ def pack_images(scenes: list[Scene]) -> ImageBatch:
         windows=torch.from_numpy(windows),
         grids=grids,
         owners=torch.from_numpy(owners),
-        labels={name: torch.from_numpy(label) for name, label in _labels(scenes, owners).items()},
+        labels={name: torch.from_numpy(label) for name, label in labels.items()},
         edges=torch.from_numpy(edges),
     )
 
@@ -133,14 +140,21 @@ def _places(grid: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return places, token_row // _WINDOW_TOKENS * columns + token_column // _WINDOW_TOKENS
 
 
-def _owners(scene: Scene, grid: tuple[int, int]) -> NDArray[np.int64]:
-    """Return, for each merged token, the object that covers most of it."""
-    overlaps = np.stack([_overlap(box, grid) for box in boxes(scene, height=grid[0], width=grid[1])])  # (things, M)
-    areas = np.array([(box[2] - box[0]) * (box[3] - box[1]) for box in boxes(scene, height=grid[0], width=grid[1])])
+def _shown(scene: Scene, grid: tuple[int, int]) -> NDArray[np.int64]:
+    """Return, for each merged token, the object that covers most of it, counting signs after objects; -1 for none."""
+    height, width = grid
+    placed = [*boxes(scene, height=height, width=width), *sign_boxes(scene, height=height, width=width)]
+    overlaps = np.stack([_overlap(box, grid) for box in placed])  # (things and signs, M)
+    areas = np.array([(box[2] - box[0]) * (box[3] - box[1]) for box in placed])
     enough = overlaps.max(axis=0) >= _OWNED_SHARE * np.minimum(areas[overlaps.argmax(axis=0)], 1.0)
-    owners = np.where(enough, overlaps.argmax(axis=0), -1)
-    owners[overlaps.argmax(axis=1)] = np.arange(len(scene.things))  # each object owns its best token at least
-    return owners
+    shown = np.where(enough, overlaps.argmax(axis=0), -1)
+    n_things = len(scene.things)
+    for rows in (
+        range(n_things, len(placed)),
+        range(n_things),
+    ):  # each owns its best token at least, objects before all
+        shown[overlaps[rows].argmax(axis=1)] = rows
+    return shown
 
 
 def _overlap(box: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.float64]:
@@ -151,14 +165,16 @@ def _overlap(box: tuple[float, float, float, float], grid: tuple[int, int]) -> N
     return np.outer(high, wide).ravel()
 
 
-def _labels(scenes: list[Scene], owners: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    labels = {name: np.full(owners.shape, IGNORED, dtype=np.int64) for name in LABELS}
-    for row, scene in enumerate(scenes):
-        labels["background"][row, owners[row] != IGNORED] = LABELS["background"].index(scene.background)
-        labels["shape"][row, owners[row] == -1] = LABELS["shape"].index("none")
-        for index, thing in enumerate(scene.things):
-            mine = owners[row] == index
-            labels["shape"][row, mine] = LABELS["shape"].index(thing.shape)
-            labels["colour"][row, mine] = LABELS["colour"].index(thing.colour)
-            labels["size"][row, mine] = LABELS["size"].index(thing.size)
-    return labels
+def _label(labels: dict[str, NDArray[np.int64]], row: int, scene: Scene, shown: NDArray[np.int64]) -> None:
+    """Write the labels of the tokens of one scene."""
+    n_tokens, n_things = len(shown), len(scene.things)
+    mine = {name: label[row, :n_tokens] for name, label in labels.items()}
+    mine["background"][:] = LABELS["background"].index(scene.background)
+    mine["shape"][(shown < 0) | (shown >= n_things)] = LABELS["shape"].index("none")
+    for index, thing in enumerate(scene.things):
+        for name in ("shape", "colour", "size"):
+            mine[name][shown == index] = LABELS[name].index(getattr(thing, name))
+    for index, sign in enumerate(scene.signs, start=n_things):
+        tens, units = divmod(sign.number, 10)
+        mine["tens"][shown == index] = LABELS["tens"].index(str(tens) if tens else "none")
+        mine["units"][shown == index] = units

@@ -56,9 +56,10 @@ def head_loss(head: VisionHead, features: Tensor, images: ImageBatch) -> tuple[T
     classes, edges = head(features)
     for name, logits in classes.items():
         labels = images.labels[name]
-        losses.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED))
         known = labels != IGNORED
-        figures[name] = (logits.argmax(-1) == labels)[known].float().mean().item()
+        n_known = max(1, int(known.sum()))  # a batch may be without any sign
+        losses.append(F.cross_entropy(logits[known], labels[known], reduction="sum") / n_known)
+        figures[name] = (logits.argmax(-1) == labels)[known].sum().item() / n_known
     owned = images.owners >= 0
     distances = (edges - (images.edges - images.centres()) / TOKEN_SIDE)[owned].abs()
     figures["edge_px"] = distances.mean().item() * TOKEN_SIDE

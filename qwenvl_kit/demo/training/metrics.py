@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from qwenvl_kit.demo.scenes import KINDS, LANGUAGES, Language
 
+#: Kind of the caption of a scene with a sign, which the caption leaves out.
+BESIDE_A_SIGN = "caption beside a sign"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
@@ -15,7 +18,7 @@ class Judged:
     Attributes
     ----------
     kind
-        "caption", "schema" or one of the kinds of questions.
+        "caption", "schema", `BESIDE_A_SIGN` or one of the kinds of questions.
     n_things
         Objects in the scene.
     hard
@@ -92,4 +95,4 @@ def _truth(answer: Judged) -> str:
 
 
 def _rank(group: str) -> tuple[int, str]:
-    return ("caption", *KINDS, "schema").index(group.partition(",")[0]), group
+    return ("caption", *KINDS, BESIDE_A_SIGN, "schema").index(group.partition(",")[0]), group

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from qwenvl_kit.boxes.geometry import inside, iou
 from qwenvl_kit.demo.scenes import LANGUAGES, Box, Language, Locate
 
 _LEAST_IOU = 0.5
@@ -86,19 +90,6 @@ def read_items(text: str | None, what: Locate) -> tuple[Item, ...] | None:
     return items if all(len(numbers) == n_numbers for _, numbers in items) else None
 
 
-def iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the area that two boxes share over the area that they cover.
-
-    >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
-    0.3333333333333333
-    """
-    wide = min(first[2], second[2]) - max(first[0], second[0])
-    high = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0.0, wide) * max(0.0, high)
-    covered = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - shared
-    return shared / covered if covered > 0 else 0.0
-
-
 def score_places(answers: Iterable[Located]) -> list[PlaceScore]:
     """Return the figures of each language and question."""
     groups: dict[tuple[Language, Locate, str], list[Located]] = {}
@@ -140,27 +131,19 @@ def _score(language: Language, what: Locate, asked: str, group: list[Located]) -
 
 def _closeness(answer: Located) -> list[float]:
     """Match objects of one label, the closest pair first; return the IoU, or 1 for a point inside, of each true one."""
-    given = answer.given or ()
-    pairs = sorted(
-        (
-            (_close(box, numbers), row, column)
-            for row, (label, box) in enumerate(answer.truth)
-            for column, (said, numbers) in enumerate(given)
-            if said == label
-        ),
-        key=lambda pair: -pair[0],
-    )
-    found: dict[int, float] = {}
-    used: set[int] = set()
-    for value, row, column in pairs:
-        if row not in found and column not in used:
-            found[row] = value
-            used.add(column)
-    return [found.get(row, 0.0) for row in range(len(answer.truth))]
+    found = [0.0] * len(answer.truth)
+    if not answer.given or not answer.truth:
+        return found
+    close = _overlaps(answer.what, [box for _, box in answer.truth], [numbers for _, numbers in answer.given])
+    close *= np.array([[said == label for said, _ in answer.given] for label, _ in answer.truth])
+    while close.max() > 0:
+        row, column = np.unravel_index(int(close.argmax()), close.shape)
+        found[row] = float(close[row, column])
+        close[row], close[:, column] = 0, 0
+    return found
 
 
-def _close(box: Box, numbers: Sequence[float]) -> float:
-    if len(numbers) == 4:
-        return iou(box, numbers)
-    x, y = numbers
-    return float(box[0] <= x <= box[2] and box[1] <= y <= box[3])
+def _overlaps(what: Locate, truth: list[Box], given: list[tuple[float, ...]]) -> NDArray[np.float64]:
+    """Return the IoU, or 1 for a point inside, of each true box (n) and each given object (m)."""
+    overlaps = iou(truth, given) if what == "detect" else inside(given, truth).T.astype(np.float64)
+    return overlaps

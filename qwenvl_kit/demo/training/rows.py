@@ -44,14 +44,18 @@ ROW_TOKENS = 320
 #: Forms of answers, in the order of their numbers in `RowBatch.forms`.
 FORMS = ("caption", "question", "schema", "place")
 _WEIGHTS = {"caption": 1.5, "question": 2.5, "schema": 0.5, "place": 0.5}  # an array's signs are soon known
-_VALUE_WEIGHT = 1.5  # of coordinates and names in JSON
+_VALUE_WEIGHT = 2.0  # of coordinates and names in JSON
+_END_WEIGHT = 4.0  # of what decides whether an array of places has one more object
+_ENDS = ("[\n", "[]\n", '"},\n', '"}\n', '[{"', "[]", '"},', '"}]')
 _OTHER_PHRASING = 0.25
 _N_CAPTIONS = (0.45, 0.45, 0.1)  # shares of rows with none, one and two
-_SCHEMA = 0.75  # of rows
+_SCHEMA = 0.55  # of rows
 _WHOLE_SCHEMA = 0.6  # of schemas
-_N_NAMES = (0.3, 0.45, 0.25)  # shares of prompts for all objects, for one name and for two
-_SEVERAL = 0.6  # of names fit several objects, where the scene has such: else these were rare
-_ONE_MORE = 0.8  # of rows ask for the place of one more name
+_N_NAMES = (0.2, 0.6, 0.2)  # shares of prompts for all objects, for one name and for two
+_SEVERAL = 0.4  # of names fit several objects, where the scene has such: else these were rare
+_WHOLE_NAME = 0.35  # of names hold colour and shape: the others are hard
+_N_MORE = 2  # most further prompts of a row for the place of one name
+_ONE_MORE = 0.8  # of these are asked
 _BARE_ARRAY = 0.3
 
 _PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -120,6 +124,7 @@ class RowPacker:
         self.image_start = len(self._prefix)
         self._numbers = number_ids(tokenizer)
         self._names = {self._ids(name)[0] for name in _names(world)}
+        self._ends = {self._ids(end)[0] for end in _ENDS}
         self._values = {token: value for value, token in enumerate(self._numbers)}
 
     def pack(self, scenes: list[Scene], images: ImageBatch, rng: np.random.Generator) -> RowBatch:
@@ -192,7 +197,10 @@ class RowPacker:
 
     def _answers(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator) -> list[_Answer]:
         """Return more prompts than fit into a row, the most wanted first."""
-        answers = [_listed(self._described(scene, rng), "schema")] if rng.random() < _SCHEMA else []
+        number = self._asker(scene, rng, _any_language(rng)).number()
+        answers = [_asked(number)] if number else []
+        if rng.random() < _SCHEMA:
+            answers.append(_listed(self._described(scene, rng), "schema"))
         answers.append(
             _listed(self._located(scene, grid, rng, n_names=int(rng.choice(len(_N_NAMES), p=_N_NAMES))), "place")
         )
@@ -202,12 +210,11 @@ class RowPacker:
             chosen = int(rng.integers(1, len(prompts))) if rng.random() < _OTHER_PHRASING else 0
             about = ((), *((row,) for row in range(len(scene.things))))
             answers.append(_Answer(prompts[chosen], tuple(caption_parts(scene, language)), about, "caption"))
-        if rng.random() < _ONE_MORE:
-            answers.append(_listed(self._located(scene, grid, rng, n_names=1), "place"))
+        n_more = int(rng.binomial(_N_MORE, _ONE_MORE))
+        answers += [_listed(self._located(scene, grid, rng, n_names=1), "place") for _ in range(n_more)]
         asked = [question for language in LANGUAGES for question in self._questions(scene, rng, language)]
         order = rng.permutation(len(asked))
-        answers += [_Answer(asked[i].prompt, (asked[i].answer,), (asked[i].about,), "question") for i in order]
-        return answers
+        return [*answers, *(_asked(asked[i]) for i in order)]
 
     def _described(self, scene: Scene, rng: np.random.Generator) -> Listing:
         if rng.random() >= _WHOLE_SCHEMA:
@@ -220,23 +227,27 @@ class RowPacker:
         return locate(
             scene,
             what,
-            LANGUAGES[int(rng.integers(len(LANGUAGES)))],
+            _any_language(rng),
             height=grid[0] * TOKEN_SIDE,
             width=grid[1] * TOKEN_SIDE,
-            names=sample_names(scene, rng, n=n_names, several=_SEVERAL, world=self._world),
+            names=sample_names(scene, rng, n=n_names, several=_SEVERAL, whole=_WHOLE_NAME, world=self._world),
             is_fenced=bool(rng.random() >= _BARE_ARRAY),
         )
 
     def _questions(self, scene: Scene, rng: np.random.Generator, language: Language) -> list[Question]:
-        asker = Asker(scene, rng, language, world=self._world, vary=bool(rng.random() < _OTHER_PHRASING))
+        asker = self._asker(scene, rng, language)
         easy = (asker.count, asker.background, asker.colour, asker.what)
         asked = [  # lookups by colour and shape are hard
             *(asker.is_there(truth=True), asker.is_there(truth=True)),
             *(asker.is_there(truth=False), asker.is_there(truth=False, hard=bool(rng.random() < 0.5))),
             *(asker.shape(), asker.where(), asker.where()),
             easy[int(rng.integers(len(easy)))](),
+            asker.number(),
         ]
         return [question for question in asked if question is not None]
+
+    def _asker(self, scene: Scene, rng: np.random.Generator, language: Language) -> Asker:
+        return Asker(scene, rng, language, world=self._world, vary=bool(rng.random() < _OTHER_PHRASING))
 
     def _answer_ids(self, answer: _Answer) -> tuple[list[int], list[tuple[int, ...]]]:
         """Return the tokens of the answer with the end token, and the objects that decide each of them."""
@@ -246,7 +257,8 @@ class RowPacker:
         ids: list[int] = []
         about: list[tuple[int, ...]] = []
         for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            if text[start:stop].isdecimal() and start > 0 and text[start - 1].isdecimal():  # a number is one token
+            is_digit = answer.form == "place" and text[start:stop].isdecimal()
+            if is_digit and start > 0 and text[start - 1].isdecimal():  # a coordinate is one token
                 ids[-1] = self._numbers[10 * self._values[ids[-1]] + self._values[token]]
                 continue
             ids.append(token)
@@ -254,6 +266,8 @@ class RowPacker:
         return [*ids, *self._end], [*about, ()]
 
     def _weight(self, token: int, form: str) -> float:
+        if form == "place" and token in self._ends:
+            return _END_WEIGHT
         is_value = form in ("schema", "place") and (token in self._names or self._values.get(token, 0) >= 10)
         return _VALUE_WEIGHT if is_value else _WEIGHTS[form]
 
@@ -276,6 +290,14 @@ def _names(world: World) -> set[str]:
     places = {part for cell in CELLS for part in (cell.split()[0], *(f" {more}" for more in cell.split()[1:]))}
     chinese = {word(name, "zh") for name in english}
     return english | chinese | places | {f" {shape}" for shape in world.shapes}
+
+
+def _any_language(rng: np.random.Generator) -> Language:
+    return LANGUAGES[int(rng.integers(len(LANGUAGES)))]
+
+
+def _asked(question: Question) -> _Answer:
+    return _Answer(question.prompt, (question.answer,), (question.about,), "question")
 
 
 def _listed(listing: Listing, form: str) -> _Answer:

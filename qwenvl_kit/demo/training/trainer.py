@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from qwenvl_kit.demo.scenes import Scene, World, sample_scene, split_of
+from qwenvl_kit.demo.scenes import CELLS, Scene, World, hang_signs, sample_scene, split_of
 
 from .checkpoint import build_model, save_folder
 from .forward import run_vision
@@ -27,6 +27,8 @@ from .vocabulary import carry_embeddings, number_codes
 
 _VISION_BATCH = 48
 _VISION_THINGS = range(2, 8)  # the vision tower learns more from crowded images in the same time
+_VISION_SIGNS = 4  # most in an image
+_SIGNED = 0.45  # of images in the joint stage show a sign
 _JOINT_BATCH = 16
 _MUON_RATE = 0.015
 _ADAMW_RATE = 1.5e-3
@@ -36,7 +38,7 @@ _SIDE_WEIGHT = 0.2  # of the middle layer's answers and of the guided attention
 _SIDE_UNTIL = 0.7
 _SPREAD = 0.5  # of a coordinate's target to its neighbours
 _WARM_UP_STEPS = 40
-_DECAY_FROM = 0.35
+_DECAY_FROM = 0.27
 _LAST_RATE = 0.01
 _EMBEDDINGS = "model.language_model.embed_tokens.weight"
 _SAVE_EVERY_S = 240.0
@@ -132,14 +134,14 @@ class Trainer:
         os.replace(self.plan.out / "state.tmp", self.plan.out / "state.pt")
 
     def _vision_step(self, share: float) -> Figures:
-        images = pack_images(self._scenes(_VISION_BATCH, _VISION_THINGS))
+        images = pack_images(self._scenes(_VISION_BATCH, _VISION_THINGS, most_signs=_VISION_SIGNS))
         features = self._see(images)
         loss, accuracies = head_loss(self.head, features, images)
         self._apply(loss, share, vision_scale=1.0)
         return {"loss": loss.item(), **accuracies}
 
     def _joint_step(self, share: float) -> Figures:
-        scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1))
+        scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1), most_signs=1)
         images = pack_images(scenes)
         rows = self.packer.pack(scenes, images, self.rng)
         features = self._see(images)
@@ -180,7 +182,7 @@ class Trainer:
             return self.named
         return [(name, p) for name, p in self.named if "visual" in name or name.startswith("heads.vision")]
 
-    def _scenes(self, n: int, counts: range) -> list[Scene]:
+    def _scenes(self, n: int, counts: range, *, most_signs: int) -> list[Scene]:
         shares = np.array([1.0 + count for count in counts])  # crowded scenes are hard
         shares /= shares.sum()
         scenes: list[Scene] = []
@@ -188,8 +190,14 @@ class Trainer:
             n_things = int(self.rng.choice(counts, p=shares))
             scene = sample_scene(self.rng, self.plan.world, n_things=n_things)
             if split_of(scene) == "train":
-                scenes.append(scene)
+                scenes.append(self._signed(scene, most_signs))
         return scenes
+
+    def _signed(self, scene: Scene, most_signs: int) -> Scene:
+        if most_signs == 1:
+            return hang_signs(scene, self.rng) if self.rng.random() < _SIGNED else scene
+        n_empty = len(CELLS) - len(scene.things)
+        return hang_signs(scene, self.rng, n=int(self.rng.integers(1, min(most_signs, n_empty) + 1)))
 
     def _log(self, share: float, figures: Figures) -> None:
         self.plan.out.mkdir(parents=True, exist_ok=True)
@@ -209,7 +217,7 @@ class Trainer:
             return
         state = torch.load(source, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
+        self.heads.load_state_dict(grown(state["heads"], self.heads.state_dict()))
 
     def _load_state(self) -> None:
         state = torch.load(self.plan.out / "state.pt", weights_only=True)
@@ -218,6 +226,11 @@ class Trainer:
         self.seconds, self.step_index, self.stage = state["seconds"], state["step"], state["stage"]
         self.optimiser = Optimiser(self._trained())
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def grown(former: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of heads to which labels were added since: their first rows are the former ones."""
+    return {name: torch.cat([former[name], rows[len(former[name]) :]]) for name, rows in drawn.items()}
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -81,7 +81,7 @@ def _resolve(name: str, limits: FetchLimits) -> str:
             "fetch",
             "local_paths=False blocks local files. Pass local_paths=True, or the folder that contains the images.",
         )
-    path = os.path.abspath(_local_path(name))
+    path = os.path.abspath(local_path(name))
     real = os.path.realpath(path)
     for folder in _KERNELS:
         if any(_is_below(one, folder) and not _is_below(one, _IN_MEMORY) for one in (path, real)):
@@ -97,7 +97,14 @@ def _resolve(name: str, limits: FetchLimits) -> str:
     return real
 
 
-def _local_path(name: str) -> str:
+def local_path(name: str) -> str:
+    """Return the path of a path or a file: URL, with ``~`` resolved.
+
+    Raises
+    ------
+    RowError
+        The URL names a file of another host, of the stage ``fetch``.
+    """
     if name[:5].lower() != "file:":
         return os.path.expanduser(name)
     parts = urlsplit(name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,17 +67,28 @@ class OneDNNLinear(nn.Module):
 
     def times(self, states: Tensor, factors: Tensor) -> Tensor:
         """Return the product times `factors` (…, out), element by element."""
+        if states.requires_grad:
+            return self._dense(states) * factors
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, factors, self.prepacked, self.bias, "mul")
         return out
 
     def plus(self, states: Tensor, others: Tensor) -> Tensor:
         """Return the product plus `others` (…, out)."""
+        if states.requires_grad:
+            return self._dense(states) + others
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, others, self.prepacked, self.bias, "add")
         return out
 
     def _apply_with(self, activation: str, states: Tensor) -> Tensor:
+        if states.requires_grad:
+            product = self._dense(states)
+            return functional.silu(product) if activation == "swish" else product
         out: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.prepacked, self.bias, activation, [], "")
         return out
+
+    def _dense(self, states: Tensor) -> Tensor:
+        """Return the product with plain weights, which has a gradient."""
+        return functional.linear(states, self.prepacked.to_dense(), self.bias)
 
 
 class OneDNNMLP(nn.Module):
@@ -114,6 +126,9 @@ class OneDNNRMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return states (…, D), each of mean square one, times the weights."""
+        if states.requires_grad:
+            plain: Tensor = states * (states.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt() * self.weight
+            return plain
         scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
         scale = scale.square_().div_(states.shape[-1]).add_(self._epsilon).rsqrt_()
         normed: Tensor = (states * scale).mul_(self.weight)

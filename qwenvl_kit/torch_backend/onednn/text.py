@@ -26,6 +26,8 @@ from qwenvl_kit.torch_backend.onednn.linear import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qwenvl_kit.torch_backend.attention import Watch
+
 
 def prepack_text(text: Any) -> None:
     """Replace the layers and the last norm of a language model in place.
@@ -71,13 +73,20 @@ class OneDNNText:
         states = layer.run(states, rotary, masks[kind], cache, last)
         return self._text.norm(states[:, 0])  # type: ignore[no-any-return]
 
-    def all_states(self, embedded: Tensor, positions: Tensor, masks: Mapping[str, Tensor | None], cache: Any) -> Tensor:
+    def all_states(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        masks: Mapping[str, Tensor | None],
+        cache: Any,
+        watch: Watch | None = None,
+    ) -> Tensor:
         """Return hidden states (B, T, D) of all tokens."""
         states = embedded
         rotary = rotary_as_complex(*self._text.rotary_emb(embedded, positions))[:, None]  # (B, 1, T, d/2)
         for layer, kind in zip(self._text.layers, self._text.config.layer_types, strict=True):
             advance()
-            states = layer.run(states, rotary, masks[kind], cache)
+            states = layer.run(states, rotary, masks[kind], cache, watch=watch)
         return self._text.norm(states)  # type: ignore[no-any-return]
 
 
@@ -118,7 +127,13 @@ class OneDNNLayer(nn.Module):
         return self.run(hidden_states, rotary_as_complex(*position_embeddings)[:, None], attention_mask, held)
 
     def run(
-        self, states: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any, last: Tensor | None = None
+        self,
+        states: Tensor,
+        rotary: Tensor,
+        mask: Tensor | None,
+        cache: Any,
+        last: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Return states (B, T, D), or those (B, 1, D) of tokens `last` (B,).
 
@@ -135,6 +150,8 @@ class OneDNNLayer(nn.Module):
             mask, rotary = mask[:, :, None], rotary[rows, :, last][:, :, None]
             states, normed = states[rows, last][:, None], normed[rows, last][:, None]
         queries = apply_rotary(self._heads(self.query(normed)), rotary)  # (B, H, T, d)
+        if watch is not None:
+            watch(self._layer, queries, keys, mask, self._scaling)
         attended = self._attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
         states = self.out.plus(attended, states)
         return self.mlp(self.second_norm(states), states)  # type: ignore[no-any-return]

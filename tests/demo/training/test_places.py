@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenvl_kit.demo.training.places import Item, Located, iou, place_table, read_items, score_places
+from qwenvl_kit.demo.training.places import Item, Located, place_table, read_items, score_places
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 
@@ -39,11 +39,6 @@ def test_what_is_no_array_of_boxes_is_unread(text: str | None) -> None:
 
 def test_an_empty_array_is_read() -> None:
     assert read_items("```json\n[]\n```", "detect") == ()
-
-
-def test_boxes_apart_share_nothing() -> None:
-    assert iou(BOX, (40, 10, 60, 30)) == 0
-    assert iou(BOX, BOX) == 1
 
 
 def test_a_box_counts_by_label_and_iou_and_only_once() -> None:
