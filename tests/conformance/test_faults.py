@@ -9,8 +9,7 @@ from helpers.faulty_engine import FAULTS, HEALTHY, Fault, planted
 
 from qwenvl_kit.conformance.cases import Round
 from qwenvl_kit.conformance.engines import Reference
-from qwenvl_kit.conformance.layers import Verdict
-from qwenvl_kit.conformance.run import verdicts_of
+from qwenvl_kit.conformance.layers import Judge, Verdict
 from qwenvl_kit.demo.exported import REPETITION_PENALTY
 
 Setup = tuple[Reference, dict[str, Round], Path]
@@ -20,7 +19,9 @@ Setup = tuple[Reference, dict[str, Round], Path]
 def judged(reference: Reference, rounds: dict[str, Round], exported: tuple[Path, ...], tmp_path: Path):
     def judge(fault: Fault) -> list[Verdict]:
         with planted(fault, exported[0], tmp_path / "changed") as engine:
-            return verdicts_of(engine, rounds, reference, tolerance=1e-3, default_penalty=REPETITION_PENALTY)
+            found = {name: engine.ask(one) for name, one in rounds.items()}
+        # outside of the context: the reference runs on torch too
+        return Judge(rounds, found, reference, tolerance=1e-3, default_penalty=REPETITION_PENALTY).verdicts()
 
     return judge
 
