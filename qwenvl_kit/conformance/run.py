@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -30,8 +31,10 @@ def judge_engine(
     engine, reference = ConfiguredEngine(config), Reference()
     if tolerance is None:
         tolerance = _EXACT if engine.dtype in ("float32", "server") else _SIXTEEN_BITS
-    asked = rounds_of(reference, scene_seed)
     penalty = REPETITION_PENALTY if engine.default_penalty is None else engine.default_penalty
+    asked = rounds_of(reference, scene_seed)
+    if not engine.takes_penalty:  # its own runs in every round
+        asked = {name: replace(one, penalty=one.penalty and penalty) for name, one in asked.items()}
     verdicts = verdicts_of(engine, asked, reference, tolerance=tolerance, default_penalty=penalty)
     record = {
         "backend": config.backend,
