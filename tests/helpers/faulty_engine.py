@@ -148,7 +148,7 @@ def right_padding(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(TorchModelRunner, "_prefill_batch", padded)
     # passes of rows of any length, as other engines make them
-    patch.setattr("qwenvl_kit.torch_backend.model_runner._MIN_FILL", 0.1)
+    patch.setattr("qwenvl_kit.inference.model_runner._MIN_FILL", 0.1)
 
 
 def without_windows(config: dict[str, Any]) -> None:
