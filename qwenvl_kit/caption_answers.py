@@ -1,18 +1,22 @@
-"""The verb of ``df.vl`` that describes images, for reading and for training."""
+"""Verbs of ``df.vl`` that describe images and save them with their captions, for reading and for training."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Unpack
 
 import pandas as pd
 
 from qwenvl_kit.caption_run import caption_texts
 from qwenvl_kit.captions.captioning import Captioning
+from qwenvl_kit.captions.data_sets import Format, save_rows, text_rows
 from qwenvl_kit.captions.sidecars import Existing
 from qwenvl_kit.columns import pick_column, pick_prompts
+from qwenvl_kit.frame_run import row_prompts
 from qwenvl_kit.inference.backend import Control
-from qwenvl_kit.options import Options
+from qwenvl_kit.options import Config, Options
+from qwenvl_kit.options.groups import DEFAULT_PROMPT
 from qwenvl_kit.signatures import expand_options
 
 RowPrompts = Hashable | Sequence[str | None] | pd.Series | Mapping[str, float]
@@ -97,3 +101,58 @@ class CaptionAnswers:
         )
         cells, asked = pick_column(self._frame, column), pick_row_prompts(self._frame, prompts)
         return caption_texts(cells, asked, control, options, captioning=captioning, frame=self._frame)
+
+    def save(
+        self,
+        path: str | Path,
+        column: Hashable = "image",
+        captions: Hashable = "caption",
+        *,
+        format: Format | None = None,
+        prompts: Hashable | Sequence[str | None] | pd.Series | None = None,
+        prompt: str = DEFAULT_PROMPT,
+        rows_per_shard: int = 1000,
+    ) -> list[Path]:
+        """Save images with their captions as a data set for training; rows without a caption are left out.
+
+        Parameters
+        ----------
+        path : path
+            The file; of shards, ``train.tar`` names ``train-000000.tar`` and so on.
+        column : label
+            Column of images. Conversations name their paths or addresses; shards contain them.
+        captions : label
+            Column of captions.
+        format : {"parquet", "csv", "jsonl", "sharegpt", "llava", "webdataset"}, optional
+            Tables of all columns, conversations in one JSON file, or tar files. Default: that of the suffix.
+        prompts, prompt
+            The question of each row, and that of rows without their own, for conversations and shards.
+        rows_per_shard : int
+            Most rows of a tar file.
+
+        Returns
+        -------
+        list of Path
+            The files. Each appears when it is complete.
+
+        Raises
+        ------
+        ColumnNotFound
+            The frame has no such column.
+        ConfigError
+            The format is unknown, a folder is missing, or the format cannot hold an image's name.
+        MissingExtra
+            Parquet without pyarrow.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> df = pd.DataFrame({"image": ["a.png", "b.png"], "caption": ["A cat.", None]})
+        >>> out = pathlib.Path(tempfile.mkdtemp()) / "train.json"
+        >>> df.vl.save(out, format="llava", prompt="Describe it.")[0].read_text().count("A cat.")
+        1
+        """
+        cells, texts = pick_column(self._frame, column), pick_column(self._frame, captions)
+        asked = row_prompts(pick_prompts(self._frame, prompts), prompt, self._frame.index)
+        rows = text_rows(self._frame, cells, texts, [one or "" for one in asked])
+        return save_rows(rows, Path(path).expanduser(), format, Config(), rows_per_shard=rows_per_shard)

@@ -84,7 +84,7 @@ class Explanation:
         ConfigError
             There is no such word, picture or layer.
         """
-        grids, _ = pooled(self._layer(self.word(word), layer), self.maps.grids)
+        grids, _ = pooled(self.weights(word, layer=layer), self.maps.grids)
         self._check_picture(picture)
         return grids[picture]
 
@@ -94,6 +94,19 @@ class Explanation:
         Parameters and errors are those of `grid`.
         """
         return on_pixels(self.grid(word, picture=picture, layer=layer), self.maps.sizes[picture])
+
+    def weights(self, word: int | str, *, layer: int | None = None) -> NDArray[np.float32]:
+        """Return the weight of each visual token, image by image and row by row, float32 (n_visual,); see `grid`."""
+        found = self.word(word)
+        if layer is None:
+            return np.asarray(found.weights.mean(axis=0), np.float32)
+        known = self.maps.layers if len(found.weights) > 1 else ()
+        if layer not in known:
+            raise ConfigError(
+                f"There is no map of layer {layer!r}. Layers of these maps: {list(known) or 'only their mean'}. Run "
+                "explain(…, layers='all')."
+            )
+        return np.asarray(found.weights[known.index(layer)])
 
     def word(self, word: int | str) -> WordMap:
         """Return a word by its place or its text; raises ConfigError where there is none."""
@@ -207,17 +220,6 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         return self.show().html
-
-    def _layer(self, word: WordMap, layer: int | None) -> NDArray[np.float32]:
-        if layer is None:
-            return np.asarray(word.weights.mean(axis=0), np.float32)
-        known = self.maps.layers if len(word.weights) > 1 else ()
-        if layer not in known:
-            raise ConfigError(
-                f"There is no map of layer {layer!r}. Layers of these maps: {list(known) or 'only their mean'}. Run "
-                "explain(…, layers='all')."
-            )
-        return np.asarray(word.weights[known.index(layer)])
 
     def _check_picture(self, picture: int) -> None:
         n_pictures = len(self.maps.grids)

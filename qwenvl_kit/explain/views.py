@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qwenvl_kit.attribution import WordMap
     from qwenvl_kit.explain.explanation import Explanation
 
-__all__ = ["MAX_BYTES", "draw_row", "show"]
+__all__ = ["MAX_BYTES", "draw_word", "show", "show_style"]
 
 STYLE = """
 .qwenvl-explained { position: relative; margin: 0 0 18px; }
@@ -65,6 +65,7 @@ _WORD = """<span class="qwenvl-word" tabindex="0" style="--s:{{ share }}" aria-l
 {{- heat }}</span>"""
 _HEAT = """<span class="qwenvl-heat" aria-hidden="true">{% for uri, style in layers %}
 {{- "" }}<img src="{{ uri }}" alt="" style="{{ style }}">{% endfor %}</span>"""
+_ALONE = """<div class="qwenvl-explained qwenvl-small">{{ stage }}{{ heat }}</div>"""
 _SMALL_FIGURE = """<figure class="qwenvl-small">{{ stage }}{{ heat }}<figcaption>{{ text }}</figcaption></figure>"""
 
 
@@ -91,7 +92,7 @@ def show(explanations: Sequence[Explanation], *, n_rows: int, max_bytes: int = M
     rows: list[Markup] = []
     size = 0
     for one in explanations[: max(0, n_rows)]:
-        row = draw_row(one)
+        row = _draw_row(one)
         size += len(row.encode())
         if size > max_bytes:
             break
@@ -101,22 +102,38 @@ def show(explanations: Sequence[Explanation], *, n_rows: int, max_bytes: int = M
     return ContactSheet(str(page), len(rows), n_all)
 
 
-def draw_row(explanation: Explanation) -> Markup:
+def show_style() -> Markup:
+    """Return the style of all views."""
+    return render("<style>{{ style }}</style>", style=render(STYLE))
+
+
+def draw_word(explanation: Explanation, word: int | None, layer: int | None) -> tuple[Markup, str]:
+    """Return the images of a row with the map of one word over them, and what a screen reader says of it."""
+    images = _placed(explanation)
+    if word is None:
+        return render(_ALONE, stage=_stage(images), heat=""), "the answer has no words"
+    weights = explanation.weights(word, layer=layer)
+    drawn = render(_ALONE, stage=_stage(images), heat=_heat(_layers(explanation, weights), images))
+    return drawn, _said(explanation, explanation.maps.words[word].text, weights)
+
+
+def _draw_row(explanation: Explanation) -> Markup:
     """Return the images of an answer, its words, and the strongest words beside each other."""
     images = _placed(explanation)
     words = explanation.maps.words
-    peaks = [max(0.0, float(word.weights.mean(axis=0).max())) for word in words]
+    means = [explanation.weights(at) for at in range(len(words))]
+    heats = [_layers(explanation, weights) for weights in means]
+    peaks = [max(0.0, float(weights.max())) for weights in means]
     highest = max(peaks, default=0.0) or 1.0
-    heats = [_layers(explanation, word) for word in words]
     drawn = [
         render(
             _WORD,
             text=word.text,
-            said=_said(explanation, word),
+            said=_said(explanation, word.text, weights),
             share=f"{peak / highest:.2f}",
             heat=_heat(layers, images),
         )
-        for word, peak, layers in zip(words, peaks, heats, strict=True)
+        for word, peak, weights, layers in zip(words, peaks, means, heats, strict=True)
     ]
     strongest = [at for at in explanation.strongest(_N_STRONGEST) if peaks[at] > 0]
     return render(
@@ -160,9 +177,9 @@ def _stage(images: Sequence[_Placed]) -> Markup:
     return render(_STAGE, images=images, width=f"{last.left + last.width:.0f}", height=f"{last.height:.0f}")
 
 
-def _layers(explanation: Explanation, word: WordMap) -> list[str]:
+def _layers(explanation: Explanation, weights: NDArray[np.float32]) -> list[str]:
     """Return a data URI for each image: black, and transparent where the word comes from; none without any place."""
-    grids, _ = pooled(np.asarray(word.weights.mean(axis=0), np.float32), explanation.maps.grids)
+    grids, _ = pooled(weights, explanation.maps.grids)
     peak = max(float(grid.max()) for grid in grids)
     return [_png(np.asarray(np.maximum(grid, 0) / peak, np.float32)) for grid in grids] if peak > 0 else []
 
@@ -186,17 +203,17 @@ def _png(shares: NDArray[np.float32]) -> str:
     return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def _said(explanation: Explanation, word: WordMap) -> str:
+def _said(explanation: Explanation, text: str, weights: NDArray[np.float32]) -> str:
     """Return what a screen reader says of a word."""
-    grids, _ = pooled(np.asarray(word.weights.mean(axis=0), np.float32), explanation.maps.grids)
+    grids, _ = pooled(weights, explanation.maps.grids)
     picture = int(np.argmax([grid.max() for grid in grids]))
     grid = grids[picture]
     if grid.max() <= 0:
-        return f"{word.text}: from no place"
+        return f"{text}: from no place"
     row, column = (int(at) + 1 for at in np.unravel_index(int(grid.argmax()), grid.shape))
     where = f"row {row} of {grid.shape[0]}, column {column} of {grid.shape[1]}"
     of = f" of image {picture + 1}" if len(grids) > 1 else ""
-    return f"{word.text}: strongest at {where}{of}"
+    return f"{text}: strongest at {where}{of}"
 
 
 def _note(explanation: Explanation) -> str:

@@ -70,6 +70,7 @@ class DecodePool:
         max_image_pixels: int,
         n_pixels: int,
         n_bytes: int,
+        n_result_bytes: int = 0,
         timeout_s: float,
         cancel: threading.Event | None = None,
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -83,6 +84,8 @@ class DecodePool:
             Pixels by the header; 0 where it has no size.
         n_bytes : int
             Memory that they are expected to take.
+        n_result_bytes : int
+            Memory of the resized image beside them.
         timeout_s : float
             Most CPU time in seconds, for each `TIMED_BYTES` of the file or `TIMED_PIXELS`.
         cancel : threading.Event, optional
@@ -99,8 +102,8 @@ class DecodePool:
         # Pillow's own settings, which callers change, hold there as they do here.
         of_pillow = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
         n_image_bytes = n_bytes if n_pixels else 0
-        job = pickle.dumps((sizing, max_image_pixels, of_pillow, n_image_bytes))
-        with self._memory.take(max_memory(len(data), n_image_bytes) // 4), self._lend() as process:
+        job = pickle.dumps((sizing, max_image_pixels, of_pillow, n_image_bytes, n_result_bytes))
+        with self._memory.take(max_memory(len(data), n_image_bytes, n_result_bytes) // 4), self._lend() as process:
             response = process.decode(job, data, budget_s, cancel)
             if response is None:
                 kind = DecodeCancelled if process.was_cancelled else RowError

@@ -32,12 +32,13 @@ _Buffer = TypeVar("_Buffer", bytearray, "NDArray[np.uint8]")
 LENGTH = struct.Struct("<Q")
 _BASE_MEMORY = 96 * 2**20  # a HEIF file of 64×64 pixels takes 40 MiB, all others 8 or less
 _MAX_MEMORY = 2 * 2**30
+_USUAL_RESULT = 40 * 2**20  # 37 MiB under a checkpoint's own limits
 _LARGE_MEMORY = 200 * 2**20  # what 24 megapixels take
 _MAPPED_BYTES = 2**20  # fewer are quicker from the heap
 _KEPT_MEMORY = 64 * 2**20  # after an image, for the next one: getting it anew would cost a tenth of the time
 
 
-def max_memory(n_file_bytes: int, n_image_bytes: int) -> int:
+def max_memory(n_file_bytes: int, n_image_bytes: int, n_result_bytes: int = 0) -> int:
     """Return the memory limit of decoding.
 
     Parameters
@@ -47,10 +48,12 @@ def max_memory(n_file_bytes: int, n_image_bytes: int) -> int:
     n_image_bytes : int
         What decoding is expected to take by the file's header (`Probe.bytes_per_pixel`); 0 where it has no size.
         Files of 12 megapixels took 0.3 to 0.9 times that, WebP 2.3 times.
+    n_result_bytes : int
+        What the resized image takes beside the other one; more than usual where the caller asks for a larger size.
     """
     by_header = 3 * n_image_bytes + 16 * n_file_bytes
     # A header is easily made to name a large image: the largest one of 4 bytes a pixel and its bands take 400 MiB.
-    most = 320 * 2**20 + 64 * n_file_bytes
+    most = 320 * 2**20 + 64 * n_file_bytes + max(0, n_result_bytes - _USUAL_RESULT)
     return min(_BASE_MEMORY + (min(by_header, most) if n_image_bytes else most), _MAX_MEMORY)
 
 
@@ -63,13 +66,14 @@ def main() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     at_start = _address_space()
     while (job := receive(jobs)) is not None and (data := _receive_bytes(jobs)) is not None:
-        sizing, max_image_pixels, of_pillow, n_image_bytes = pickle.loads(job)
+        sizing, max_image_pixels, of_pillow, n_image_bytes, n_result_bytes = pickle.loads(job)
         is_large = not 0 < n_image_bytes <= _LARGE_MEMORY
         # Else an image would get what earlier ones left in the heap beside its own limit.
         if _address_space() > at_start + (0 if is_large else _KEPT_MEMORY):
             trim_heap()
+        n_most_bytes = max_memory(len(data), n_image_bytes, n_result_bytes)
         with blocks_returned() if is_large else contextlib.nullcontext():
-            _respond(responses, data, sizing, max_image_pixels, of_pillow, n_image_bytes)
+            _respond(responses, data, sizing, max_image_pixels, of_pillow, n_most_bytes)
         del data
 
 
@@ -96,8 +100,14 @@ def receive_pixels(pipe: int) -> NDArray[np.uint8] | None:
     length = _length(pipe)
     if length is None:
         return None
-    is_small = length < _MAPPED_BYTES
-    return _read(pipe, np.empty(length, np.uint8) if is_small else np.frombuffer(mmap.mmap(-1, length), np.uint8))
+    return _read(pipe, np.empty(length, np.uint8) if length < _MAPPED_BYTES else _mapped(length))
+
+
+def _mapped(length: int) -> NDArray[np.uint8]:
+    try:
+        return np.frombuffer(mmap.mmap(-1, length), np.uint8)
+    except OSError as error:
+        raise MemoryError from error
 
 
 def _length(pipe: int) -> int | None:
@@ -127,13 +137,13 @@ def _respond(
     sizing: TargetSize,
     max_image_pixels: int,
     of_pillow: tuple[int | None, bool],
-    n_image_bytes: int,
+    n_most_bytes: int,
 ) -> None:
     """Write a pickled head and the pixels, some rows at a time."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
     failure = None
     try:
-        with _limited_memory(max_memory(len(data), n_image_bytes)):
+        with _limited_memory(n_most_bytes):
             image, source_size = decode_resized_image(data, sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
         failure = error.stage, error.message

@@ -63,11 +63,14 @@ class DecodeCost:
         Memory.
     is_short : bool
         Decoding takes less than a second, whatever the rest of the file contains.
+    n_result_bytes : int
+        Memory of the resized image, 0 where it is the image itself or its size is unknown.
     """
 
     n_pixels: int
     n_bytes: int
     is_short: bool
+    n_result_bytes: int = 0
 
     @property
     def is_free(self) -> bool:
@@ -183,7 +186,8 @@ class ImageLoader:
             n_pixels = self._most_pixels(found.size)
             n_bytes = found.bytes_per_pixel * n_pixels if n_pixels else _MEMORY
             is_short = found.is_short and n_pixels <= SHORT_PIXELS
-            return DecodeCost(n_pixels, n_bytes if is_short else n_bytes + _PROCESS_BYTES, is_short)
+            n_bytes += 0 if is_short else _PROCESS_BYTES
+            return DecodeCost(n_pixels, n_bytes, is_short, self._result_bytes(found.size))
 
     def decode(self, source: ImageSource, fetched: Fetched | None, cost: DecodeCost) -> LoadedImage:
         """Decode and resize fetched bytes, or the pixels that a source holds.
@@ -233,6 +237,7 @@ class ImageLoader:
             max_image_pixels=self.max_image_pixels,
             n_pixels=cost.n_pixels,
             n_bytes=cost.n_bytes,
+            n_result_bytes=cost.n_result_bytes,
             timeout_s=self.decode_timeout_s,
             cancel=self.cancel,
         )
@@ -253,6 +258,11 @@ class ImageLoader:
             return 0
         height, width = self.sizing.target(size)
         return max(size[0] * size[1], height * width)
+
+    def _result_bytes(self, size: tuple[int, int] | None) -> int:
+        if size is None or not all(size) or (target := self.sizing.target(size)) == size:
+            return 0
+        return 3 * target[0] * target[1]
 
 
 def _loaded(

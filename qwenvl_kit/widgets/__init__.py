@@ -14,6 +14,7 @@ except ImportError as error:
     raise MissingExtra("qwenvl_kit.widgets", "notebook") from error
 
 from qwenvl_kit.widgets.box_compare import BoxCompare
+from qwenvl_kit.widgets.explain import Explain
 from qwenvl_kit.widgets.judge import Judge
 from qwenvl_kit.widgets.line_panels import ModelCompare, PromptCompare
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
@@ -24,6 +25,7 @@ __all__ = [
     "BeforeAfter",
     "BoxCompare",
     "DtypeCompare",
+    "Explain",
     "Judge",
     "ModelCompare",
     "Playground",

@@ -19,6 +19,7 @@ from PIL import Image
 
 from qwenvl_kit import Config, Control, RowErrorWarning
 from qwenvl_kit.errors import RowError
+from qwenvl_kit.images import ImageLoader, classify
 from qwenvl_kit.images.decode import decode_resized
 from qwenvl_kit.images.decode_pool import DecodePool
 from qwenvl_kit.images.decode_process import DecodeProcess
@@ -176,6 +177,16 @@ def test_the_limit_of_an_image_does_not_depend_on_the_images_before_it(pool: Dec
     large = encoded(soft.convert("CMYK"), "JPEG")
 
     assert [outcome(data) for data in (progressive, large, progressive)] == ["decode", "ok", "decode"]
+
+
+@pytest.mark.slow
+def test_a_size_that_the_caller_asks_for_has_room_beside_the_image() -> None:
+    (source,) = classify(encoded(Image.new("RGB", (9000, 9000)), "JPEG"))
+    loader = ImageLoader.of(Config().fetch, Sizing.of(Config(resized_height=8000, max_pixels=10**8), PatchGeometry()))
+    try:
+        assert loader.load(source).pixels.shape == (8008, 8008, 3)
+    finally:
+        loader.close_idle()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells the memory of no process")
