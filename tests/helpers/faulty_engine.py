@@ -48,6 +48,30 @@ class Fault:
     in_batches: bool = False  # shows in batches only, so that rounds have to be asked as they say
 
 
+class StaticBatches:
+    """A backend that waits for all requests of a run, so that what shares a pass does not depend on time."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._requests: list[Any] = []
+
+    def generate(self, queue: Any, resolved: Any, control: Any) -> Iterator[Result]:
+        """Answer all requests of the queue."""
+        while (some := queue.get(64, block=True)) is not None:
+            self._requests += some
+        self._requests.sort(key=lambda request: request.row)
+        yield from self._backend.generate(self, resolved, control)
+
+    def get(self, n: int, *, block: bool) -> list[Any] | None:
+        """Return the next requests; None after the last."""
+        some, self._requests = self._requests[:n], self._requests[n:]
+        return some or None
+
+    def close(self) -> None:
+        """Free the model."""
+        self._backend.close()
+
+
 class FaultyEngine:
     """Answers rounds like a server: it gets encoded files."""
 
@@ -56,7 +80,7 @@ class FaultyEngine:
         self._config = Config(backend="torch", model_name=str(folder), dtype="float32", progress=False, logprobs=5)
         if fault.patch is not None:
             fault.patch(monkeypatch)
-        self._backend = make_spec(self._config).load()
+        self._backend = StaticBatches(make_spec(self._config).load())
 
     def ask(self, asked: Round) -> list[Result]:
         if not self._fault.in_batches:
