@@ -164,15 +164,13 @@ def bleeding_features(patch: pytest.MonkeyPatch) -> None:
 
 def right_padding(patch: pytest.MonkeyPatch) -> None:
     """Rows of a batch are padded behind to one length, and the padding is read as text."""
-    prefill = TorchModelRunner._prefill_batch
+    prefill = TorchModelRunner.prefill
 
     def padded(self: TorchModelRunner, chunks: Any) -> Any:
         longest = max(len(chunk.ids) for chunk in chunks)
         return prefill(self, [_padded(chunk, longest) for chunk in chunks])
 
-    patch.setattr(TorchModelRunner, "_prefill_batch", padded)
-    # passes of rows of any length, as other engines make them
-    patch.setattr("qwenvl_kit.inference.model_runner._MIN_FILL", 0.1)
+    patch.setattr(TorchModelRunner, "prefill", padded)
 
 
 def without_windows(config: dict[str, Any]) -> None:
