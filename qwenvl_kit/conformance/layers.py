@@ -118,8 +118,9 @@ class Judge:
         return self._verdict(layer, "unclear", self._base, _AS_BASE)
 
     def _exif(self) -> Verdict:
-        known = self._against_itself("turned", max(LOOSE, self._tolerance))
-        if not self._is_wrong(known):
+        tolerance = max(LOOSE, self._tolerance)
+        known = self._against_itself("turned", tolerance)
+        if not self._is_wrong(known, tolerance):
             return self._verdict("EXIF", "pass", known)
         return self._failed("EXIF", known, "images with an EXIF orientation are not answered like the upright ones")
 
@@ -128,7 +129,7 @@ class Judge:
         known = self._against_itself("unsized", tolerance)
         if self._cause is None and self._asked["long images"].cases:
             known += self._against_reference("long images", tolerance)
-        if not self._is_wrong(known):
+        if not self._is_wrong(known, tolerance):
             return self._verdict("resizing", "pass", known)
         words = "images that the engine resizes are not answered like those that have their size already"
         return self._failed("resizing", known, words)
@@ -209,8 +210,10 @@ class Judge:
     def _against_reference(self, name: str, tolerance: float) -> Tally:
         return tally(self._found[name], self._reference.ask(self._asked[name]), tolerance)
 
-    def _is_wrong(self, known: Tally) -> bool:
-        return known.n_differ > _MAX_LOOSE_SHARE * len(known.agreements)
+    def _is_wrong(self, known: Tally, tolerance: float | None = None) -> bool:
+        """Return whether an answer differs; with a loose tolerance, whether more than a quarter do."""
+        is_loose = (self._tolerance if tolerance is None else tolerance) >= LOOSE
+        return known.n_differ > (_MAX_LOOSE_SHARE * len(known.agreements) if is_loose else 0)
 
     def _by_reference(self, layer: str, known: Tally, words: str) -> Verdict:
         if not self._is_wrong(known):
