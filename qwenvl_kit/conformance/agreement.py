@@ -108,7 +108,7 @@ def _difference(found: Result, expected: Result, n_common: int) -> float | None:
 
 
 def _margin(text: str, expected: Result, at: int) -> float:
-    """Return by how much the expected token is likelier than the one with which `text` goes on; infinite if unknown."""
+    """Return how far the expected token is from the one with which `text` goes on, in nats; infinite if unknown."""
     logprobs, alternatives = expected.alternative_logprobs, expected.alternative_texts
     if not logprobs or not alternatives or not expected.token_logprobs or at >= len(expected.token_logprobs):
         return math.inf
@@ -119,5 +119,5 @@ def _margin(text: str, expected: Result, at: int) -> float:
     for token, logprob in zip(alternatives[at * n : (at + 1) * n], logprobs[at * n : (at + 1) * n], strict=True):
         fits = rest.startswith(token) if token else not rest
         if fits and token != (expected.token_texts or ())[at]:
-            return chosen - logprob
+            return abs(chosen - logprob)  # under a penalty the expected token need not be the likeliest
     return math.inf

@@ -12,7 +12,7 @@ from qwenvl_kit.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-REPETITION_PENALTY = 1.3
+REPETITION_PENALTY = 2.0
 """Of the exported generation config: published checkpoints have 1.05, which changes no answer about a drawn scene."""
 
 LAYOUTS = ("transformers-5", "transformers-4")
@@ -31,7 +31,7 @@ def export_checkpoint(folder: Path) -> tuple[Path, ...]:
     ``transformers-4`` is laid out like the published checkpoints, which other engines read too: a flat config.json with
     ``rope_scaling``, weights below ``model`` and ``visual``, the chat template in a file of its own.
 
-    Both have a repetition penalty of 1.3 in their generation config.
+    Both have a repetition penalty of 2 in their generation config.
 
     Returns
     -------

@@ -13,6 +13,7 @@ import qwenvl_kit
 from qwenvl_kit.checkpoints.checkpoint import read
 from qwenvl_kit.cli import main
 from qwenvl_kit.demo import MODEL_DIR
+from qwenvl_kit.demo.exported import REPETITION_PENALTY
 
 
 def verdicts(*, passed: bool) -> pd.DataFrame:
@@ -87,7 +88,7 @@ def test_the_exported_checkpoint_has_both_layouts_and_a_penalty(
     assert read(former).config["rope_scaling"]["type"] == "mrope"
     for folder in (current, former):
         checkpoint = read(folder)
-        assert checkpoint.repetition_penalty == 1.3
+        assert checkpoint.repetition_penalty == REPETITION_PENALTY
         assert (checkpoint.geometry, checkpoint.context) == (own.geometry, own.context)
         assert checkpoint.eos_token_ids == own.eos_token_ids
 

@@ -14,6 +14,7 @@ from qwenvl_kit.conformance.cases import Round
 from qwenvl_kit.conformance.engines import ConfiguredEngine, Reference
 from qwenvl_kit.conformance.run import engine_config
 from qwenvl_kit.demo import MODEL_DIR
+from qwenvl_kit.demo.exported import REPETITION_PENALTY
 
 
 def test_both_exported_layouts_answer_like_the_embedded_model(
@@ -24,7 +25,7 @@ def test_both_exported_layouts_answer_like_the_embedded_model(
     for folder in exported:
         engine = ConfiguredEngine(engine_config({"model_name": str(folder), "dtype": "float32"}))
         assert [one.text for one in engine.ask(rounds["alike"])] == right
-        assert engine.default_penalty == 1.3
+        assert engine.default_penalty == REPETITION_PENALTY
 
 
 def test_two_precisions_of_a_checkpoint_are_compared_image_by_image() -> None:
