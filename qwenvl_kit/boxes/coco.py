@@ -12,6 +12,7 @@ from qwenvl_kit._warnings import warn
 from qwenvl_kit.boxes.files import (
     Files,
     base_name,
+    corners,
     field,
     find_rows,
     image_sizes,
@@ -153,8 +154,7 @@ def _coordinates(one: Mapping[str, Any], kind: Kind, where: str) -> dict[str, fl
     numbers = [number({name: value}, name, where) for value in values[:parts]]
     if kind == "points":
         return {"x": numbers[0], "y": numbers[1]}
-    x, y, width, height = numbers
-    return {"x0": x, "y0": y, "x1": x + width, "y1": y + height}
+    return corners(*numbers)
 
 
 def _size(size: tuple[int, int] | None) -> dict[str, int]:

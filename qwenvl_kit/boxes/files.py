@@ -154,6 +154,17 @@ def number_or_nan(record: Mapping[str, Any], name: str, where: str) -> float:
     return float("nan") if record.get(name) is None else number(record, name, where)
 
 
+def corners(x: float, y: float, width: float, height: float) -> dict[str, float]:
+    """Return the corners of a box by its top left one and its sides.
+
+    Examples
+    --------
+    >>> corners(10, 20, 30, 5)
+    {'x0': 10, 'y0': 20, 'x1': 40, 'y1': 25}
+    """
+    return {"x0": x, "y0": y, "x1": x + width, "y1": y + height}
+
+
 def size_or_none(record: Mapping[str, Any], names: tuple[str, str], where: str) -> dict[str, int | None]:
     """Return width and height of an image in JSON; None where they are missing or null."""
     sides = {side: number_or_nan(record, name, where) for side, name in zip(("width", "height"), names, strict=True)}

@@ -11,6 +11,7 @@ import pandas as pd
 from qwenvl_kit.boxes.files import (
     Files,
     base_name,
+    corners,
     field,
     find_rows,
     name_images,
@@ -195,9 +196,8 @@ def _objects(result: Mapping[str, Any], kind: Kind, where: str) -> Iterator[dict
     x, y = number(value, "x", where) / 100 * width, number(value, "y", where) / 100 * height
     place = {"x": x, "y": y}
     if kind == "boxes":
-        x1 = x + number(value, "width", where) / 100 * width
-        y1 = y + number(value, "height", where) / 100 * height
-        place = {"x0": x, "y0": y, "x1": x1, "y1": y1}
+        shares = number(value, "width", where) / 100, number(value, "height", where) / 100
+        place = corners(x, y, shares[0] * width, shares[1] * height)
     score = number_or_nan(result, "score", where)
     for label in field(value, _TYPES[kind], list, where):
         name = field({"label": label}, "label", str, where)

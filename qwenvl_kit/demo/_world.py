@@ -32,7 +32,6 @@ _SIZE_RANGES = {"large": (0.78, 0.88), "small": (0.48, 0.56)}
 _OFFSET = 0.06
 _SIGN_EXTENTS = (0.86, 0.96)
 _SIGN_OFFSET = 0.02
-_N_SIGN_NUMBERS = 100
 _SHIFT = 12
 _TWIN_PROBABILITY = 0.2
 _MIN_SIDE = 84
@@ -172,7 +171,7 @@ def sample_scene(rng: np.random.Generator, world: World, *, n_things: int) -> Sc
     return Scene(background=background, things=tuple(things), aspect=aspect, long_side=long_side, shift=_shift(rng))
 
 
-def hang_signs(scene: Scene, rng: np.random.Generator, *, n: int = 1) -> Scene:
+def hang_signs(scene: Scene, rng: np.random.Generator, *, n: int = 1, short: float = 0.1) -> Scene:
     """Return the scene with `n` signs in empty cells, each with a number from 0 to 99.
 
     >>> scene = hang_signs(sample_scenes(1)[0], np.random.default_rng(0))
@@ -187,11 +186,13 @@ def hang_signs(scene: Scene, rng: np.random.Generator, *, n: int = 1) -> Scene:
         Source of numbers and places.
     n
         Number of signs, 0 to the number of empty cells.
+    short
+        Share of numbers with one digit; 0.1 makes all numbers from 0 to 99 equally frequent.
     """
     taken = {thing.cell for thing in scene.things}
     empty = [cell for cell in range(len(CELLS)) if cell not in taken]
     cells = rng.permutation(empty)[:n]
-    return replace(scene, signs=tuple(_sample_sign(rng, int(cell)) for cell in np.sort(cells)))
+    return replace(scene, signs=tuple(_sample_sign(rng, int(cell), short) for cell in np.sort(cells)))
 
 
 def split_of(scene: Scene) -> Split:
@@ -232,10 +233,10 @@ def _sample_thing(rng: np.random.Generator, world: World, background: str, cell:
     )
 
 
-def _sample_sign(rng: np.random.Generator, cell: int) -> Sign:
+def _sample_sign(rng: np.random.Generator, cell: int, short: float) -> Sign:
     offset_x, offset_y = rng.uniform(-_SIGN_OFFSET, _SIGN_OFFSET, size=2)
     return Sign(
-        number=int(rng.integers(_N_SIGN_NUMBERS)),
+        number=int(rng.integers(10) if rng.random() < short else rng.integers(10, 100)),
         cell=cell,
         offset=(float(offset_x), float(offset_y)),
         extent=float(rng.uniform(*_SIGN_EXTENTS)),

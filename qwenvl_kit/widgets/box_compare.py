@@ -11,13 +11,12 @@ import pandas as pd
 
 from qwenvl_kit.boxes.frame import checked
 from qwenvl_kit.contact_sheet import contact_sheet
-from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.html import plain
 from qwenvl_kit.options import Options
 from qwenvl_kit.pipeline import Run
 from qwenvl_kit.tasks.grounding import Grounding
 from qwenvl_kit.tasks.grounding_prompts import object_prompt
-from qwenvl_kit.widgets.controls import numbers
+from qwenvl_kit.widgets.controls import heights_field, read_heights
 from qwenvl_kit.widgets.gallery import Pictures
 from qwenvl_kit.widgets.panel import Panel
 from qwenvl_kit.widgets.render import setting_label
@@ -113,20 +112,11 @@ class BoxCompare(Panel):
             layout=_WIDE,
         )
         self.labels_field.observe(lambda _: self._on_labels(), names="value")
-        self.heights_field = widgets.Text(
-            value=", ".join("original" if height is None else str(height) for height in self._given),
-            description="heights in pixels",
-            continuous_update=False,
-            style=_STYLE,
-            layout=_WIDE,
-        )
+        self.heights_field = heights_field(self._given)
         return [self.labels_field, self.heights_field]
 
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
-        tried = numbers(self.heights_field.value, "resized_height", int)
-        if not tried:
-            raise ConfigError("No height is given. Enter integers or original, such as 56, 112, original.")
-        return {"resized_height": tried}, {}, 1
+        return read_heights(self.heights_field), {}, 1
 
     def _on_labels(self) -> None:
         """Ask for the labels of the field; a prompt of the user's own is replaced."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,36 @@ def make_controls(given: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Con
     by_name = {name: _control(docs[name], given.get(name, docs[name].default)) for name in _SHOWN if name not in hidden}
     box = widgets.Box(list(by_name.values()), layout={"flex_flow": "row wrap"})
     return Controls(box, by_name, dict(given))
+
+
+def heights_field(heights: Sequence[int | None]) -> widgets.Text:
+    """Return a field for the heights to compare; None keeps the original."""
+    return widgets.Text(
+        value=", ".join("original" if height is None else str(height) for height in heights),
+        description="heights in pixels",
+        continuous_update=False,
+        style=_STYLE,
+        layout={"width": "480px"},
+    )
+
+
+def read_heights(field: widgets.Text) -> dict[str, tuple[Any, ...]]:
+    """Return the varied option of a field of heights.
+
+    Raises
+    ------
+    ConfigError
+        It is empty, or has something else than integers and ``original``.
+
+    Examples
+    --------
+    >>> read_heights(heights_field([None, 448]))
+    {'resized_height': (None, 448)}
+    """
+    tried = numbers(field.value, "resized_height", int)
+    if not tried:
+        raise ConfigError("No height is given. Enter integers or original, such as 56, 112, original.")
+    return {"resized_height": tried}
 
 
 def numbers(text: str, name: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -7,9 +7,8 @@ from typing import Any, Unpack
 
 import ipywidgets as widgets
 
-from qwenvl_kit.errors import ConfigError
 from qwenvl_kit.options import Options
-from qwenvl_kit.widgets.controls import numbers
+from qwenvl_kit.widgets.controls import heights_field, read_heights
 from qwenvl_kit.widgets.gallery import Pictures
 from qwenvl_kit.widgets.images import model_input_uri
 from qwenvl_kit.widgets.overlay import BeforeAfter, TokenGrid
@@ -58,20 +57,11 @@ class ResizeCompare(Panel):
 
     def _make_axes(self, options: dict[str, Any]) -> list[widgets.Widget]:
         options.pop("resized_height", None)
-        self.heights_field = widgets.Text(
-            value=", ".join("original" if height is None else str(height) for height in self._given),
-            description="heights in pixels",
-            continuous_update=False,
-            style=_STYLE,
-            layout=_WIDE,
-        )
+        self.heights_field = heights_field(self._given)
         return [self.heights_field]
 
     def _read_axes(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any], int]:
-        tried = numbers(self.heights_field.value, "resized_height", int)
-        if not tried:
-            raise ConfigError("No height is given. Enter integers or original, such as 56, 112, original.")
-        return {"resized_height": tried}, {}, 1
+        return read_heights(self.heights_field), {}, 1
 
     def _detail_view(self) -> list[widgets.Widget]:
         self.image_choice = widgets.Dropdown(

@@ -67,6 +67,13 @@ def test_a_sample_holds_every_number_about_as_often() -> None:
     assert counts.min() > 10
 
 
+@pytest.mark.parametrize(("short", "least", "most"), [(0.0, 10, 99), (1.0, 0, 9)])
+def test_the_share_of_numbers_with_one_digit_can_be_chosen(short: float, least: int, most: int) -> None:
+    rng = np.random.default_rng(0)
+    numbers = {hang_signs(SCENES[0], rng, short=short).signs[0].number for _ in range(200)}
+    assert least <= min(numbers) <= max(numbers) <= most
+
+
 def test_every_number_looks_different_even_in_the_smallest_image() -> None:
     assert len({draw(with_number(number), long_side=84).tobytes() for number in range(100)}) == 100
 

@@ -125,7 +125,7 @@ def test_those_of_beams_are_the_best_ones_from_a_plain_forward_before_any_penalt
     sizes = [(112, 112), (168, 84), (84, 168), (168, 56), (56, 168)]  # which neither side resizes
     some = [one.resize(size) for one, size in zip(pictures[:5], sizes, strict=True)]
     search: dict[str, Any] = {"num_beams": 3, "repetition_penalty": penalty}
-    n_ended = 0
+    ends: set[str] = set()
     for folder in (published, model_dir()):
         wanted = places_of(folder, some, {**search, "max_new_tokens": n_tokens})
         for batch_size in (1, 5):
@@ -138,6 +138,6 @@ def test_those_of_beams_are_the_best_ones_from_a_plain_forward_before_any_penalt
                 assert run["logprob_sum"].iloc[at] == pytest.approx(math.fsum(one for one, *_ in places), abs=1e-4)
                 text = "".join(one["token"] for one in tokens)
                 assert text == run["text"].iloc[at] or "\ufffd" in text  # parts of characters
-            n_ended += (run["finish_reason"] == "stop").sum()
+            ends |= set(run["finish_reason"])
             qwenvl_kit.unload()
-    assert (n_ended > 0) == (n_tokens == 40), "answers that are cut, and answers that end"
+    assert ("length" if n_tokens == 5 else "stop") in ends, "answers that are cut, and answers that end"

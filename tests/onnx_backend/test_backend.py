@@ -24,12 +24,6 @@ TORCH = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": Fals
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, exported in float32."""
-    return to_onnx("demo", tmp_path_factory.mktemp("exports") / "demo", verify_rows=0).path
-
-
-@pytest.fixture(scope="session")
 def exported_published(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint with the published layout and its repetition penalty, exported."""
     return to_onnx(published, tmp_path_factory.mktemp("exports") / "published", verify_rows=0).path

@@ -197,8 +197,8 @@ class RowPacker:
 
     def _answers(self, scene: Scene, grid: tuple[int, int], rng: np.random.Generator) -> list[_Answer]:
         """Return more prompts than fit into a row, the most wanted first."""
-        number = self._asker(scene, rng, _any_language(rng)).number()
-        answers = [_asked(number)] if number else []
+        numbers = [self._asker(scene, rng, language).number() for language in rng.permutation(LANGUAGES)]
+        answers = [_asked(number) for number in numbers if number]
         if rng.random() < _SCHEMA:
             answers.append(_listed(self._described(scene, rng), "schema"))
         answers.append(
@@ -242,7 +242,6 @@ class RowPacker:
             *(asker.is_there(truth=False), asker.is_there(truth=False, hard=bool(rng.random() < 0.5))),
             *(asker.shape(), asker.where(), asker.where()),
             easy[int(rng.integers(len(easy)))](),
-            asker.number(),
         ]
         return [question for question in asked if question is not None]
 

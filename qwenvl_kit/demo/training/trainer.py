@@ -29,6 +29,7 @@ _VISION_BATCH = 48
 _VISION_THINGS = range(2, 8)  # the vision tower learns more from crowded images in the same time
 _VISION_SIGNS = 4  # most in an image
 _SIGNED = 0.45  # of images in the joint stage show a sign
+_SHORT_NUMBERS = 0.25  # one digit in the middle is read as two if it is as rare as among the numbers up to 99
 _JOINT_BATCH = 16
 _MUON_RATE = 0.015
 _ADAMW_RATE = 1.5e-3
@@ -134,14 +135,14 @@ class Trainer:
         os.replace(self.plan.out / "state.tmp", self.plan.out / "state.pt")
 
     def _vision_step(self, share: float) -> Figures:
-        images = pack_images(self._scenes(_VISION_BATCH, _VISION_THINGS, most_signs=_VISION_SIGNS))
+        images = pack_images(self._scenes(_VISION_BATCH, _VISION_THINGS))
         features = self._see(images)
         loss, accuracies = head_loss(self.head, features, images)
         self._apply(loss, share, vision_scale=1.0)
         return {"loss": loss.item(), **accuracies}
 
     def _joint_step(self, share: float) -> Figures:
-        scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1), most_signs=1)
+        scenes = self._scenes(_JOINT_BATCH, range(1, self.plan.world.max_objects + 1))
         images = pack_images(scenes)
         rows = self.packer.pack(scenes, images, self.rng)
         features = self._see(images)
@@ -182,7 +183,7 @@ class Trainer:
             return self.named
         return [(name, p) for name, p in self.named if "visual" in name or name.startswith("heads.vision")]
 
-    def _scenes(self, n: int, counts: range, *, most_signs: int) -> list[Scene]:
+    def _scenes(self, n: int, counts: range) -> list[Scene]:
         shares = np.array([1.0 + count for count in counts])  # crowded scenes are hard
         shares /= shares.sum()
         scenes: list[Scene] = []
@@ -190,14 +191,14 @@ class Trainer:
             n_things = int(self.rng.choice(counts, p=shares))
             scene = sample_scene(self.rng, self.plan.world, n_things=n_things)
             if split_of(scene) == "train":
-                scenes.append(self._signed(scene, most_signs))
+                scenes.append(self._signed(scene))
         return scenes
 
-    def _signed(self, scene: Scene, most_signs: int) -> Scene:
-        if most_signs == 1:
-            return hang_signs(scene, self.rng) if self.rng.random() < _SIGNED else scene
+    def _signed(self, scene: Scene) -> Scene:
         n_empty = len(CELLS) - len(scene.things)
-        return hang_signs(scene, self.rng, n=int(self.rng.integers(1, min(most_signs, n_empty) + 1)))
+        n_crowded = int(self.rng.integers(1, min(_VISION_SIGNS, n_empty) + 1))
+        n_signs = n_crowded if self.stage == "vision" else int(self.rng.random() < _SIGNED)
+        return hang_signs(scene, self.rng, n=n_signs, short=_SHORT_NUMBERS)
 
     def _log(self, share: float, figures: Figures) -> None:
         self.plan.out.mkdir(parents=True, exist_ok=True)
