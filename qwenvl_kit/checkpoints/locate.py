@@ -32,6 +32,31 @@ def locate(model: ModelOptions) -> Path:
     return _from_hub(model, folders)
 
 
+def locate_adapter(model: ModelOptions) -> Path | None:
+    """Return the folder of a model's adapter; None where there is none.
+
+    Raises
+    ------
+    ModelNotFound
+        None of the places has it; the message lists them.
+    """
+    if model.adapter is None:
+        return None
+    folders = (Path(model.model_path) / model.adapter, Path(model.adapter))
+    for folder in (one.expanduser() for one in folders):
+        if folder.is_dir():
+            return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.adapter, local_files_only=model.local_files_only))
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        looked = "; ".join([*map(str, folders), "the local hub cache"])
+        more = "local_files_only=False allows a download" if model.local_files_only else f"The hub's error: {error}"
+        raise ModelNotFound(f"adapter={model.adapter!r} was not found in any of: {looked}. {more}.") from error
+
+
 def locate_configs(model: ModelOptions) -> Path | None:
     """Return the folder with the configs of a model whose weights may be elsewhere; nothing is downloaded.
 

@@ -17,6 +17,12 @@ _LFS = b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs
 _MOST_HEADER = 100 * 2**20  # bytes; what the safetensors library accepts
 _OF_SHARDS = re.compile(r"model-\d+-of-\d+\.safetensors")
 _OF_RANKS = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # torch.distributed's own checkpoints
+# Published checkpoints keep their authors' tensor names; transformers 5 saves its own module names.
+_PREFIXES = (
+    (re.compile(r"^model\.language_model\."), "text."),
+    (re.compile(r"^(model\.)?visual\."), "vision."),
+    (re.compile(r"^model\."), "text."),
+)
 AGAIN = "Copy the folder again, or download it again with local_files_only=False"
 
 
@@ -84,13 +90,40 @@ def refuse_adapter(folder: Path) -> None:
     if name is None:
         return
     merge = "Merge it into its base model (merge_and_unload of the peft package) and save that with save_pretrained"
+    base = _base_of(folder) or "the base model"
     whole = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
     if whole:
         raise CheckpointError(
             f"{folder} holds whole weights and a LoRA adapter beside them ({name}); only one of them can run. {merge}, "
             "or move the adapter's files to another folder."
         )
-    raise CheckpointError(f"{folder} holds a LoRA adapter ({name}), not a whole checkpoint. {merge}; pass that folder.")
+    raise CheckpointError(
+        f"{folder} holds a LoRA adapter ({name}), not a whole checkpoint. Pass adapter={str(folder)!r}, and "
+        f"model_name={base!r}. For other backends than torch, merge or export it first."
+    )
+
+
+def _base_of(folder: Path) -> str | None:
+    """Return the base model that an adapter's config names."""
+    try:
+        base = json.loads((folder / _ADAPTER_FILES[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return str(base) if base else None
+
+
+def uniform_name(name: str) -> str:
+    """Return the name of a tensor or module that all layouts share: ``text.…``, ``vision.…`` or ``lm_head.…``.
+
+    Examples
+    --------
+    >>> [uniform_name(name) for name in ("model.visual.merger", "visual.merger", "model.norm.weight", "lm_head.weight")]
+    ['vision.merger', 'vision.merger', 'text.norm.weight', 'lm_head.weight']
+    """
+    for pattern, prefix in _PREFIXES:
+        if pattern.match(name):
+            return pattern.sub(prefix, name)
+    return name
 
 
 def refuse_lfs_pointer(file: Path) -> None:

@@ -20,6 +20,7 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments shared with ``optimum-cli export qwenvl``."""
+    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter that is folded into the weights")
     parser.add_argument("out", type=Path, help="folder to create; replaces an older export")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float16"), help="dtype of unquantised weights [%(default)s]"
@@ -48,6 +49,7 @@ def work(parsed: argparse.Namespace) -> int:
         dtype=parsed.dtype,
         quantize=parsed.quantize,
         verify_rows=parsed.verify,
+        adapter=parsed.adapter,
         progress=lambda line: print(line, flush=True),
     )
     if done.parity is not None:

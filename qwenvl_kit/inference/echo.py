@@ -27,6 +27,12 @@ CAPABILITIES = Capabilities(
             instead="running in eager mode",
         ),
         FixedOption(
+            option="adapter",
+            value=None,
+            reason="backend='echo' has no model to adapt",
+            instead="running without it",
+        ),
+        FixedOption(
             option="logprobs",
             value=None,
             reason="backend='echo' generates no tokens",

@@ -148,6 +148,13 @@ def capabilities_of(export: Export) -> Capabilities:
                 remedy="Use num_beams=1, backend='torch', or the generate method of qwenvl_kit.export.OnnxQwenVL.",
             ),
             FixedOption(
+                option="adapter",
+                value=None,
+                reason="backend='onnx' runs exported weights",
+                instead="running the export as it is",
+                remedy="Use backend='torch', or export the model with the adapter: to_onnx(…, adapter=…).",
+            ),
+            FixedOption(
                 option="device_map",
                 value=None,
                 reason="backend='onnx' keeps a model on one device",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ROWS_IN_FLIGHT = 16
 _LOADING: dict[str, object] = {
+    "adapter": None,
     "dtype": "server",
     "torch_compile": False,
     "threads": None,

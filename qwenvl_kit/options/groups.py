@@ -23,6 +23,7 @@ from qwenvl_kit.options.keywords import (
     RowsInFlight,
 )
 from qwenvl_kit.options.rules import (
+    ADAPTER,
     BASE_URL,
     DEVICE_MAP,
     ENVIRONMENT_NAME,
@@ -76,6 +77,7 @@ class ModelOptions(Group):
 
     model_path: str = option("/opt/las/models", NAME, "folder of local models")
     model_name: str = option("Qwen/Qwen2.5-VL-7B-Instruct", NAME, "a model of the Qwen2.5-VL family: a name below `model_path`, a folder, a hub name, or `demo`")
+    adapter: str | None = option(None, ADAPTER, "a LoRA adapter in peft's layout that is folded into the weights: a folder, a name below `model_path`, or a hub name")
     backend: str = option("torch", NAME, "what runs the model: `torch`, `onnx` (an export), `openai` (a server), or `echo` (no model: returns the prompt)")
     dtype: DType = option("bfloat16", Choice(DType), "number format of weights and activations")
     use_flash_attention_2: bool = option(True, FLAG, "use FlashAttention-2 on CUDA with a 16-bit dtype; sdpa otherwise")

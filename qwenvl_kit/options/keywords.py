@@ -22,6 +22,7 @@ class ModelKeywords(TypedDict, total=False):
 
     model_path: str
     model_name: str
+    adapter: str | None
     backend: str
     dtype: DType
     use_flash_attention_2: bool

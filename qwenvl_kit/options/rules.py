@@ -192,6 +192,7 @@ def _is_body(value: Any) -> bool:
 
 FLAG = Custom("True or False", lambda v: isinstance(v, bool))
 NAME = Custom("a non-empty string", lambda v: isinstance(v, str) and v != "")
+ADAPTER = Custom("a non-empty string, or None", lambda v: v is None or (_is_text(v) and v != ""))
 TEXT = Custom("a string without unpaired surrogates, or None", lambda v: v is None or _is_text(v))
 LOCAL_PATHS = Custom("True, False or a folder", lambda v: isinstance(v, bool) or (_is_text(v) and v != ""))
 SCHEMES = Custom("a list of schemes without '://', such as ['oss']", _are_schemes)

@@ -20,6 +20,7 @@ from qwenvl_kit.checkpoints.footprint import kv_bytes_per_token
 from qwenvl_kit.checkpoints.generation_config import defaults_of
 from qwenvl_kit.checkpoints.hf_logging import silence_transformers
 from qwenvl_kit.checkpoints.loading import load_processor
+from qwenvl_kit.checkpoints.lora import find_lora
 from qwenvl_kit.checkpoints.resolve import ResolvedConfig, resolve
 from qwenvl_kit.errors import CheckpointError
 from qwenvl_kit.inference.cache_memory import CacheMemory
@@ -40,6 +41,7 @@ from qwenvl_kit.types import PatchGeometry, Result
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
+    from qwenvl_kit.checkpoints.lora import Lora
     from qwenvl_kit.inference.backend import RequestQueue, RunControl
     from qwenvl_kit.options import Config
 
@@ -55,6 +57,8 @@ class TorchSpec:
     config: Config
     resolved: ResolvedConfig
     geometry: PatchGeometry
+    lora: Lora | None = None
+    lora_digest: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -98,8 +102,9 @@ class TorchBackend:
         with contextlib.ExitStack() as held, silence_transformers():
             processor = load_processor(checkpoint)
             check()  # the published tokenizers take seconds
-            self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held)
+            self._model, self._is_prepacked = load_model(checkpoint, spec.config.model, spec.resolved, held, spec.lora)
             self._held = held.pop_all()
+        self._lora = spec.lora
         self._converted_from = _converted_from(self._model, checkpoint)
         compiles = spec.resolved.torch_compile and not _is_hooked(self._model)
         self.model_runner = TorchModelRunner(self._model, compiles=compiles)
@@ -118,8 +123,10 @@ class TorchBackend:
 
     def _checked(self, spec: TorchSpec, checkpoint: Checkpoint) -> Tokens:
         """Check again what is loaded, and return its special tokens."""
-        if read(spec.folder).digest != spec.digest:
-            raise CheckpointError(f"{spec.folder} changed during loading. Retry when no other process writes to it.")
+        adapter = [] if spec.lora is None else [(spec.lora.path, spec.lora.digest, spec.lora_digest)]
+        for folder, now, before in [(spec.folder, read(spec.folder).digest, spec.digest), *adapter]:
+            if now != before:
+                raise CheckpointError(f"{folder} changed during loading. Retry when no other process writes to it.")
         check()
         tokens = check_checkpoint(checkpoint, device=spec.resolved.device)
         check()
@@ -133,6 +140,8 @@ class TorchBackend:
             control.note(
                 "torch_compile=True is ignored (the device map moves modules between devices); running in eager mode."
             )
+        if self._lora is not None:
+            control.note(str(self._lora))
         if self._converted_from:
             control.note(
                 f"Weights quantised by {self._converted_from} run in {resolved.dtype}: this device does not compute "
@@ -195,14 +204,16 @@ def spec(config: Config) -> TorchSpec:
     device = find_device(config.model)
     checkpoint = find(config.model)
     check_checkpoint(checkpoint, device=device.name)
+    lora = find_lora(checkpoint, config)
     planned = resolve(config, device, defaults_of(checkpoint, config))
     steps = ":compiled" if planned.torch_compile else ""  # whose sums may differ in the last bits
+    adapter = None if lora is None else lora.digest
+    folded = "" if adapter is None else f":{adapter}"
     fingerprint = hashlib.blake2b(
-        f"{checkpoint.digest}:{planned.dtype}:{planned.attention}{steps}".encode(), digest_size=16
+        f"{checkpoint.digest}:{planned.dtype}:{planned.attention}{steps}{folded}".encode(), digest_size=16
     ).hexdigest()
-    return TorchSpec(
-        checkpoint.path, checkpoint.digest, config, replace(planned, fingerprint=fingerprint), checkpoint.geometry
-    )
+    resolved = replace(planned, fingerprint=fingerprint)
+    return TorchSpec(checkpoint.path, checkpoint.digest, config, resolved, checkpoint.geometry, lora, adapter)
 
 
 def _is_hooked(model: Any) -> bool:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.checkpoints.library_errors import named_errors
 from qwenvl_kit.checkpoints.loading import load_config, stored_dtype
+from qwenvl_kit.checkpoints.lora import FoldedWeights
 from qwenvl_kit.checkpoints.preflight import refuse_gaps
 from qwenvl_kit.checkpoints.weight_files import AGAIN, weight_files
 from qwenvl_kit.inference.cancellation import bound_advance, stage
@@ -28,12 +29,17 @@ from qwenvl_kit.torch_backend.vision import fuse_vision
 
 if TYPE_CHECKING:
     from qwenvl_kit.checkpoints.checkpoint import Checkpoint
+    from qwenvl_kit.checkpoints.lora import Lora
     from qwenvl_kit.checkpoints.resolve import ResolvedConfig
     from qwenvl_kit.options import ModelOptions
 
 
 def load_model(
-    checkpoint: Checkpoint, options: ModelOptions, resolved: ResolvedConfig, held: contextlib.ExitStack
+    checkpoint: Checkpoint,
+    options: ModelOptions,
+    resolved: ResolvedConfig,
+    held: contextlib.ExitStack,
+    lora: Lora | None = None,
 ) -> tuple[Any, bool]:
     """Load a model in evaluation mode, on its device and in its dtype.
 
@@ -47,6 +53,8 @@ def load_model(
         Its ``device``, ``dtype``, ``attention`` and ``torch_compile``.
     held : contextlib.ExitStack
         Keeps the folder of offloaded weights until it is closed.
+    lora : Lora, optional
+        Folded into the weights as they are read.
 
     Returns
     -------
@@ -64,9 +72,10 @@ def load_model(
     dtype: torch.dtype = getattr(torch, resolved.dtype)
     is_plain = options.device_map is None and checkpoint.config.get("quantization_config") is None
     may_pack = is_plain and resolved.device == "cpu" and dtype == torch.float32 and has_onednn()
-    loaded = stored_dtype(checkpoint) if may_pack else dtype
+    # Folded weights are in float32, which a stored dtype would round.
+    loaded = stored_dtype(checkpoint) if may_pack and lora is None else dtype
     if is_plain:
-        model = _load_watched(checkpoint, resolved, loaded)
+        model = _load_watched(checkpoint, resolved, loaded, lora)
     else:
         model = _load_placed(checkpoint, options, resolved, held)
         if getattr(model, "hf_quantizer", None) is None:
@@ -78,13 +87,15 @@ def load_model(
     return model.eval(), packs
 
 
-def _load_watched(checkpoint: Checkpoint, resolved: ResolvedConfig, dtype: torch.dtype) -> Any:
+def _load_watched(
+    checkpoint: Checkpoint, resolved: ResolvedConfig, dtype: torch.dtype, lora: Lora | None = None
+) -> Any:
     """Load from tensors that are read one by one, so that a run can be cancelled meanwhile."""
     folder = checkpoint.path
     # An error of a GPU is not one of the folder.
     is_cpu = resolved.device == "cpu"
     errors = named_errors(folder, "its weights cannot be loaded", AGAIN) if is_cpu else contextlib.nullcontext()
-    with errors, _watched_tensors(checkpoint) as tensors:
+    with errors, _watched_tensors(checkpoint, lora) as tensors:
         model, info = _from_pretrained(
             None, checkpoint, resolved, dtype=dtype, state_dict=tensors, device_map=resolved.device
         )
@@ -134,6 +145,16 @@ def _from_pretrained(folder: Any, checkpoint: Checkpoint, resolved: ResolvedConf
     return loaded
 
 
+class _FoldedTensor:
+    """A tensor of a file, with the change of an adapter."""
+
+    def __init__(self, name: str, tensor: Any, weights: FoldedWeights) -> None:
+        self._name, self._tensor, self._weights = name, tensor, weights
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._weights.fold(self._name, self._tensor[:])[at]
+
+
 class _WatchedTensor:
     """A tensor of a file, read when transformers indexes it."""
 
@@ -146,7 +167,7 @@ class _WatchedTensor:
 
 
 @contextlib.contextmanager
-def _watched_tensors(checkpoint: Checkpoint) -> Iterator[dict[str, _WatchedTensor]]:
+def _watched_tensors(checkpoint: Checkpoint, lora: Lora | None = None) -> Iterator[dict[str, _WatchedTensor]]:
     """Yield the tensors of a checkpoint by name; each counts as a step of the run's stage once it is read."""
     with contextlib.ExitStack() as opened:
         files = [
@@ -156,7 +177,12 @@ def _watched_tensors(checkpoint: Checkpoint) -> Iterator[dict[str, _WatchedTenso
         named = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
         with stage("load", len(named)):
             advance = bound_advance()
-            yield {name: _WatchedTensor(file.get_slice(name), advance) for name, file in named.items()}
+            tensors: dict[str, Any] = {name: file.get_slice(name) for name, file in named.items()}
+            if lora is not None:
+                weights = FoldedWeights(lora)
+                changed = {name: one for name, one in tensors.items() if weights.changes(name)}
+                tensors |= {name: _FoldedTensor(name, one, weights) for name, one in changed.items()}
+            yield {name: _WatchedTensor(tensor, advance) for name, tensor in tensors.items()}
 
 
 def _optimize(model: Any, *, packs: bool, compiles: bool) -> None:

@@ -22,6 +22,7 @@ NEEDS = {
         "qwenvl_kit/torch_backend/",
         "tests/checkpoints/test_footprint.py",
         "tests/checkpoints/test_generation_config.py",
+        "tests/checkpoints/test_lora.py",
         "tests/checkpoints/test_preflight.py",
         "tests/cli/test_bench.py",
         "tests/cli/test_conform.py",

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 SETTINGS: dict[str, Any] = {"dtype": "float32", "use_flash_attention_2": False, "batch_size": 16, "progress": False}
 N_SCENES = 40
-NOISE = 60  # gray levels
+NOISE = 90  # gray levels
 CORNERS = ["x0", "y0", "x1", "y1"]
 Case = tuple[pd.DataFrame, pd.DataFrame]
 
@@ -65,10 +65,8 @@ def test_a_float32_export_finds_the_same_boxes(exported: Path, noisy: Case, foun
     ours = detect(noisy, exported, backend="onnx")
 
     assert ours[["row", "label"]].to_numpy().tolist() == found[["row", "label"]].to_numpy().tolist()
-    pixel = (
-        1.001 * found[["width", "height"]].max(axis=1) / 84
-    )  # one of the model's input, whose sides are 84 pixels and more
-    assert ((ours[CORNERS] - found[CORNERS]).abs().max(axis=1) <= pixel).all()
+    pixel = found[["width", "height"]].max(axis=1) / 84  # of the model's input, whose sides are 84 pixels and more
+    assert ((ours[CORNERS] - found[CORNERS]).abs().max(axis=1) <= 1.001 * pixel).all()
     assert ours["score"].to_numpy() == pytest.approx(found["score"].to_numpy(), abs=1e-3)
 
 
@@ -89,5 +87,5 @@ def test_scores_rank_boxes_better_than_a_constant(noisy: Case, found: pd.DataFra
         for one in (found, found.assign(score=1.0))
     )
 
-    assert box_metrics(found, noisy[1]).overall["precision"].loc[0.5] < 0.95, "some boxes are wrong"
-    assert ours > constant + 0.02
+    assert box_metrics(found, noisy[1]).overall["precision"].loc[0.5] < 0.97, "some boxes are wrong"
+    assert ours > constant + 0.01

@@ -207,3 +207,22 @@ def test_a_layer_that_the_model_lacks_is_the_rows_error(pictures: list[Image.Ima
     with pytest.warns(qwenvl_kit.RowErrorWarning, match=r"layers contains 9, but the model has 5 layers"):
         found = explain(pictures[:1], model_dir(), layers=[9])
     assert len(found) == 0
+
+
+def test_weights_that_accelerate_loads_from_disk_give_the_same_maps(
+    published: Path, pictures: list[Image.Image]
+) -> None:
+    some = [pictures[0].resize((112, 112))]
+    on_disk = {"model.visual": "cpu", "model.language_model": "disk", "lm_head": "cpu"}
+    for method in ("attention", "occlusion", "gradient"):
+        (plain,) = explain(some, published, method=method)
+        (one,) = explain(some, published, method=method, device_map=on_disk)
+        assert one.answer == plain.answer
+        for word, wanted in zip(one.maps.words, plain.maps.words, strict=True):
+            np.testing.assert_allclose(word.weights, wanted.weights, atol=1e-4, rtol=1e-3)
+
+
+def test_chinese_answers_have_a_map_for_each_character(pictures: list[Image.Image]) -> None:
+    (one,) = explain(pictures[:1], model_dir(), prompt="描述这张图片。", max_caption_length=48)
+    assert "".join(one.words) == "".join(filter(str.isalnum, one.answer))
+    assert all(len(word) == 1 for word in one.words)

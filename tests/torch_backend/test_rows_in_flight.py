@@ -19,7 +19,8 @@ from qwenvl_kit.executors.specs import make_spec
 from qwenvl_kit.inference import cache_memory
 from qwenvl_kit.inference.model_runner import PrefillChunk
 from qwenvl_kit.torch_backend.kv_cache import SlottedKVCache
-from qwenvl_kit.torch_backend.model_runner import TorchModelRunner, _device_of
+from qwenvl_kit.torch_backend.model_runner import TorchModelRunner
+from qwenvl_kit.torch_backend.text_layers import device_of
 
 DEMO: dict[str, Any] = {"model_name": "demo", "dtype": "float32", "use_flash_attention_2": False, "progress": False}
 TOKEN = 5120  # bytes of keys and values in float32; a test below
@@ -156,5 +157,5 @@ def test_a_layer_computes_where_accelerates_hook_says_else_where_its_weights_are
     layer = nn.Sequential(nn.Linear(2, 2))
     layer[0]._hf_hook = SimpleNamespace(execution_device=place)  # type: ignore[assignment]
 
-    assert _device_of(layer) == torch.device(device)
-    assert _device_of(nn.Linear(2, 2, device="meta")) is None
+    assert device_of(layer) == torch.device(device)
+    assert device_of(nn.Linear(2, 2, device="meta")) is None

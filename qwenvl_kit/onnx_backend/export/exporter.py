@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qwenvl_kit.checkpoints.adapters import SMALL_FILES, loadable
 from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
 from qwenvl_kit.checkpoints.loading import load_config
+from qwenvl_kit.checkpoints.lora import FoldedWeights, Lora, find_lora
 from qwenvl_kit.checkpoints.weight_files import weight_files
 from qwenvl_kit.errors import ConfigError, ExportFailed
 from qwenvl_kit.inference.preflight import check_checkpoint
@@ -66,6 +67,7 @@ def to_onnx(
     verify_rows: int = 8,
     images: Sequence[ImageInput] | None = None,
     progress: Callable[[str], None] | None = None,
+    adapter: str | None = None,
     pictures: Sequence[ImageInput] | None = None,
 ) -> Exported:
     """Export a checkpoint of the Qwen2.5-VL family to ONNX and compare the export with it.
@@ -89,6 +91,8 @@ def to_onnx(
         Images to compare on; None draws some.
     progress : callable, optional
         Called with a line of text at each step.
+    adapter : str, optional
+        A LoRA adapter that is folded into the weights, as of the option.
     pictures : sequence, optional
         The former name of `images`.
 
@@ -114,15 +118,17 @@ def to_onnx(
     out, log = Path(out).expanduser().absolute(), progress or (lambda _: None)
     _check_arguments(out, dtype, quantize, verify_rows)
     checkpoint = _source(model)
+    lora = find_lora(checkpoint, Config(adapter=adapter))
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_room(checkpoint, out.parent, dtype, quantize)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        manifest = _write(checkpoint, made, dtype, quantize, log)
+        manifest = _write(checkpoint, made, dtype, quantize, log, lora)
         parity = None
         if verify_rows:
             log(f"comparing {verify_rows} rows with the source")
-            parity = verify(checkpoint.path, made, images_of(images, pictures), n_rows=verify_rows)
+            shown = images_of(images, pictures)
+            parity = verify(checkpoint.path, made, shown, n_rows=verify_rows, adapter=adapter)
             _check_parity(parity)
             manifest["parity"] = parity.summary()
             _write_manifest(made, manifest)
@@ -179,11 +185,17 @@ def _source_bytes(checkpoint: Checkpoint) -> float:
 
 
 def _write(
-    checkpoint: Checkpoint, made: Path, dtype: str, quantize: str | None, log: Callable[[str], None]
+    checkpoint: Checkpoint,
+    made: Path,
+    dtype: str,
+    quantize: str | None,
+    log: Callable[[str], None],
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """Write graphs, weights, configs and tokenizer, and the manifest last; return the manifest."""
     config = load_config(checkpoint)
-    tensors = Tensors(weight_files(checkpoint.path, checkpoint.config))
+    folded = None if lora is None else FoldedWeights(lora)
+    tensors = Tensors(weight_files(checkpoint.path, checkpoint.config), folded)
     plan = _Plan(quantize)
     tied = bool(config.tie_word_embeddings) and "lm_head.weight" not in tensors
     try:
@@ -205,6 +217,8 @@ def _write(
             if file_.suffix in SMALL_FILES and file_.name not in _NOT_COPIED and file_.is_file():
                 shutil.copyfile(file_, made / file_.name)
     manifest = _manifest(checkpoint, made, table, plan, writer, dtype=dtype, quantize=quantize)
+    if lora is not None:
+        manifest["source"]["adapter"] = {"name": lora.path.name, "digest": lora.digest}
     _write_manifest(made, manifest)
     return manifest
 

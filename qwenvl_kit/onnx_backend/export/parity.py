@@ -96,6 +96,7 @@ def verify(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     tolerance: float = TOLERANCE,
     threads: int | None = None,
+    adapter: str | None = None,
     pictures: Sequence[ImageInput] | None = None,
 ) -> Parity:
     """Compare an export with its source.
@@ -121,6 +122,8 @@ def verify(
         ONNX Runtime's 1.4e-4.
     threads : int, optional
         Of ONNX Runtime.
+    adapter : str, optional
+        The LoRA adapter that was folded into the export.
     pictures : sequence, optional
         The former name of `images`.
 
@@ -155,7 +158,7 @@ def verify(
         runs += [_run(exported, rows, batch_size, n_tokens, tokens) for batch_size in batch_sizes[1:]]
         del exported
         free_memory()  # of the export, before torch's model is loaded
-        wanted = references(torch_dir, processor, rows, tokens)
+        wanted = references(torch_dir, processor, rows, tokens, adapter)
         prompts = [model_inputs(processor, [row])["input_ids"].shape[1] for row in rows]
         frame = pd.DataFrame(
             {"batch_size": batch_size, "row": at, "sizes": _sizes(row), "prompt_tokens": prompts[at]}

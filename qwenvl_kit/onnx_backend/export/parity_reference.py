@@ -11,6 +11,7 @@ from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenvl_kit.checkpoints.checkpoint import Checkpoint, find, read
 from qwenvl_kit.checkpoints.loading import load_config, stored_dtype
+from qwenvl_kit.checkpoints.lora import FoldedWeights, Lora, find_lora
 from qwenvl_kit.checkpoints.preflight import refuse_gaps
 from qwenvl_kit.inference.preflight import check_checkpoint
 from qwenvl_kit.onnx_backend.export.parity_rows import model_inputs
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from qwenvl_kit.onnx_backend.export.parity_rows import CompareRow
 
 
-def references(model: str | Path, processor: Any, rows: Sequence[CompareRow], tokens: Sequence[Tensor]) -> list[Tensor]:
+def references(
+    model: str | Path,
+    processor: Any,
+    rows: Sequence[CompareRow],
+    tokens: Sequence[Tensor],
+    adapter: str | None = None,
+) -> list[Tensor]:
     """Return torch's logits (T, V) at each step of each row; the model is freed.
 
     Parameters
@@ -35,13 +42,16 @@ def references(model: str | Path, processor: Any, rows: Sequence[CompareRow], to
         The rows.
     tokens : sequence of int64 Tensor (T,)
         What each row continues with. One pass over all of them gives the logits of every step.
+    adapter : str, optional
+        A LoRA adapter that is folded into the weights.
 
     Raises
     ------
     CheckpointError
         There is no usable checkpoint.
     """
-    loaded = _load(_checkpoint(model))
+    checkpoint = _checkpoint(model)
+    loaded = _load(checkpoint, find_lora(checkpoint, Config(adapter=adapter)))
     found = []
     for row, chosen in zip(rows, tokens, strict=True):
         inputs = model_inputs(processor, [row])
@@ -66,7 +76,7 @@ def _checkpoint(model: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def _load(checkpoint: Checkpoint) -> Any:
+def _load(checkpoint: Checkpoint, lora: Lora | None = None) -> Any:
     """Load as the torch backend does: no pickles, no attention kernel that a config names on the hub.
 
     Text layers stay in their stored dtype, mapped from the files, and each is in float32 only while it runs. So a 3B
@@ -84,6 +94,10 @@ def _load(checkpoint: Checkpoint) -> Any:
         output_loading_info=True,
     )
     refuse_gaps(checkpoint.path, info)
+    if lora is not None:
+        folded = FoldedWeights(lora)
+        for name, weight in model.named_parameters():
+            weight.data = folded.fold(name, weight.data)
     if stored != torch.float32:
         text = model.model.language_model
         model.model.visual.float()

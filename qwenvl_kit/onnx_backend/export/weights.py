@@ -5,7 +5,6 @@ All graphs of an export refer to that file, and so does the embedding table.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,21 +18,18 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 from safetensors import safe_open
 
+from qwenvl_kit.checkpoints.weight_files import uniform_name
 from qwenvl_kit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from qwenvl_kit.checkpoints.lora import FoldedWeights
+
 WEIGHTS_FILE = "weights.bin"
 BLOCK_SIZE = 32  # weights that share a scale; MLAS' kernels on CPUs are fastest with 32
 _PAGE = 4096  # tensors start on pages, so that they can be memory-mapped
-# Published checkpoints keep their authors' tensor names; transformers 5 saves its own module names.
-_PREFIXES = (
-    (re.compile(r"^model\.language_model\."), "text."),
-    (re.compile(r"^(model\.)?visual\."), "vision."),
-    (re.compile(r"^model\."), "text."),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +94,17 @@ class Tensors:
     ----------
     files : sequence of Path
         Safetensors files, from `qwenvl_kit.checkpoints.weight_files`.
+    folded : FoldedWeights, optional
+        An adapter that is folded into them.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], folded: FoldedWeights | None = None) -> None:
+        self._folded = folded
         self._held = ExitStack()
         self._found: dict[str, tuple[object, str]] = {}
         for file in files:
             opened = self._held.enter_context(safe_open(file, framework="pt"))
-            self._found |= {_plain_name(name): (opened, name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+            self._found |= {uniform_name(name): (opened, name) for name in opened.keys()}  # noqa: SIM118  # no mapping
 
     def __contains__(self, name: str) -> bool:
         return name in self._found
@@ -115,7 +114,7 @@ class Tensors:
         return list(self._found)
 
     def get(self, name: str) -> Tensor:
-        """Return a tensor in its stored dtype.
+        """Return a tensor in its stored dtype, or in float32 where an adapter changes it.
 
         Raises
         ------
@@ -130,7 +129,7 @@ class Tensors:
                 "or download it again."
             ) from None
         tensor: Tensor = opened.get_tensor(original)  # type: ignore[attr-defined]
-        return tensor
+        return tensor if self._folded is None else self._folded.fold(original, tensor)
 
     def close(self) -> None:
         """Close the files."""
@@ -229,10 +228,3 @@ def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
     step = max(1, 64 * 2**20 // flat.itemsize)
     for start in range(0, flat.size, step):
         yield flat[start : start + step]
-
-
-def _plain_name(name: str) -> str:
-    for pattern, prefix in _PREFIXES:
-        if pattern.match(name):
-            return pattern.sub(prefix, name)
-    return name
