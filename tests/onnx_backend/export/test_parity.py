@@ -185,7 +185,7 @@ def test_only_one_of_two_models_is_in_memory_while_they_are_compared(
         exports.append(weakref.ref(exported.model_runner))
         return exported
 
-    def load(_: object) -> None:
+    def load(*_: object) -> None:
         assert [exported() for exported in exports] == [None], "the export is freed before torch's model is loaded"
         raise StopIteration
 
