@@ -5,6 +5,7 @@ The import registers ``df.vl`` and ``Series.vl`` on pandas. The first call impor
 
 from qwenvl_kit import _moved, accessor, series_accessor  # noqa: F401  # the accessors register themselves
 from qwenvl_kit._version import __version__
+from qwenvl_kit.conformance import conform
 from qwenvl_kit.errors import (
     BackendBusy,
     BackendFailed,
@@ -63,6 +64,7 @@ __all__ = [
     "StoreWarning",
     "UnknownOption",
     "__version__",
+    "conform",
     "last_run",
     "restamp",
     "stamp",

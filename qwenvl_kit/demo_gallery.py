@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-import qwenvl_kit
+from qwenvl_kit import accessor  # noqa: F401  # registers df.vl
+from qwenvl_kit._version import __version__
 from qwenvl_kit.boxes import box_metrics, drawing
 from qwenvl_kit.boxes.views import BoxViews
 from qwenvl_kit.demo import WORLD
@@ -197,7 +198,7 @@ def write(shown: Sequence[Exhibit], folder: Path) -> Path:
     """Write the gallery, with embedded images, to ``index.html`` in `folder` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    title = f"qwenvl_kit {qwenvl_kit.__version__}: the embedded model"
+    title = f"qwenvl_kit {__version__}: the embedded model"
     figures = [(exhibit, _width(exhibit.pixels), _drawn(exhibit)) for exhibit in shown]
     page.write_text(render(_PAGE, title=title, figures=figures), encoding="utf-8")
     return page

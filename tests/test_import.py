@@ -60,6 +60,7 @@ def test_the_public_names_are_these() -> None:
         "StoreWarning",
         "UnknownOption",
         "__version__",
+        "conform",
         "last_run",
         "restamp",
         "stamp",

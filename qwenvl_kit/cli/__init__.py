@@ -1,4 +1,4 @@
-"""The command line: ``qwenvl-kit bench | caption | demo | doctor | export | plan | store``.
+"""The command line: ``qwenvl-kit bench | caption | conform | demo | doctor | export | plan | store``.
 
 Exit status: 0 on success (failed rows are reported and kept), 1 for failed rows under ``--on-error raise``, a failed
 backend, a plan that does not fit or a file that cannot be written, 2 for an invalid option or a missing model, 130
@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Sequence
 
 from qwenvl_kit._version import __version__
-from qwenvl_kit.cli import bench, caption, demo, doctor, export, plan, store
+from qwenvl_kit.cli import bench, caption, conform, demo, doctor, export, plan, store
 from qwenvl_kit.cli.terminal import escape, safe_output, silence
 from qwenvl_kit.errors import Interrupted, QwenVLError, QwenVLWarning, RowErrors
 
-_COMMANDS = (caption, demo, plan, bench, doctor, export, store)
+_COMMANDS = (caption, demo, plan, bench, conform, doctor, export, store)
 _LINE_END = "\n"
 
 

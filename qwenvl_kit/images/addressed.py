@@ -1,4 +1,4 @@
-"""Hand the address of an image over in place of its pixels."""
+"""Hand the address of an image over in place of its pixels; a data URL holds the file itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def by_address(source: ImageSource, limits: FetchLimits) -> LoadedImage:
     Raises
     ------
     RowError
-        The cell is no http or https URL, or its host is an IP address that `limits` block, of the stage ``fetch``.
+        The cell is no http, https or data URL, or its host is an IP address that `limits` block, of the stage
+        ``fetch``.
 
     Examples
     --------
@@ -31,12 +32,13 @@ def by_address(source: ImageSource, limits: FetchLimits) -> LoadedImage:
     >>> by_address(source, FetchLimits(30, 1, True)).address
     'https://example.org/a.png'
     """
-    if source.kind != "url":
-        raise RowError(
-            "fetch", "image_mode='url' sends http and https URLs only. Pass image_mode='data' to send pixels."
-        )
     url = str(source.value)
-    _check_host(url, limits)
+    if source.kind == "url":
+        _check_host(url, limits)
+    elif source.kind != "base64" or not url.startswith("data:image/"):
+        raise RowError(
+            "fetch", "image_mode='url' sends http, https and data URLs only. Pass image_mode='data' to send pixels."
+        )
     digest = hashlib.blake2b(f"address:{url}".encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return LoadedImage(_NO_PIXELS, digest, (0, 0), source.label, address=url)
 

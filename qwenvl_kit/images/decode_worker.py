@@ -72,8 +72,7 @@ def main() -> None:
         if _address_space() > at_start + (0 if is_large else _KEPT_MEMORY):
             trim_heap()
         n_most_bytes = max_memory(len(data), n_image_bytes, n_result_bytes)
-        with blocks_returned() if is_large else contextlib.nullcontext():
-            _respond(responses, data, sizing, max_image_pixels, of_pillow, n_most_bytes)
+        _respond(responses, data, sizing, max_image_pixels, of_pillow, n_most_bytes, is_large)
         del data
 
 
@@ -138,12 +137,13 @@ def _respond(
     max_image_pixels: int,
     of_pillow: tuple[int | None, bool],
     n_most_bytes: int,
+    is_large: bool,
 ) -> None:
     """Write a pickled head and the pixels, some rows at a time."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = of_pillow
     failure = None
     try:
-        with _limited_memory(n_most_bytes):
+        with blocks_returned() if is_large else contextlib.nullcontext(), _limited_memory(n_most_bytes):
             image, source_size = decode_resized_image(data, sizing, max_image_pixels=max_image_pixels)
     except RowError as error:
         failure = error.stage, error.message

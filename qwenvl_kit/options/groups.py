@@ -145,7 +145,7 @@ class ImageOptions(Group):
     max_pixels: int | None = option(None, _PIXELS, "maximum area in pixels; None for the checkpoint's own")
     image_decode: ImageDecode = option("exact", Choice(ImageDecode), "`draft` decodes JPEGs at a reduced scale where the target is much smaller: faster, with slightly different pixels")
     image_encoding: ImageEncoding = option("png", Choice(ImageEncoding), "with `openai`: how pixels are sent: `png`, which is lossless, or `jpeg` (quality 95)")
-    image_mode: ImageMode = option("data", Choice(ImageMode), "with `openai`: `data` sends pixels, `url` the http and https addresses of the cells, which the server fetches and resizes")
+    image_mode: ImageMode = option("data", Choice(ImageMode), "with `openai`: `data` sends pixels, `url` the http, https and data addresses of the cells, which the server fetches and resizes")
 
     def _check_combinations(self) -> None:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:

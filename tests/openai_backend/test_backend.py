@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 import threading
@@ -345,9 +346,17 @@ def test_addresses_are_handed_over_and_nothing_is_fetched(server: State) -> None
     assert frame.attrs["effective"]["image_mode"] == "url"
 
 
+def test_a_data_url_is_handed_over_as_it_is(server: State) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(noise(56, 56)).decode()}"
+
+    run(server, [url], image_mode="url")
+
+    assert server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"] == url
+
+
 @pytest.mark.parametrize("cell", [image(1), "no-such-file.png", b"\x89PNG", "s3://bucket/a.png"])
 def test_only_http_addresses_can_be_handed_over(server: State, cell: Any) -> None:
-    with pytest.warns(RowErrorWarning, match="image_mode='url' sends http and https URLs only"):
+    with pytest.warns(RowErrorWarning, match="image_mode='url' sends http, https and data URLs only"):
         run(server, [cell], image_mode="url")
 
     assert server.bodies == []

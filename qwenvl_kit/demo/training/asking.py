@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-import qwenvl_kit  # noqa: F401 - registers df.vl
+from qwenvl_kit import accessor  # noqa: F401  # registers df.vl
 from qwenvl_kit.demo.scenes import CAPTION_PROMPTS, Language, Question, Scene, caption, draw
 
 from .metrics import Judged

@@ -227,7 +227,7 @@ class RowPacker:
         return locate(
             scene,
             what,
-            _any_language(rng),
+            LANGUAGES[int(rng.integers(len(LANGUAGES)))],
             height=grid[0] * TOKEN_SIDE,
             width=grid[1] * TOKEN_SIDE,
             names=sample_names(scene, rng, n=n_names, several=_SEVERAL, whole=_WHOLE_NAME, world=self._world),
@@ -289,10 +289,6 @@ def _names(world: World) -> set[str]:
     places = {part for cell in CELLS for part in (cell.split()[0], *(f" {more}" for more in cell.split()[1:]))}
     chinese = {word(name, "zh") for name in english}
     return english | chinese | places | {f" {shape}" for shape in world.shapes}
-
-
-def _any_language(rng: np.random.Generator) -> Language:
-    return LANGUAGES[int(rng.integers(len(LANGUAGES)))]
 
 
 def _asked(question: Question) -> _Answer:
