@@ -115,7 +115,7 @@ def test_the_diagram_has_a_line_per_setting_and_the_counts() -> None:
 @pytest.mark.parametrize(
     ("dropped", "message"),
     [
-        (["brier"], r"no truth\. Pass truth="),
+        (["brier", "right"], r"no truth\. Pass truth="),
         (["brier", "probability"], r"no probabilities\. Pass labels=.* logprobs=0"),
     ],
 )
