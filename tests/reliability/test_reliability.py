@@ -126,16 +126,20 @@ class FaultyStore:
 
 
 def test_html_is_escaped_wherever_it_is_made(tmp_path: Path) -> None:
-    from qwenvl_kit.demo_gallery import Answer, Exhibit, write
+    from qwenvl_kit.demo_gallery import Answer, Exhibit, Found, write
 
     script_text = "<script>alert(1)</script>\"' onerror=x"
     answer = Answer(script_text, script_text, f"{script_text} true")
 
-    page = write([Exhibit(gray(1), answer, answer)], tmp_path).read_text(encoding="utf-8")
+    found = Found(script_text, script_text, f"{script_text} true", is_right=False)
+    row = {"row": 0, "label": script_text, "score": 0.5, "text": script_text, "clipped": False}
+    boxes = pd.DataFrame([{**row, "x0": 1.0, "y0": 1.0, "x1": 9.0, "y1": 9.0, "width": 28, "height": 28}])
+
+    page = write([Exhibit(gray(1), answer, answer, found, boxes)], tmp_path).read_text(encoding="utf-8")
 
     assert "<script>" not in page
     assert 'onerror=x"' not in page.replace("&quot;", "")
-    assert page.count("&lt;script&gt;") == 7
+    assert page.count("&lt;script&gt;") == 11
 
 
 def test_the_last_run_is_there_after_every_kind_of_end() -> None:
