@@ -1,8 +1,8 @@
 """What explanations cost beside the answers: seconds of CPU of each method over those of ``caption``.
 
 ``python tests/benchmarks/explain_cost.py`` captions pictures of the drawn world with the embedded model, and explains
-the same captions. Medians of ``--turns`` turns, in turn about. ``--same-size`` makes all pictures 112 pixels square, so that
-one grey image serves all corrections.
+the same captions. Medians of ``--turns`` turns, in turn about. ``--same-size`` makes all pictures 112 pixels square,
+so that one grey image serves all corrections.
 """
 
 from __future__ import annotations
