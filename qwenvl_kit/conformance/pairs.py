@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from qwenvl_kit.conformance.agreement import common_length
 from qwenvl_kit.demo.scenes import LARGE_WORLD, draw, sample_scenes
-from qwenvl_kit.errors import ConfigError
+from qwenvl_kit.errors import ConfigError, OptionWarning
 from qwenvl_kit.executors.local import execute
 from qwenvl_kit.options import Config
 
@@ -83,7 +84,9 @@ def _scenes(seed: int) -> list[object]:
 
 
 def _ask(cells: Sequence[object], config: Config) -> Sequence[Result]:
-    run = execute(cells, [config.prompt] * len(cells), config)
+    with warnings.catch_warnings():  # of an engine without log-probabilities; its `kl` is missing
+        warnings.filterwarnings("ignore", "logprobs=", OptionWarning)
+        run = execute(cells, [config.prompt] * len(cells), config)
     if run.failure is not None:
         raise run.failure
     return run.results
