@@ -59,7 +59,7 @@ class Server:
 
     def wait_until_idle(self) -> None:
         """Wait for the one kernel; it stands at "starting" until the page has connected to it."""
-        wait(lambda: [k["execution_state"] for k in self.ask("kernels")] == ["idle"] or None, "one idle kernel")
+        wait(lambda: [k["execution_state"] for k in self.ask("kernels")] == ["idle"] or None, "one idle kernel", 180)
 
     def stop_kernels(self) -> None:
         """Leave none for the next test; a busy server may need more than one request."""
