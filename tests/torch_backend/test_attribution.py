@@ -92,7 +92,9 @@ def test_attention_is_eager_attention_for_every_layer_head_and_token_alone_and_i
                 some, folder, layers="all", heads=[head], correct=False, batch_size=batch_size, rows_in_flight=4
             )
             assert len(found) == len(some)
-            for at, one in enumerate(found):
+            answered = [(at, one) for at, one in enumerate(found) if one.words]  # random weights may end at once
+            assert len(answered) > 1
+            for at, one in answered:
                 if at not in wanted:
                     wanted[at] = plain.attention(some[at], [int(word) for word in one.words])
                 weights = np.stack([word.weights for word in one.maps.words], axis=1)  # (layers, tokens, visual)
