@@ -133,8 +133,8 @@ def jpeg(image: Image.Image, orientation: int) -> bytes:
 
 
 def pixels_of(file: bytes) -> NDArray[np.uint8]:
-    """Return the pixels (H, W, 3) of a file, not turned."""
-    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+    """Return the pixels (H, W, 3) of a file that `png` or `jpeg` made, not turned."""
+    return np.asarray(Image.open(io.BytesIO(file), formats=("PNG", "JPEG")).convert("RGB"))
 
 
 def _native_scenes(geometry: PatchGeometry, seed: int) -> list[Scene]:
